@@ -1,0 +1,29 @@
+//! What the linker and the program must know about the interpreter that is linked.
+
+fn main() {
+    println!("cargo::rerun-if-changed=build.rs");
+    let python = pyo3_build_config::get();
+
+    // Libraries must find these two in the executable first: see src/clone/fork_protocol.rs.
+    for symbol in ["__register_atfork", "__cxa_finalize"] {
+        println!("cargo::rustc-link-arg=-Wl,--export-dynamic-symbol={symbol}");
+    }
+
+    // With the library's folder in its run path, the program starts under an empty
+    // environment, without LD_LIBRARY_PATH.
+    assert!(
+        python.shared(),
+        "this Python has no shared library; hint: name one that has with PYO3_PYTHON"
+    );
+    if let Some(folder) = python.lib_dir() {
+        println!("cargo::rustc-link-arg=-Wl,-rpath,{folder}");
+    }
+
+    let version = python.version();
+    println!(
+        "cargo::rustc-env=PYSPAWNER_PYTHON_VERSION={}.{}",
+        version.major, version.minor
+    );
+    let executable = python.executable().unwrap_or("python3");
+    println!("cargo::rustc-env=PYSPAWNER_PYTHON={executable}");
+}

@@ -1,0 +1,340 @@
+//! `pyspawner map`: one job a line in, one result a line out.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Args;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::{Deserialize, Serialize};
+use tokio::task::JoinSet;
+
+use super::JobOptions;
+use super::lines::{Line, LineReader, LineWriter};
+use crate::config::{self, Profile};
+use crate::pool::interrupt::Interrupt;
+use crate::pool::payload::{self, Job, JobLine, Stdin, Streams};
+use crate::pool::{JobReport, Outcome, Pool};
+use crate::sys::files::sealed_memfd;
+
+/// The longest line that is taken as a job.
+const LONGEST_LINE: usize = 64 << 20;
+/// With `--ordered`: how many results may wait for an earlier one, for each job at once.
+const WAITING_PER_JOB: u64 = 64;
+
+/// Run one job a line, each in a child of its own, and write one result a line.
+///
+/// A line is a JSON array of arguments ([1, "a"]) or an object with any of "id", "args",
+/// "kwargs", "stdin" and "timeout". Every line yields one result, a malformed one included.
+/// Exits with 0 if every job was "ok", 1 if some were not, 125 if pyspawner failed.
+#[derive(Args)]
+pub struct Arguments {
+    #[command(flatten)]
+    options: JobOptions,
+    #[command(flatten)]
+    own: OwnArguments,
+}
+
+#[derive(Args)]
+#[command(next_help_heading = "Options")]
+pub(super) struct OwnArguments {
+    /// Where jobs come from; by default standard input.
+    #[arg(short, long, value_name = "FILE")]
+    input: Option<PathBuf>,
+    /// Where results go; by default standard output.
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// How many jobs run at once; by default as many as there are processors.
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    jobs: Option<u16>,
+    /// Write results in the order of their lines, not as the jobs end.
+    #[arg(long)]
+    ordered: bool,
+}
+
+#[derive(Serialize, Deserialize)]
+pub(super) struct Command {
+    input: Option<PathBuf>,
+    output: Option<PathBuf>,
+    jobs: usize,
+    ordered: bool,
+}
+
+impl Arguments {
+    pub(super) fn split(self) -> (JobOptions, OwnArguments) {
+        (self.options, self.own)
+    }
+}
+
+impl OwnArguments {
+    pub(super) fn into_command(self, file: &config::File) -> anyhow::Result<Command> {
+        let jobs = self
+            .jobs
+            .map(usize::from)
+            .or(file.pool.concurrency)
+            .map_or_else(|| std::thread::available_parallelism().map(Into::into), Ok)
+            .context("how many processors are there? say so with -j")?;
+        anyhow::ensure!(jobs > 0, "pool.concurrency: expected at least 1");
+        Ok(Command {
+            input: self.input,
+            output: self.output,
+            jobs,
+            ordered: self.ordered,
+        })
+    }
+}
+
+pub(super) async fn map(
+    pool: &Pool,
+    interrupt: &Interrupt,
+    profile: &Profile,
+    command: Command,
+    quiet: bool,
+) -> anyhow::Result<i32> {
+    let (input, size) = open_input(command.input.as_deref())?;
+    let output = open_output(command.output.as_deref())?;
+    let mut map = Map {
+        pool,
+        input: LineReader::new(input, LONGEST_LINE).context("input")?,
+        output: LineWriter::new(output).context("output")?,
+        jobs: command.jobs,
+        ordered: command.ordered,
+        wall: profile.limits.wall,
+        running: JoinSet::new(),
+        lines: HashMap::new(),
+        read: 0,
+        written: 0,
+        waiting: BTreeMap::new(),
+        failed: 0,
+        bar: progress_bar(size, quiet),
+    };
+    let end = map.run(interrupt).await;
+    map.bar.finish_and_clear();
+    let end = end?;
+    log::info!("{} jobs, {} of them not ok", map.written, map.failed);
+    Ok(match end {
+        End::Done if map.failed == 0 => 0,
+        End::Done => 1,
+        End::Interrupted(signal) => 128 + signal,
+        // As if SIGPIPE had ended this program, which is how a filter ends.
+        End::ReaderGone => 128 + libc::SIGPIPE,
+    })
+}
+
+enum End {
+    Done,
+    Interrupted(i32),
+    ReaderGone,
+}
+
+/// A line's number, from 1, and its finished result.
+type Finished = (u64, Outcome, Vec<u8>);
+
+struct Map<'a> {
+    pool: &'a Pool,
+    input: LineReader,
+    output: LineWriter,
+    jobs: usize,
+    ordered: bool,
+    wall: Option<Duration>,
+    running: JoinSet<Finished>,
+    /// The line of each task, for one that panics.
+    lines: HashMap<tokio::task::Id, u64>,
+    read: u64,
+    written: u64,
+    /// With `ordered`: results whose turn has not come.
+    waiting: BTreeMap<u64, Vec<u8>>,
+    failed: u64,
+    bar: ProgressBar,
+}
+
+impl Map<'_> {
+    async fn run(&mut self, interrupt: &Interrupt) -> anyhow::Result<End> {
+        let mut more = true;
+        while more || !self.running.is_empty() {
+            let room = self.running.len() < self.jobs && !self.window_is_full();
+            tokio::select! {
+                biased;
+                signal = interrupt.received() => {
+                    self.write_cancelled().await;
+                    return Ok(End::Interrupted(signal));
+                }
+                Some(finished) = self.running.join_next_with_id() => {
+                    let written = match finished {
+                        Ok((id, finished)) => {
+                            self.lines.remove(&id);
+                            // A reader that waits must not keep an interrupt waiting.
+                            tokio::select! {
+                                written = self.finish(finished) => written,
+                                signal = interrupt.received() => {
+                                    return Ok(End::Interrupted(signal));
+                                }
+                            }
+                        }
+                        Err(error) => {
+                            let line = self.lines.remove(&error.id());
+                            anyhow::bail!("internal error in the job of line {line:?}: {error}");
+                        }
+                    };
+                    if let Err(error) = written {
+                        return self.output_failed(error).await;
+                    }
+                }
+                line = self.input.next(), if more && room => {
+                    match line.context("reading the jobs")? {
+                        Some(line) => {
+                            if let Err(error) = self.begin(line).await {
+                                return self.output_failed(error).await;
+                            }
+                        }
+                        None => more = false,
+                    }
+                }
+            }
+        }
+        Ok(End::Done)
+    }
+
+    /// Whether so many results wait for an earlier one that no more jobs may begin.
+    fn window_is_full(&self) -> bool {
+        self.ordered && self.read - self.written >= WAITING_PER_JOB * self.jobs as u64
+    }
+
+    async fn begin(&mut self, line: Line) -> std::io::Result<()> {
+        self.read += 1;
+        self.bar.set_position(self.input.position);
+        let number = self.read;
+        match self.job(number, &line) {
+            Ok(job) => {
+                let pool = self.pool.clone();
+                let task = self.running.spawn_local(async move {
+                    let id = job.id.clone();
+                    let report = pool.run(job).await;
+                    log::debug!("job {id:?}: {:?} in {:.1?}", report.outcome, report.wall);
+                    (number, report.outcome, report.to_line(&id))
+                });
+                self.lines.insert(task.id(), number);
+                Ok(())
+            }
+            Err(report) => {
+                let line = report.to_line(&number.to_string());
+                self.finish((number, report.outcome, line)).await
+            }
+        }
+    }
+
+    fn job(&self, number: u64, line: &Line) -> Result<Job, JobReport> {
+        let invalid = |detail: String| JobReport::not_run(Outcome::InvalidJob, detail);
+        let failed = |error: std::io::Error| {
+            JobReport::not_run(Outcome::SetupFailed, format!("memory file: {error}"))
+        };
+        let Line::Text(text) = line else {
+            return Err(invalid(format!(
+                "the line is longer than {LONGEST_LINE} bytes"
+            )));
+        };
+        let line = JobLine::parse(text).map_err(invalid)?;
+        let id = line.id.unwrap_or_else(|| number.to_string());
+        // A job may shorten its profile's limit, not lengthen it.
+        let timeout = line.timeout.into_iter().chain(self.wall).min();
+        let arguments = payload::Arguments {
+            args: line.args,
+            kwargs: line.kwargs,
+        };
+        Ok(Job {
+            payload: payload::seal(&id, timeout, &arguments).map_err(failed)?,
+            id,
+            stdin: match line.stdin {
+                None => Stdin::Null,
+                Some(text) => Stdin::Text(
+                    sealed_memfd("pyspawner-stdin", &[text.as_bytes()]).map_err(failed)?,
+                ),
+            },
+            streams: Streams::Capture,
+            timeout,
+        })
+    }
+
+    /// Writes a result, or keeps it until its turn comes.
+    async fn finish(&mut self, (number, outcome, line): Finished) -> std::io::Result<()> {
+        self.failed += u64::from(outcome != Outcome::Ok);
+        self.bar
+            .set_message(format!("{} done, {} not ok", self.written + 1, self.failed));
+        if !self.ordered {
+            self.written += 1;
+            return self.output.write(&line).await;
+        }
+        self.waiting.insert(number, line);
+        while let Some(line) = self.waiting.remove(&(self.written + 1)) {
+            self.written += 1;
+            self.output.write(&line).await?;
+        }
+        Ok(())
+    }
+
+    /// After an interrupt: every job that ran has its result line too, unless nobody reads.
+    async fn write_cancelled(&mut self) {
+        let rest = async {
+            while let Some(Ok(finished)) = self.running.join_next().await {
+                if self.finish(finished).await.is_err() {
+                    return;
+                }
+            }
+        };
+        if tokio::time::timeout(Duration::from_secs(2), rest)
+            .await
+            .is_err()
+        {
+            log::warn!("not every cancelled job's result could be written");
+        }
+    }
+
+    /// Nothing can be written any more: ends the jobs, and says so unless the reader left.
+    async fn output_failed(&mut self, error: std::io::Error) -> anyhow::Result<End> {
+        // Dropping a job's future closes its pidfd, which does not end it: the children die
+        // with the host.
+        self.running.shutdown().await;
+        if error.kind() == std::io::ErrorKind::BrokenPipe {
+            return Ok(End::ReaderGone);
+        }
+        Err(error).context("writing the results")
+    }
+}
+
+/// The input, and its size in bytes if it has one.
+fn open_input(path: Option<&Path>) -> anyhow::Result<(OwnedFd, Option<u64>)> {
+    let fd: OwnedFd = match path {
+        Some(path) => File::open(path)
+            .with_context(|| format!("opening the input {}", path.display()))?
+            .into(),
+        None => std::io::stdin().as_fd().try_clone_to_owned()?,
+    };
+    let stat = nix::sys::stat::fstat(&fd)?;
+    let is_file = stat.st_mode & libc::S_IFMT == libc::S_IFREG;
+    Ok((fd, is_file.then_some(stat.st_size as u64)))
+}
+
+fn open_output(path: Option<&Path>) -> anyhow::Result<OwnedFd> {
+    Ok(match path {
+        Some(path) => File::create(path)
+            .with_context(|| format!("opening the output {}", path.display()))?
+            .into(),
+        None => std::io::stdout().as_fd().try_clone_to_owned()?,
+    })
+}
+
+fn progress_bar(size: Option<u64>, quiet: bool) -> ProgressBar {
+    let on_terminal = nix::unistd::isatty(std::io::stderr()).unwrap_or(false);
+    if quiet || !on_terminal {
+        return ProgressBar::hidden();
+    }
+    let template = match size {
+        Some(_) => "{bar:30} {percent:>3}%  {msg}  {elapsed_precise}, {eta_precise} to go",
+        None => "{spinner} {msg}  {elapsed_precise}",
+    };
+    let style = ProgressStyle::with_template(template).expect("a valid template");
+    ProgressBar::with_draw_target(size, ProgressDrawTarget::stderr()).with_style(style)
+}

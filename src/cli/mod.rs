@@ -1,0 +1,277 @@
+//! The command line. `start` turns it into settings; `become_host` takes it from there.
+
+mod lines;
+pub mod map;
+mod python;
+pub mod run;
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::rc::Rc;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::{ArgAction, Args, Parser, Subcommand};
+use serde::{Deserialize, Serialize};
+
+use crate::config::{self, Callable, HostSettings, Profile};
+use crate::launch::{self, HostDescriptors};
+use crate::pool::Pool;
+use crate::pool::clone_service::{CloneService, IoEnd, ToMain};
+use crate::pool::interrupt::Interrupt;
+use crate::{host, init, logging};
+
+/// The exit status if pyspawner itself failed.
+pub const FAILED: u8 = 125;
+
+/// Import slow Python modules once, then run every job in a sandboxed clone of the warm
+/// interpreter.
+#[derive(Parser)]
+#[command(version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Subcommands,
+    /// Say more on standard error: -v what the host does, -vv each job, -vvv all.
+    ///
+    /// PYSPAWNER_LOG takes a filter as the env_logger crate does, and outranks this.
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    verbose: u8,
+    /// Say less: -q errors only, -qq nothing.
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    quiet: u8,
+}
+
+#[derive(Subcommand)]
+enum Subcommands {
+    Run(run::Arguments),
+    Map(map::Arguments),
+}
+
+/// What to run and how, for all commands that run jobs.
+#[derive(Args)]
+#[command(next_help_heading = "Job options")]
+struct JobOptions {
+    /// What each child calls.
+    #[arg(long, value_name = "MOD.FUNC", value_parser = parse_callable)]
+    child_main: Option<Callable>,
+    /// Modules to import before the first clone, separated by commas. Repeatable.
+    #[arg(long, value_name = "A,B", value_delimiter = ',')]
+    preload: Vec<String>,
+    /// Called once, after the imports: touch lazy imports, build caches.
+    #[arg(long, value_name = "MOD.FUNC", value_parser = parse_callable)]
+    warm_up: Option<Callable>,
+    /// The interpreter whose environment to use: a venv's or an installation's.
+    ///
+    /// By default the active virtual environment's, else the one pyspawner was built with.
+    #[arg(long, value_name = "PATH")]
+    python: Option<PathBuf>,
+    /// Added to sys.path. Repeatable.
+    #[arg(long = "path", value_name = "DIR")]
+    path: Vec<PathBuf>,
+    /// A variable of the children's environment, which holds these and nothing else.
+    /// Repeatable.
+    #[arg(long = "env", value_name = "K=V", value_parser = parse_variable)]
+    environment: Vec<(String, String)>,
+    /// Which sandbox profile of the configuration to use.
+    #[arg(long, value_name = "NAME")]
+    profile: Option<String>,
+    /// End a job after this time: seconds, or text such as "1m 30s".
+    #[arg(long, value_name = "TIME", value_parser = config::parse_duration)]
+    timeout: Option<Duration>,
+    /// Refuse to start if preloaded modules leave threads running.
+    #[arg(long)]
+    strict: bool,
+    /// The configuration file. Flags outrank it.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+fn parse_callable(text: &str) -> Result<Callable, String> {
+    text.parse()
+}
+
+fn parse_variable(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("expected NAME=VALUE".to_owned()),
+    }
+}
+
+/// A command as it reaches the I/O thread.
+#[derive(Serialize, Deserialize)]
+enum Command {
+    Run(run::Command),
+    Map(map::Command),
+}
+
+/// What the I/O thread is told. Children never see it.
+#[derive(Serialize, Deserialize)]
+struct IoSettings {
+    command: Command,
+    profile: Profile,
+    quiet: bool,
+    log_filter: String,
+}
+
+/// Prints an error, once.
+pub fn print_error(error: &anyhow::Error) {
+    let line = format!("pyspawner: error: {error:#}\n");
+    crate::sys::files::write_once(libc::STDERR_FILENO, line.as_bytes());
+}
+
+/// The command as the user started it: read, check, execute the host.
+pub fn start() -> anyhow::Result<ExitCode> {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(message) => {
+            message.print()?;
+            let failed = message.use_stderr();
+            return Ok(ExitCode::from(if failed { FAILED } else { 0 }));
+        }
+    };
+    let filter = logging::filter(cli.verbose, cli.quiet);
+    match cli.command {
+        Subcommands::Run(arguments) => {
+            let (options, command) = arguments.into_command()?;
+            execute(options, filter, cli.quiet > 0, false, |_| {
+                Ok(Command::Run(command))
+            })
+        }
+        Subcommands::Map(arguments) => {
+            let (options, arguments) = arguments.split();
+            execute(options, filter, cli.quiet > 0, true, |file| {
+                Ok(Command::Map(arguments.into_command(file)?))
+            })
+        }
+    }
+}
+
+/// Merges flags and configuration, and replaces this process by the host.
+fn execute(
+    options: JobOptions,
+    log_filter: String,
+    quiet: bool,
+    wants_result: bool,
+    command: impl FnOnce(&config::File) -> anyhow::Result<Command>,
+) -> anyhow::Result<ExitCode> {
+    let file = match &options.config {
+        Some(path) => config::File::read(path)?,
+        None => config::File::default(),
+    };
+    let mut profile = config::choose_profile(&file, options.profile.as_deref())?;
+    profile.limits.wall = match (options.timeout, profile.limits.wall) {
+        (Some(flag), _) => Some(flag),
+        (None, limit) => limit,
+    };
+    let mut environment = file.environment.clone();
+    environment.extend(options.environment);
+    let from_file = |text: &Option<String>, name: &str| {
+        text.as_deref()
+            .map(|text| {
+                text.parse::<Callable>()
+                    .map_err(|error| anyhow::anyhow!("{name}: {error}"))
+            })
+            .transpose()
+    };
+    let child_main = match options.child_main {
+        Some(target) => target,
+        None => from_file(&file.child_main, "child_main")?
+            .context("what should each child call? name it with --child-main MOD.FUNC")?,
+    };
+    let warm_up = match options.warm_up {
+        Some(target) => Some(target),
+        None => from_file(&file.warm_up, "warm_up")?,
+    };
+    let or_file = |flags: Vec<String>, file: &[String]| {
+        if flags.is_empty() {
+            file.to_vec()
+        } else {
+            flags
+        }
+    };
+    let path = if options.path.is_empty() {
+        file.path.clone()
+    } else {
+        options.path
+    };
+    let settings = HostSettings {
+        child_main,
+        preload: or_file(options.preload, &file.preload),
+        warm_up,
+        python: python::find(options.python.or_else(|| file.python.clone()))?,
+        path: path
+            .iter()
+            .map(|path| std::path::absolute(path).with_context(|| format!("{}", path.display())))
+            .collect::<anyhow::Result<_>>()?,
+        strict: options.strict || file.strict,
+        profile: profile.clone(),
+        log_filter: log_filter.clone(),
+        wants_result,
+    };
+    let io = IoSettings {
+        command: command(&file)?,
+        profile,
+        quiet,
+        log_filter,
+    };
+    init::step_aside()?;
+    match launch::execute_host(&settings, &io, &environment)? {}
+}
+
+/// The second life of this program: the host.
+pub fn become_host(descriptors: HostDescriptors) -> anyhow::Result<ExitCode> {
+    let settings: HostSettings = launch::read(descriptors.settings)?;
+    logging::install(&settings.log_filter)?;
+    host::serve(&settings, io_main, descriptors.command)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The I/O thread: runs the command and ends the process with its status.
+fn io_main(end: IoEnd, command: OwnedFd) {
+    let status = launch::read(command)
+        .and_then(|settings| io_run(end, settings))
+        .unwrap_or_else(|error| {
+            print_error(&error);
+            FAILED.into()
+        });
+    crate::sys::process::exit_now(status);
+}
+
+fn io_run(end: IoEnd, settings: IoSettings) -> anyhow::Result<i32> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .build()
+        .context("starting the runtime")?;
+    let local = tokio::task::LocalSet::new();
+    runtime.block_on(local.run_until(async move {
+        let thread = ToMain::IoThread(nix::unistd::gettid().as_raw());
+        end.requests
+            .send(thread)
+            .context("the main thread has ended")?;
+        let interrupt = Interrupt::listen().context("signalfd")?;
+        let (clones, ready) = CloneService::start(end).context("eventfd")?;
+        let profile = Rc::new(settings.profile);
+        let pool = Pool::new(clones, profile.clone(), interrupt.clone())?;
+        let until_ready = async {
+            // A main thread that fails while warming prints why and ends the process.
+            match ready.await {
+                Ok(()) => pool.probe().await.map_err(anyhow::Error::msg).context(
+                    "a first child could not be made as the profile asks, so no job was run",
+                ),
+                Err(_) => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            result = until_ready => result?,
+            signal = interrupt.received() => return Ok(128 + signal),
+        }
+        match settings.command {
+            Command::Run(command) => run::run(&pool, &interrupt, &profile, command).await,
+            Command::Map(command) => {
+                map::map(&pool, &interrupt, &profile, command, settings.quiet).await
+            }
+        }
+    }))
+}

@@ -1,0 +1,95 @@
+//! `pyspawner run`: one job, connected to the terminal.
+
+use std::ffi::OsString;
+
+use anyhow::Context;
+use clap::Args;
+use serde::{Deserialize, Serialize};
+
+use super::{FAILED, JobOptions};
+use crate::config::Profile;
+use crate::pool::interrupt::Interrupt;
+use crate::pool::payload::{Arguments as CallArguments, Job, Stdin, Streams, seal};
+use crate::pool::{JobReport, Outcome, Pool};
+use crate::sys::process::Ending;
+
+/// Run one job, with its standard input, output and error connected to this terminal's.
+///
+/// Exits with the child's status; with 128+N if signal N ended it, 124 if it timed out, 125 if
+/// pyspawner itself failed.
+#[derive(Args)]
+pub struct Arguments {
+    #[command(flatten)]
+    options: JobOptions,
+    /// The job's arguments: child_main gets them as strings.
+    #[arg(last = true, value_name = "ARG")]
+    arguments: Vec<OsString>,
+}
+
+#[derive(Serialize, Deserialize)]
+pub(super) struct Command {
+    arguments: Vec<String>,
+}
+
+impl Arguments {
+    pub(super) fn into_command(self) -> anyhow::Result<(JobOptions, Command)> {
+        let arguments = self
+            .arguments
+            .into_iter()
+            .map(|argument| {
+                argument
+                    .into_string()
+                    .map_err(|argument| anyhow::anyhow!("argument {argument:?} is not UTF-8"))
+            })
+            .collect::<anyhow::Result<_>>()?;
+        Ok((self.options, Command { arguments }))
+    }
+}
+
+pub(super) async fn run(
+    pool: &Pool,
+    interrupt: &Interrupt,
+    profile: &Profile,
+    command: Command,
+) -> anyhow::Result<i32> {
+    let timeout = profile.limits.wall;
+    let args = serde_json::to_string(&command.arguments)?;
+    let arguments = CallArguments {
+        args: &args,
+        kwargs: "{}",
+    };
+    let report = pool
+        .run(Job {
+            id: "1".to_owned(),
+            payload: seal("1", timeout, &arguments).context("sealing the arguments")?,
+            stdin: Stdin::Inherit,
+            streams: Streams::Inherit,
+            timeout,
+        })
+        .await;
+    if report.outcome == Outcome::Cancelled {
+        return Ok(128 + interrupt.received().await);
+    }
+    Ok(exit_status(&report))
+}
+
+fn exit_status(report: &JobReport) -> i32 {
+    match (report.outcome, report.ending) {
+        (Outcome::Ok | Outcome::Exited, Some(Ending::Exited(status))) => status,
+        (Outcome::Signaled | Outcome::BlockedSyscall, Some(Ending::Signaled(signal))) => {
+            128 + signal
+        }
+        (Outcome::TimedOut, _) => {
+            log::error!(
+                "the job {}",
+                report.detail.as_deref().unwrap_or("timed out")
+            );
+            124
+        }
+        (outcome, _) => {
+            let detail = report.detail.as_deref().unwrap_or_default();
+            super::print_error(&anyhow::anyhow!("{outcome:?}: {detail}"));
+            FAILED.into()
+        }
+    }
+}

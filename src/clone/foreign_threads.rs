@@ -1,0 +1,193 @@
+//! The threads that preloaded modules started, and the proof that they slept.
+//!
+//! A clone copies the locks that other threads hold, and the child would wait for them for
+//! ever. A thread that is blocked in one of a few system calls holds none of the C
+//! library's. That it was so at the very moment of the clone is shown afterwards: if a
+//! thread is in the same system call as before and was not scheduled in between, it did not
+//! run. (`proc_pid_syscall(5)`, `proc_pid_status(5)`: context switches.)
+
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::dir::Dir;
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::{Mode, fstat};
+
+use super::CloneError;
+
+/// System calls in which a thread waits without holding a lock of the C library.
+/// Not among them: reads and writes, since stdio makes them with a stream locked.
+const WAITING_CALLS: &[libc::c_long] = &[
+    libc::SYS_futex,
+    libc::SYS_futex_waitv,
+    libc::SYS_epoll_pwait,
+    libc::SYS_epoll_pwait2,
+    libc::SYS_ppoll,
+    libc::SYS_pselect6,
+    libc::SYS_nanosleep,
+    libc::SYS_clock_nanosleep,
+    libc::SYS_rt_sigtimedwait,
+    libc::SYS_rt_sigsuspend,
+    libc::SYS_accept,
+    libc::SYS_accept4,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_epoll_wait,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_poll,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_select,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_pause,
+];
+
+/// A thread and the name it gave itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ThreadName {
+    pub tid: libc::pid_t,
+    pub name: String,
+}
+
+/// A thread as it was seen asleep.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Sleeper {
+    tid: libc::pid_t,
+    /// The line of `/proc/self/task/TID/syscall`: number, arguments, stack, instruction.
+    call: String,
+    switches: String,
+}
+
+pub struct ForeignThreads {
+    /// `/proc/self/task`, kept open: the path is gone once the root has been changed.
+    tasks: OwnedFd,
+    own: Vec<libc::pid_t>,
+}
+
+impl ForeignThreads {
+    /// All threads but the calling one and those in `own`.
+    pub fn new(own: &[libc::pid_t]) -> io::Result<Self> {
+        let tasks = std::fs::File::open("/proc/self/task")?.into();
+        let mut own = own.to_vec();
+        own.push(nix::unistd::gettid().as_raw());
+        Ok(Self { tasks, own })
+    }
+
+    /// Shows that every foreign thread waits in a system call that holds no lock. The
+    /// inner error names the first that does not.
+    pub fn asleep(&self) -> Result<Result<Vec<Sleeper>, CloneError>, CloneError> {
+        let mut sleepers = Vec::new();
+        for tid in self.tids().map_err(CloneError::Threads)? {
+            // Order matters to `still`: the count of switches is read last here, first there.
+            let Some((call, switches)) = self.observe(tid).map_err(CloneError::Threads)? else {
+                continue; // it ended
+            };
+            let number = call.split(' ').next().and_then(|n| n.parse().ok());
+            if number.is_none_or(|n: libc::c_long| !WAITING_CALLS.contains(&n)) {
+                return Ok(Err(self.busy(tid, &call)));
+            }
+            sleepers.push(Sleeper {
+                tid,
+                call,
+                switches,
+            });
+        }
+        Ok(Ok(sleepers))
+    }
+
+    /// Shows, after a clone, that the threads seen asleep before it did not run since and
+    /// that there are no others.
+    pub fn still(&self, before: &[Sleeper]) -> Result<Result<(), CloneError>, CloneError> {
+        let now = match self.asleep()? {
+            Ok(now) => now,
+            Err(busy) => return Ok(Err(busy)),
+        };
+        if now == before {
+            return Ok(Ok(()));
+        }
+        let ran = now.iter().find(|sleeper| !before.contains(sleeper));
+        let tid = ran.or(before.first()).map_or(0, |sleeper| sleeper.tid);
+        Ok(Err(self.busy(tid, "it ran while the clone was made")))
+    }
+
+    /// The foreign threads by name.
+    pub fn names(&self) -> io::Result<Vec<ThreadName>> {
+        let names = self.tids()?.into_iter().map(|tid| ThreadName {
+            tid,
+            name: self.name(tid),
+        });
+        Ok(names.collect())
+    }
+
+    fn tids(&self) -> io::Result<Vec<libc::pid_t>> {
+        // proc(5) does not say so, but the link count of a task folder has been its threads
+        // plus two since 2.6 (`proc_task_getattr`): one call tells that there is nobody else.
+        if fstat(&self.tasks)?.st_nlink as usize == self.own.len() + 2 {
+            return Ok(Vec::new());
+        }
+        let folder = openat(
+            &self.tasks,
+            ".",
+            OFlag::O_RDONLY | OFlag::O_CLOEXEC,
+            Mode::empty(),
+        )?;
+        let mut tids = Vec::new();
+        for entry in Dir::from_fd(folder)?.iter() {
+            let tid = entry?
+                .file_name()
+                .to_str()
+                .ok()
+                .and_then(|n| n.parse().ok());
+            tids.extend(tid.filter(|tid| !self.own.contains(tid)));
+        }
+        tids.sort_unstable();
+        Ok(tids)
+    }
+
+    fn observe(&self, tid: libc::pid_t) -> io::Result<Option<(String, String)>> {
+        let Some(call) = self.read(tid, "syscall")? else {
+            return Ok(None);
+        };
+        let Some(status) = self.read(tid, "status")? else {
+            return Ok(None);
+        };
+        let switches = status
+            .lines()
+            .filter(|line| line.contains("ctxt_switches"))
+            .collect();
+        Ok(Some((call.trim_end().to_owned(), switches)))
+    }
+
+    fn read(&self, tid: libc::pid_t, file: &str) -> io::Result<Option<String>> {
+        let path = format!("{tid}/{file}");
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+        let mut content = String::new();
+        let read = openat(self.tasks.as_fd(), path.as_str(), flags, Mode::empty())
+            .map_err(io::Error::from)
+            .and_then(|fd| std::fs::File::from(fd).read_to_string(&mut content));
+        match read {
+            Ok(_) => Ok(Some(content)),
+            Err(error) => match error.raw_os_error() {
+                Some(libc::ENOENT | libc::ESRCH) => Ok(None),
+                _ => Err(error),
+            },
+        }
+    }
+
+    fn name(&self, tid: libc::pid_t) -> String {
+        let name = self.read(tid, "comm").ok().flatten();
+        name.map_or_else(|| "?".to_owned(), |name| name.trim_end().to_owned())
+    }
+
+    fn busy(&self, tid: libc::pid_t, state: &str) -> CloneError {
+        CloneError::BusyThread {
+            name: self.name(tid),
+            tid,
+            state: match state {
+                "running" => "it is running".to_owned(),
+                other => match other.split(' ').next().and_then(|n| n.parse::<i64>().ok()) {
+                    Some(number) => format!("it is in system call {number}"),
+                    None => other.to_owned(),
+                },
+            },
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! Cloning the host: one `clone3(2)` that leaves both sides in a state in which any
+//! code may run.
+//!
+//! `fork(3)` cannot give namespaces or a pidfd, so what it does around the system call is
+//! done here: Python's hooks, the registered `pthread_atfork` handlers, the thread id that
+//! glibc caches, the robust list. And since a clone copies locks in whatever state they
+//! are, no lock of this process may be held by another thread at that moment: see
+//! [`clone_lock`] for the host's own thread and [`foreign_threads`] for all others.
+
+pub mod clone_lock;
+pub mod foreign_threads;
+pub mod fork_protocol;
+pub mod private_memory;
+
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use pyo3::prelude::*;
+
+use crate::sys::clone3::{Side, ThreadState, clone3};
+use crate::sys::process;
+use foreign_threads::ForeignThreads;
+
+/// How long a clone waits for the threads of preloaded modules to fall asleep.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// Why a clone could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum CloneError {
+    #[error(
+        "clone3(flags {flags:#x}): {errno}{}",
+        hint(*errno)
+    )]
+    Clone { flags: u64, errno: Errno },
+    #[error("reading this thread's state before the clone: {0}")]
+    ThreadState(Errno),
+    #[error(
+        "thread {name:?} (tid {tid}) of a preloaded module did not stay asleep during the clone \
+         ({state}); hint: stop it in a before_clone hook, or do not start it while preloading"
+    )]
+    BusyThread {
+        name: String,
+        tid: libc::pid_t,
+        state: String,
+    },
+    #[error("looking at the threads of this process in /proc/self/task: {0}")]
+    Threads(std::io::Error),
+}
+
+fn hint(errno: Errno) -> &'static str {
+    match errno {
+        Errno::EPERM => {
+            "; hint: pyspawner needs CAP_SYS_ADMIN and permission to create user namespaces \
+             (in Docker: --cap-add SYS_ADMIN --security-opt seccomp=unconfined)"
+        }
+        Errno::ENOSPC => {
+            "; hint: a limit on namespaces is reached, see /proc/sys/user/max_*_namespaces"
+        }
+        Errno::EAGAIN => "; hint: a limit on processes is reached (RLIMIT_NPROC, pids.max)",
+        Errno::EINVAL => "; hint: a namespace type is missing from this kernel",
+        _ => "",
+    }
+}
+
+/// Makes clones of the calling thread's process.
+pub struct Cloner {
+    thread: ThreadState,
+    foreign: ForeignThreads,
+}
+
+impl Cloner {
+    /// `own_threads` are the threads besides the calling one that follow the rules of
+    /// [`clone_lock`]. The calling thread is the only one that may clone later.
+    pub fn new(own_threads: &[libc::pid_t]) -> Result<Self, CloneError> {
+        Ok(Self {
+            thread: ThreadState::of_this_thread().map_err(CloneError::ThreadState)?,
+            foreign: ForeignThreads::new(own_threads).map_err(CloneError::Threads)?,
+        })
+    }
+
+    /// The threads that neither this project nor the main program started.
+    pub fn foreign_threads(&self) -> Result<Vec<foreign_threads::ThreadName>, CloneError> {
+        self.foreign.names().map_err(CloneError::Threads)
+    }
+
+    /// Clones this process. In the child, all fork handlers have run when this returns.
+    ///
+    /// The parent's answer may come after the child has started to run, so the child must
+    /// wait for the host's word before it does anything that matters: a clone during which
+    /// a foreign thread ran is killed here and made again.
+    pub fn clone_host(&self, py: Python<'_>, flags: u64) -> Result<Side, CloneError> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            // SAFETY: this thread holds the GIL, as the hooks of fork(2) require.
+            unsafe { pyo3::ffi::PyOS_BeforeFork() };
+            fork_protocol::prepare();
+            let attempt = self.clone_once(flags);
+            match attempt {
+                Ok(Attempt::Child) => {
+                    fork_protocol::after_in_child();
+                    // A refusal here means that robust mutexes are not released at this
+                    // child's death; EINVAL for a wrong length is the only errno there is.
+                    self.thread.restore_robust_list().expect("set_robust_list");
+                    // SAFETY: as PyOS_BeforeFork; the child's only thread.
+                    unsafe { pyo3::ffi::PyOS_AfterFork_Child() };
+                    let _ = py;
+                    return Ok(Side::Child);
+                }
+                parent => {
+                    fork_protocol::after_in_parent();
+                    // SAFETY: as PyOS_BeforeFork.
+                    unsafe { pyo3::ffi::PyOS_AfterFork_Parent() };
+                    match parent? {
+                        Attempt::Made(side) => return Ok(side),
+                        Attempt::Disturbed(busy) if Instant::now() > deadline => {
+                            return Err(busy);
+                        }
+                        // The thread needs the processor to reach its next sleep.
+                        _ => std::thread::sleep(Duration::from_micros(200)),
+                    }
+                }
+            }
+        }
+    }
+
+    fn clone_once(&self, flags: u64) -> Result<Attempt, CloneError> {
+        let asleep = match self.foreign.asleep()? {
+            Ok(asleep) => asleep,
+            Err(busy) => return Ok(Attempt::Disturbed(busy)),
+        };
+        let side = {
+            let _no_shared_state_is_in_use = clone_lock::hold();
+            // SAFETY: the I/O thread is outside of everything that the clone lock guards,
+            // foreign threads are shown below to have slept, and the caller runs the fork
+            // handlers on both sides.
+            unsafe { clone3(flags, &self.thread, None) }
+        };
+        let side = side.map_err(|errno| CloneError::Clone { flags, errno })?;
+        let Side::Parent { pid, pidfd } = side else {
+            return Ok(Attempt::Child);
+        };
+        match self.foreign.still(&asleep) {
+            Ok(Ok(())) => Ok(Attempt::Made(Side::Parent { pid, pidfd })),
+            disturbed => {
+                discard(&pidfd);
+                match disturbed? {
+                    Err(busy) => Ok(Attempt::Disturbed(busy)),
+                    Ok(()) => unreachable!("matched above"),
+                }
+            }
+        }
+    }
+}
+
+enum Attempt {
+    Child,
+    Made(Side),
+    Disturbed(CloneError),
+}
+
+/// Ends and reaps a clone that must not be used.
+fn discard(pidfd: &std::os::fd::OwnedFd) {
+    process::signal(pidfd.as_fd(), libc::SIGKILL).expect("pidfd_send_signal of our own child");
+    let mut poll = [nix::poll::PollFd::new(
+        pidfd.as_fd(),
+        nix::poll::PollFlags::POLLIN,
+    )];
+    while matches!(process::reap(pidfd.as_fd()), Ok(None)) {
+        // An interrupted poll only means another look.
+        nix::poll::poll(&mut poll, nix::poll::PollTimeout::NONE).ok();
+    }
+}

@@ -1,0 +1,188 @@
+//! The host process: one thread that clones, one that does everything else.
+//!
+//! The main thread makes the interpreter warm, prepares the sandbox, and from then on only
+//! clones, holding the GIL. The I/O thread reads jobs and writes reports.
+
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::path::PathBuf;
+
+use anyhow::Context;
+use pyo3::prelude::*;
+
+use crate::clone::Cloner;
+use crate::clone::private_memory::spawn_private_thread;
+use crate::config::HostSettings;
+use crate::interpreter::call::Entry;
+use crate::interpreter::{host_module, warm};
+use crate::pool::clone_service::{self, CloneRequest, ClonedChild, IoEnd, MainEnd, ToMain};
+use crate::pool::interrupt;
+use crate::sandbox::Sandbox;
+use crate::sandbox::enter::{self, PAYLOAD_FD};
+use crate::sandbox::handshake::ChildReport;
+use crate::sys::clone3::Side;
+use crate::sys::{files, process};
+
+/// The exit status of a child that did not get as far as its job. Its report says why.
+const NEVER_STARTED: i32 = 125;
+
+/// What the I/O thread runs. It ends the process when it is done.
+pub type IoMain = fn(IoEnd, OwnedFd);
+
+/// Becomes the host. Returns only with an error; on success `io_main` ends the process.
+pub fn serve(settings: &HostSettings, io_main: IoMain, command: OwnedFd) -> anyhow::Result<()> {
+    interrupt::block_signals().context("blocking signals")?;
+    let (main_end, io_end) = clone_service::channels().context("eventfd")?;
+    spawn_private_thread(Box::new(move || io_main(io_end, command)))?;
+    let Ok(ToMain::IoThread(io_thread)) = main_end.requests.recv() else {
+        anyhow::bail!("the I/O thread did not start");
+    };
+
+    let warm = warm::warm(settings)?;
+    let cloner = Cloner::new(&[io_thread])?;
+    log_warm_state(settings, &warm.report, &cloner)?;
+    let sandbox = Sandbox::prepare(&settings.profile, &warm.needed)?;
+    for layer in sandbox.layers.skipped() {
+        log::warn!("layer {layer} is skipped by the configuration: the sandbox is weaker");
+    }
+    let children = Children {
+        cloner,
+        sandbox,
+        entry: warm.entry,
+        needed: warm.needed,
+    };
+    main_end.ready();
+    children.clone_on_request(&main_end)
+}
+
+fn log_warm_state(
+    settings: &HostSettings,
+    report: &warm::Report,
+    cloner: &Cloner,
+) -> anyhow::Result<()> {
+    for (module, time) in &report.imports {
+        log::info!("imported {module} in {time:.1?}");
+    }
+    log::info!(
+        "warm in {:.1?}: Python {}, {} MiB resident, {} fork handlers",
+        report.total,
+        settings.python.display(),
+        report.resident >> 20,
+        crate::clone::fork_protocol::handler_count(),
+    );
+    for descriptor in &report.descriptors {
+        log::info!("a preloaded module left {descriptor} open; children do not receive it");
+    }
+    let threads = cloner.foreign_threads()?;
+    for thread in &threads {
+        log::info!("a preloaded module left thread {:?} running", thread.name);
+    }
+    if settings.strict && !threads.is_empty() {
+        let names: Vec<_> = threads.iter().map(|thread| thread.name.as_str()).collect();
+        anyhow::bail!("strict: preloaded modules left threads running: {names:?}");
+    }
+    Ok(())
+}
+
+struct Children {
+    cloner: Cloner,
+    sandbox: Sandbox,
+    entry: Entry,
+    needed: Vec<PathBuf>,
+}
+
+impl Children {
+    fn clone_on_request(&self, main_end: &MainEnd) -> anyhow::Result<()> {
+        Python::attach(|py| {
+            for request in &main_end.requests {
+                let ToMain::Clone(request) = request else {
+                    continue;
+                };
+                main_end.reply(request, self.clone_once(py, &request));
+            }
+            anyhow::bail!("the I/O thread has ended")
+        })
+    }
+
+    fn clone_once(&self, py: Python<'_>, request: &CloneRequest) -> Result<ClonedChild, String> {
+        host_module::run_before_clone(py).map_err(|error| {
+            format!(
+                "before_clone:\n{}",
+                crate::interpreter::describe(py, &error)
+            )
+        })?;
+        let flags = self.sandbox.clone_flags();
+        match self.cloner.clone_host(py, flags) {
+            Ok(Side::Parent { pid, pidfd }) => Ok(ClonedChild { pid, pidfd }),
+            Ok(Side::Child) => process::exit_now(self.live(py, request)),
+            Err(error) => Err(format!("clone: {error}")),
+        }
+    }
+
+    /// A child's whole life. Returns its exit status.
+    fn live(&self, py: Python<'_>, request: &CloneRequest) -> i32 {
+        let descriptors = &request.descriptors;
+        if let Err(error) = enter::enter(&self.sandbox, descriptors) {
+            return refuse(ChildReport::SetupFailed(error));
+        }
+        if request.probe {
+            return self.check_reach();
+        }
+        if let Err(text) = self.entry.become_own(py) {
+            return refuse(ChildReport::HookFailed(format!("after_clone:\n{text}")));
+        }
+        let wants_result = descriptors.result.is_some();
+        let job = match self
+            .read_payload()
+            .and_then(|payload| self.entry.decode(py, &payload, wants_result))
+        {
+            Ok(job) => job,
+            Err(text) => return refuse(ChildReport::InvalidJob(text)),
+        };
+        // From here on the job's code runs, and must not find the control socket.
+        if !enter::report(&ChildReport::Started) || enter::close_private_descriptors().is_err() {
+            return NEVER_STARTED;
+        }
+        self.entry.call(py, &job, wants_result)
+    }
+
+    /// Reads the arguments to their end and closes their descriptor.
+    fn read_payload(&self) -> Result<Vec<u8>, String> {
+        // SAFETY: `enter` put the payload there, and nothing else in this child owns it.
+        let payload = unsafe { OwnedFd::from_raw_fd(PAYLOAD_FD) };
+        files::read_to_end(payload).map_err(|error| format!("reading the arguments: {error}"))
+    }
+
+    /// Whether this child can read what its interpreter will need.
+    fn check_reach(&self) -> i32 {
+        if self.sandbox.profile.shows_host_tree() {
+            for path in &self.needed {
+                if let Err(error) = reach(path) {
+                    return refuse(ChildReport::HookFailed(format!(
+                        "root: children cannot read {}: {error}; hint: open it to others \
+                         (chmod o+rX), every file that is to be imported included",
+                        path.display()
+                    )));
+                }
+            }
+        }
+        if enter::report(&ChildReport::Started) {
+            0
+        } else {
+            NEVER_STARTED
+        }
+    }
+}
+
+fn reach(path: &std::path::Path) -> std::io::Result<()> {
+    if path.is_dir() {
+        std::fs::read_dir(path).map(drop)
+    } else {
+        std::fs::File::open(path).map(drop)
+    }
+}
+
+fn refuse(report: ChildReport) -> i32 {
+    // If nobody reads the report, the host is gone; there is nothing else to tell.
+    enter::report(&report);
+    NEVER_STARTED
+}

@@ -1,0 +1,122 @@
+//! A tiny init in front of the host, where the host's own process id would be too low.
+//!
+//! OpenBSD's `RAND`, OpenSSL's and others notice a fork by the process id. A host that is
+//! PID 1 of a container and a child that is PID 1 of its own namespace look the same to
+//! them, and so do a host with PID 7 and a job's sixth subprocess: both would go on from the
+//! host's random state. So the host runs at a process id that a child's descendants reach
+//! only after millions of forks, and this process, which stays in front, does what an init
+//! must: it reaps, passes signals on, and ends as the host ends.
+
+use std::os::fd::AsFd;
+
+use anyhow::Context;
+use nix::errno::Errno;
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{ForkResult, Pid, fork, getpid};
+
+use crate::sys::clone3::{Side, ThreadState, clone3};
+use crate::sys::process;
+
+/// Process ids below this one are too easy to reach by forking.
+const LOWEST_HOST_PID: libc::pid_t = 4096;
+
+/// Returns in the process that is to become the host: this one, or a child at a higher id.
+/// Must be called while the process has one thread.
+pub fn step_aside() -> anyhow::Result<()> {
+    if getpid().as_raw() >= LOWEST_HOST_PID {
+        return Ok(());
+    }
+    let everything = SigSet::all();
+    let mut before = SigSet::empty();
+    nix::sys::signal::sigprocmask(
+        nix::sys::signal::SigmaskHow::SIG_SETMASK,
+        Some(&everything),
+        Some(&mut before),
+    )?;
+    match start_at_high_pid()? {
+        Some(host) => process::exit_now(attend(host)),
+        None => {
+            before.thread_set_mask()?;
+            process::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong)?;
+            Ok(())
+        }
+    }
+}
+
+/// Starts a child at the highest process id there is, or, where that is not permitted, at the
+/// first that is high enough. `None` in the child.
+fn start_at_high_pid() -> anyhow::Result<Option<Pid>> {
+    let highest: libc::pid_t = std::fs::read_to_string("/proc/sys/kernel/pid_max")
+        .context("reading /proc/sys/kernel/pid_max")?
+        .trim()
+        .parse()
+        .context("/proc/sys/kernel/pid_max")?;
+    let thread = ThreadState::of_this_thread().context("PR_GET_TID_ADDRESS")?;
+    for pid in (LOWEST_HOST_PID..highest).rev().take(64) {
+        // SAFETY: there is one thread, so no lock is held and no handler is needed.
+        match unsafe { clone3(0, &thread, Some(pid)) } {
+            Ok(Side::Child) => return Ok(None),
+            Ok(Side::Parent { pid, pidfd }) => {
+                let _ = pidfd.as_fd();
+                return Ok(Some(Pid::from_raw(pid)));
+            }
+            Err(Errno::EEXIST) => {}
+            // It needs CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN (clone(2), set_tid).
+            Err(_) => break,
+        }
+    }
+    start_by_counting_up()
+}
+
+/// Process ids are given out in order, so a few thousand short-lived children lead to a
+/// high one.
+fn start_by_counting_up() -> anyhow::Result<Option<Pid>> {
+    loop {
+        // SAFETY: there is one thread; the short-lived child only exits.
+        match unsafe { fork() }.context("fork")? {
+            ForkResult::Child if getpid().as_raw() >= LOWEST_HOST_PID => return Ok(None),
+            ForkResult::Child => process::exit_now(0),
+            ForkResult::Parent { child } if child.as_raw() >= LOWEST_HOST_PID => {
+                return Ok(Some(child));
+            }
+            ForkResult::Parent { child } => drop(waitpid(child, None)?),
+        }
+    }
+}
+
+/// Reaps all, passes signals on to the host, and returns the status to end with.
+fn attend(host: Pid) -> i32 {
+    // A terminal's Ctrl-C reaches host and init alike, as one process group.
+    let from_terminal = |signal: Signal| {
+        matches!(signal, Signal::SIGINT | Signal::SIGQUIT)
+            && nix::unistd::isatty(std::io::stdin()).unwrap_or(false)
+    };
+    loop {
+        match SigSet::all().wait() {
+            Ok(Signal::SIGCHLD) => {
+                if let Some(status) = reap_all(host) {
+                    return status;
+                }
+            }
+            Ok(signal) if from_terminal(signal) => {}
+            // A host that has just ended: its SIGCHLD comes next.
+            Ok(signal) => drop(kill(host, signal)),
+            Err(_) => {}
+        }
+    }
+}
+
+/// Reaps whatever has ended; the host's status once it is among them.
+fn reap_all(host: Pid) -> Option<i32> {
+    loop {
+        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::Exited(pid, status)) if pid == host => return Some(status),
+            Ok(WaitStatus::Signaled(pid, signal, _)) if pid == host => {
+                return Some(128 + signal as i32);
+            }
+            Ok(WaitStatus::StillAlive) | Err(_) => return None,
+            Ok(_) => {}
+        }
+    }
+}

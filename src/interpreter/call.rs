@@ -1,0 +1,99 @@
+//! The call of `child_main` in a child.
+
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyCFunction, PyDict, PyTuple};
+
+use super::{describe, host_module, job_module};
+
+/// The functions that a child needs, resolved in the host.
+pub struct Entry {
+    pub child_main: Py<PyAny>,
+    reseed: Py<PyAny>,
+    decode: Py<PyAny>,
+    call: Py<PyAny>,
+}
+
+/// A job whose arguments are Python objects now.
+pub struct DecodedJob {
+    args: Py<PyAny>,
+    kwargs: Py<PyAny>,
+}
+
+impl Entry {
+    pub fn new(py: Python<'_>, child_main: Py<PyAny>) -> PyResult<Self> {
+        let job = job_module(py)?;
+        Ok(Self {
+            child_main,
+            reseed: job.getattr("reseed")?.unbind(),
+            decode: job.getattr("decode")?.unbind(),
+            call: job.getattr("call")?.unbind(),
+        })
+    }
+
+    /// Makes the interpreter's state the child's own: randomness, then the operator's hooks.
+    /// The error is the hook's traceback.
+    pub fn become_own(&self, py: Python<'_>) -> Result<(), String> {
+        // SAFETY: plain integers; the C library's generators are process-wide state.
+        unsafe {
+            let mut seed = [0u32; 2];
+            libc::getrandom((&raw mut seed).cast(), size_of_val(&seed), 0);
+            libc::srand(seed[0]); // and with it random(3)
+            libc::srand48(seed[1].into());
+        }
+        self.reseed
+            .call0(py)
+            .and_then(|_| host_module::run_after_clone(py))
+            .map_err(|error| describe(py, &error))
+    }
+
+    /// Decodes a job's payload and makes the job known to `pyspawner_host`. The error says
+    /// what is wrong with the payload.
+    pub fn decode(
+        &self,
+        py: Python<'_>,
+        payload: &[u8],
+        has_result_channel: bool,
+    ) -> Result<DecodedJob, String> {
+        let decoded = self
+            .decode
+            .call1(py, (PyBytes::new(py, payload),))
+            .map_err(|error| error.value(py).to_string())?;
+        let (id, deadline, args, kwargs) = decoded
+            .extract::<(String, Option<f64>, Py<PyAny>, Py<PyAny>)>(py)
+            .map_err(|error| error.to_string())?;
+        host_module::set_job(id, deadline, has_result_channel);
+        Ok(DecodedJob { args, kwargs })
+    }
+
+    /// Calls `child_main(*args, **kwargs)` and ends as an interpreter ends. Returns the exit
+    /// status.
+    pub fn call(&self, py: Python<'_>, job: &DecodedJob, has_result_channel: bool) -> i32 {
+        let status = result_sender(py, has_result_channel).and_then(|sender| {
+            let arguments = (&self.child_main, &job.args, &job.kwargs, sender);
+            self.call.call1(py, arguments)?.extract(py)
+        });
+        status.unwrap_or_else(|error: PyErr| {
+            error.print(py);
+            1
+        })
+    }
+}
+
+/// A Python function that writes the result record, or `None`.
+fn result_sender(py: Python<'_>, has_result_channel: bool) -> PyResult<Py<PyAny>> {
+    if !has_result_channel {
+        return Ok(py.None());
+    }
+    let send = |arguments: &Bound<'_, PyTuple>, _: Option<&Bound<'_, PyDict>>| -> PyResult<()> {
+        let json: Vec<u8> = arguments.get_item(0)?.extract()?;
+        let py = arguments.py();
+        // A reader that is slow must not stop this process's other threads.
+        py.detach(|| host_module::send_result(&json))?;
+        Ok(())
+    };
+    Ok(
+        PyCFunction::new_closure(py, Some(c"send_result"), None, send)?
+            .into_any()
+            .unbind(),
+    )
+}

@@ -1,0 +1,156 @@
+"""What a child does in Python: fresh randomness, decoding, the call, the end.
+
+Imported once in the host, so that nothing here is looked up again in a module that a job
+may have replaced.
+"""
+
+import atexit
+import json
+import os
+import random
+import sys
+import threading
+import traceback
+
+_encode = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
+
+
+class InvalidJob(Exception):
+    """The arguments cannot be decoded."""
+
+
+# ---- randomness ------------------------------------------------------------------------
+
+
+def reseed():
+    """Give this process random states of its own.
+
+    CPython reseeds ``random`` at a fork; the C library, NumPy's global generator, PyTorch
+    and copies of OpenSSL do not notice a clone, or only by a process id that may repeat.
+    """
+    random.seed()
+    for module, renew in _RANDOM_STATES.items():
+        if module in sys.modules:
+            renew(sys.modules[module])
+
+
+def _seeds(count):
+    data = os.urandom(4 * count)
+    return [int.from_bytes(data[i : i + 4], "little") for i in range(0, 4 * count, 4)]
+
+
+def _renew_numpy(numpy_random):
+    numpy_random.seed(_seeds(8))
+
+
+def _renew_torch(torch):
+    torch.manual_seed(int.from_bytes(os.urandom(8), "little") >> 1)
+
+
+def _renew_tempfile(tempfile):
+    tempfile._name_sequence = None
+
+
+def _renew_openssl(ssl):
+    # OpenSSL reseeds when the process id is not the one that it saw last. Drawing once here,
+    # as PID 1, also protects grandchildren, whose ids may be equal to the host's.
+    ssl.RAND_bytes(1)
+
+
+def _renew_cryptography(x25519):
+    # The wheel's own copy of OpenSSL: the cheapest call that draws from it.
+    x25519.X25519PrivateKey.generate()
+
+
+_RANDOM_STATES = {
+    "numpy.random": _renew_numpy,
+    "torch": _renew_torch,
+    "tempfile": _renew_tempfile,
+    "ssl": _renew_openssl,
+    "cryptography.hazmat.primitives.asymmetric.x25519": _renew_cryptography,
+}
+
+
+def prepare_reseeding():
+    """Import, in the host, what :func:`reseed` draws through."""
+    if "cryptography.hazmat.bindings._rust" in sys.modules:
+        import cryptography.hazmat.primitives.asymmetric.x25519  # noqa: F401
+
+
+# ---- the job ---------------------------------------------------------------------------
+
+
+def resolve(module, name):
+    """Import ``module`` and return the callable ``name`` in it."""
+    __import__(module)
+    target = sys.modules[module]
+    for part in name.split("."):
+        target = getattr(target, part)
+    if not callable(target):
+        raise TypeError(f"{module}.{name} is not callable: it is a {type(target).__name__}")
+    return target
+
+
+def decode(payload):
+    """Return a job's ``id``, ``deadline``, ``args`` and ``kwargs`` from its JSON text."""
+    try:
+        job = json.loads(payload)
+    except (ValueError, RecursionError) as error:
+        raise InvalidJob(f"the arguments cannot be decoded: {error}") from None
+    return job["id"], job["deadline"], job["args"], job["kwargs"]
+
+
+def call(child_main, args, kwargs, send_result):
+    """Call ``child_main`` and return the exit status, as the ``python`` command has it.
+
+    ``send_result`` takes the return value's JSON text, or is ``None`` if nobody asked.
+    """
+    status = _guarded(lambda: _call(child_main, args, kwargs, send_result))
+    return _guarded(_finish) or status
+
+
+def _call(child_main, args, kwargs, send_result):
+    value = child_main(*args, **kwargs)
+    if send_result is not None:
+        send_result(_encode(value).encode("ascii"))
+
+
+def _guarded(function):
+    try:
+        function()
+    except SystemExit as end:
+        return _exit_status(end.code)
+    except BaseException as error:
+        _print(error)
+        return 1
+    return 0
+
+
+def _exit_status(code):
+    if code is None:
+        return 0
+    if isinstance(code, int):
+        return code & 0xFF
+    print(code, file=sys.stderr)
+    return 1
+
+
+def _print(error):
+    # The frames of this file tell a reader nothing.
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+        trace = trace.tb_next
+    error.__traceback__ = trace
+    try:
+        sys.excepthook(type(error), error, trace)
+    except BaseException:
+        traceback.print_exception(type(error), error, trace)
+
+
+def _finish():
+    """End as an interpreter ends: wait for threads, run exit handlers, flush."""
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None and not stream.closed:
+            stream.flush()

@@ -1,0 +1,216 @@
+//! From nothing to a warm interpreter: initialise, import, warm up, freeze.
+
+use std::ffi::CString;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow};
+use pyo3::ffi;
+use pyo3::prelude::*;
+use pyo3::types::PyModule;
+
+use super::call::Entry;
+use super::{describe, host_module, job_module};
+use crate::config::{Callable, HostSettings};
+
+/// The warm interpreter, and what became of the process on the way.
+pub struct Warm {
+    pub entry: Entry,
+    /// Folders and files that a child's interpreter reads: prefixes, `sys.path`.
+    pub needed: Vec<PathBuf>,
+    pub report: Report,
+}
+
+/// What was done, for the log.
+pub struct Report {
+    pub imports: Vec<(String, Duration)>,
+    pub total: Duration,
+    /// Descriptors that preloaded modules left open, as what they point to.
+    pub descriptors: Vec<String>,
+    /// Resident memory in bytes.
+    pub resident: u64,
+}
+
+/// Makes the interpreter warm. Errors carry the Python traceback.
+pub fn warm(settings: &HostSettings) -> anyhow::Result<Warm> {
+    let start = Instant::now();
+    let descriptors_before = open_descriptors()?;
+    initialise(&settings.python)?;
+    Python::attach(|py| {
+        extend_path(py, &settings.path)?;
+        let imports = import_all(py, &settings.preload)?;
+        let child_main = resolve(py, &settings.child_main, "child_main")?;
+        if let Some(warm_up) = &settings.warm_up {
+            resolve(py, warm_up, "warm_up")?
+                .call0(py)
+                .map_err(|error| anyhow!("warm_up {warm_up} failed:\n{}", describe(py, &error)))?;
+        }
+        let needed = freeze(py).context("after the warm-up")?;
+        let descriptors = open_descriptors()?
+            .into_iter()
+            .filter(|descriptor| !descriptors_before.contains(descriptor))
+            .map(|(_, target)| target)
+            .collect();
+        Ok(Warm {
+            entry: Entry::new(py, child_main)?,
+            needed: needed.into_iter().chain(settings.path.clone()).collect(),
+            report: Report {
+                imports,
+                total: start.elapsed(),
+                descriptors,
+                resident: resident_memory()?,
+            },
+        })
+    })
+}
+
+/// Initialises CPython as the `python` at this path would be, for `-u -c`.
+///
+/// The environment variables of Python count, since the environment is exactly what was
+/// configured. Signal handlers are Python's, for the sake of the children.
+fn initialise(python: &Path) -> anyhow::Result<()> {
+    host_module::register();
+    let path = CString::new(python.as_os_str().as_bytes()).context("python")?;
+    // SAFETY: the calls are those that the C API prescribes (init_config), in their order,
+    // with strings that outlive them; this is the first use of the interpreter, on the main
+    // thread.
+    unsafe {
+        let mut preconfig = std::mem::zeroed::<ffi::PyPreConfig>();
+        ffi::PyPreConfig_InitPythonConfig(&raw mut preconfig);
+        preconfig.parse_argv = 0;
+        // PEP 538 would add LC_CTYPE to the environment, which must stay what was configured;
+        // in the C locale PEP 540 makes it UTF-8 all the same.
+        preconfig.coerce_c_locale = 0;
+        check(ffi::Py_PreInitialize(&raw const preconfig))?;
+
+        let mut config = std::mem::zeroed::<ffi::PyConfig>();
+        ffi::PyConfig_InitPythonConfig(&raw mut config);
+        config.parse_argv = 0;
+        config.buffered_stdio = 0;
+        for field in [&raw mut config.executable, &raw mut config.program_name] {
+            check(ffi::PyConfig_SetBytesString(
+                &raw mut config,
+                field,
+                path.as_ptr(),
+            ))?;
+        }
+        let argv = c"-c";
+        let mut argv = [argv.as_ptr().cast_mut()];
+        check(ffi::PyConfig_SetBytesArgv(
+            &raw mut config,
+            1,
+            argv.as_mut_ptr().cast(),
+        ))?;
+        let status = ffi::Py_InitializeFromConfig(&raw const config);
+        ffi::PyConfig_Clear(&raw mut config);
+        check(status)?;
+        // pyo3 attaches and detaches by itself from here on.
+        ffi::PyEval_SaveThread();
+    }
+    Ok(())
+}
+
+fn check(status: ffi::PyStatus) -> anyhow::Result<()> {
+    // SAFETY: the status was returned by the interpreter; its texts are static.
+    unsafe {
+        if ffi::PyStatus_Exception(status) == 0 {
+            return Ok(());
+        }
+        let text = if status.err_msg.is_null() {
+            "the interpreter asked to exit".into()
+        } else {
+            std::ffi::CStr::from_ptr(status.err_msg).to_string_lossy()
+        };
+        Err(anyhow!("initialising Python: {text}"))
+    }
+}
+
+/// Puts what `python -c` would, and the configured folders, in front of `sys.path`, and
+/// the Python half of this project among the modules.
+fn extend_path(py: Python<'_>, folders: &[PathBuf]) -> anyhow::Result<()> {
+    let path = py.import("sys")?.getattr("path")?;
+    for folder in folders.iter().rev() {
+        path.call_method1("insert", (0, folder))?;
+    }
+    path.call_method1("insert", (0, ""))?;
+    PyModule::from_code(
+        py,
+        &CString::new(include_str!("job.py")).expect("source code without null bytes"),
+        c"<pyspawner>",
+        c"_pyspawner_job",
+    )?
+    .setattr("__file__", "<pyspawner>")?;
+    Ok(())
+}
+
+fn import_all(py: Python<'_>, modules: &[String]) -> anyhow::Result<Vec<(String, Duration)>> {
+    let mut imports = Vec::new();
+    for module in modules {
+        let start = Instant::now();
+        py.import(module.as_str()).map_err(|error| {
+            anyhow!("preload: cannot import {module}:\n{}", describe(py, &error))
+        })?;
+        imports.push((module.clone(), start.elapsed()));
+    }
+    Ok(imports)
+}
+
+fn resolve(py: Python<'_>, target: &Callable, role: &str) -> anyhow::Result<Py<PyAny>> {
+    job_module(py)?
+        .call_method1("resolve", (&target.module, &target.name))
+        .map(Bound::unbind)
+        .map_err(|error| anyhow!("{role}: no {target}:\n{}", describe(py, &error)))
+}
+
+/// Takes the collector off the pages that children share, and lists what they will read.
+fn freeze(py: Python<'_>) -> PyResult<Vec<PathBuf>> {
+    job_module(py)?.call_method0("prepare_reseeding")?;
+    let gc = py.import("gc")?;
+    gc.call_method0("collect")?;
+    gc.call_method0("freeze")?;
+
+    let sys = py.import("sys")?;
+    let mut needed: Vec<PathBuf> = sys.getattr("path")?.extract()?;
+    for name in [
+        "prefix",
+        "base_prefix",
+        "exec_prefix",
+        "base_exec_prefix",
+        "executable",
+    ] {
+        needed.push(sys.getattr(name)?.extract()?);
+    }
+    needed.retain(|path| path.is_absolute() && path.exists());
+    Ok(needed)
+}
+
+/// The open descriptors by number, with what they point to.
+fn open_descriptors() -> std::io::Result<Vec<(u32, String)>> {
+    let mut descriptors = Vec::new();
+    for entry in std::fs::read_dir("/proc/self/fd")? {
+        let entry = entry?;
+        // The descriptor of this very listing is gone when its link is read.
+        if let (Some(number), Ok(target)) = (
+            entry
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse().ok()),
+            std::fs::read_link(entry.path()),
+        ) && !target.ends_with("fd")
+        {
+            descriptors.push((number, target.to_string_lossy().into_owned()));
+        }
+    }
+    Ok(descriptors)
+}
+
+fn resident_memory() -> anyhow::Result<u64> {
+    let statm = std::fs::read_to_string("/proc/self/statm")?;
+    let pages: u64 = statm
+        .split(' ')
+        .nth(1)
+        .context("/proc/self/statm")?
+        .parse()?;
+    Ok(pages * crate::sys::memory::page_size() as u64)
+}

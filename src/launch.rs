@@ -1,0 +1,101 @@
+//! Executing this program once more, as the host.
+//!
+//! A process's environment and command line stay readable in `/proc/self` of every clone.
+//! So the host is started from an open descriptor with a fixed command line and exactly the
+//! configured environment; all else reaches it in two sealed memory files: the settings,
+//! which children may know, and the command, which only the I/O thread reads.
+
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use anyhow::{Context, bail};
+use nix::fcntl::{FcntlArg, fcntl};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::config::HostSettings;
+use crate::sys::{files, process};
+
+/// The command line of a host. No command of the user begins so.
+const HOST_ARGUMENT: &str = "--as-host";
+const SETTINGS_FD: RawFd = 3;
+const COMMAND_FD: RawFd = 4;
+
+/// What a host is started with.
+pub struct HostDescriptors {
+    pub settings: OwnedFd,
+    pub command: OwnedFd,
+}
+
+/// Replaces this process by a host. Returns only if that fails.
+pub fn execute_host(
+    settings: &HostSettings,
+    command: &impl Serialize,
+    environment: &BTreeMap<String, String>,
+) -> anyhow::Result<std::convert::Infallible> {
+    let environment = crate::config::environment_block(environment)?;
+    let program = File::open("/proc/self/exe").context("opening /proc/self/exe")?;
+    // Out of the way of the two numbers that are given away below.
+    let program = files::duplicate_above(program.as_raw_fd(), COMMAND_FD + 1)?;
+    for (name, json, number) in [
+        (
+            "pyspawner-settings",
+            serde_json::to_vec(settings)?,
+            SETTINGS_FD,
+        ),
+        (
+            "pyspawner-command",
+            serde_json::to_vec(command)?,
+            COMMAND_FD,
+        ),
+    ] {
+        let fd = files::sealed_memfd(name, &[&json]).with_context(|| format!("memfd {name}"))?;
+        if fd.as_raw_fd() != number {
+            files::duplicate_onto(fd.as_raw_fd(), number)?;
+            continue;
+        }
+        files::set_close_on_exec(fd.as_fd(), false)?;
+        std::mem::forget(fd); // the host's now
+    }
+    let arguments = [c"pyspawner", &*CString::new(HOST_ARGUMENT)?];
+    let errno = process::execute(program, &arguments, &environment);
+    bail!("execveat of /proc/self/exe: {errno}")
+}
+
+/// The descriptors of a host, if this process was executed as one.
+pub fn host_descriptors() -> Option<HostDescriptors> {
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next()? != HOST_ARGUMENT || arguments.next().is_some() {
+        return None;
+    }
+    for number in [SETTINGS_FD, COMMAND_FD] {
+        // SAFETY: only looked at, and for the duration of the call.
+        if !is_sealed(unsafe { BorrowedFd::borrow_raw(number) }) {
+            return None; // started by hand, not by `execute_host`
+        }
+    }
+    // SAFETY: `execute_host` left them open for this process, which has just started and
+    // has given nobody else these numbers.
+    let (settings, command) = unsafe {
+        (
+            OwnedFd::from_raw_fd(SETTINGS_FD),
+            OwnedFd::from_raw_fd(COMMAND_FD),
+        )
+    };
+    for fd in [&settings, &command] {
+        files::set_close_on_exec(fd.as_fd(), true).ok()?;
+    }
+    Some(HostDescriptors { settings, command })
+}
+
+fn is_sealed(fd: BorrowedFd<'_>) -> bool {
+    fcntl(fd, FcntlArg::F_GET_SEALS).is_ok_and(|seals| seals & libc::F_SEAL_WRITE != 0)
+}
+
+/// Reads what [`execute_host`] wrote.
+pub fn read<T: DeserializeOwned>(fd: OwnedFd) -> anyhow::Result<T> {
+    let json = files::read_to_end(fd).context("reading the host's settings")?;
+    serde_json::from_slice(&json).context("the host's settings")
+}

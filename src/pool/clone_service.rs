@@ -1,0 +1,175 @@
+//! How the I/O thread has clones made by the main thread.
+//!
+//! Requests and replies go through two channels whose buffers belong to the main thread.
+//! A request holds numbers only: it is in memory that every child inherits.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+
+use crate::sys::files::watch;
+use crossbeam_channel::{Receiver, Sender};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use tokio::sync::oneshot;
+
+use crate::sandbox::enter::ChildDescriptors;
+
+/// From the I/O thread to the main thread.
+pub enum ToMain {
+    /// The I/O thread runs, under this thread id.
+    IoThread(libc::pid_t),
+    Clone(CloneRequest),
+}
+
+/// One clone, please.
+#[derive(Clone, Copy)]
+pub struct CloneRequest {
+    number: u64,
+    pub descriptors: ChildDescriptors,
+    /// A child that only checks that it can reach what it will need.
+    pub probe: bool,
+}
+
+/// From the main thread to the I/O thread.
+pub enum FromMain {
+    /// The interpreter is warm and the sandbox prepared.
+    Ready,
+    Cloned(CloneReply),
+}
+
+pub struct CloneReply {
+    number: u64,
+    result: Result<ClonedChild, String>,
+}
+
+/// A child that waits for the host's word.
+pub struct ClonedChild {
+    pub pid: libc::pid_t,
+    pub pidfd: OwnedFd,
+}
+
+/// The main thread's ends.
+pub struct MainEnd {
+    pub requests: Receiver<ToMain>,
+    replies: Sender<FromMain>,
+    /// An eventfd: the I/O thread waits in epoll, where it cannot see a channel.
+    wake: EventFd,
+}
+
+impl MainEnd {
+    pub fn ready(&self) {
+        self.send(FromMain::Ready);
+    }
+
+    pub fn reply(&self, request: CloneRequest, result: Result<ClonedChild, String>) {
+        self.send(FromMain::Cloned(CloneReply {
+            number: request.number,
+            result,
+        }));
+    }
+
+    fn send(&self, message: FromMain) {
+        // Without an I/O thread there is nobody to tell: it ends the process when it ends.
+        if self.replies.send(message).is_ok() {
+            self.wake
+                .write(1)
+                .expect("an eventfd of 64 bits is not full");
+        }
+    }
+}
+
+/// The I/O thread's ends, before its runtime exists.
+pub struct IoEnd {
+    pub requests: Sender<ToMain>,
+    replies: Receiver<FromMain>,
+    wake: EventFd,
+}
+
+/// Creates both ends, on the main thread: the buffers are its memory.
+pub fn channels() -> nix::Result<(MainEnd, IoEnd)> {
+    let (to_main, requests) = crossbeam_channel::bounded(1024);
+    let (from_main, replies) = crossbeam_channel::bounded(1024);
+    let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+    let wake = EventFd::from_flags(flags)?;
+    let shared = nix::unistd::dup(&wake)?;
+    Ok((
+        MainEnd {
+            requests,
+            replies: from_main,
+            // SAFETY: a fresh duplicate of an eventfd.
+            wake: unsafe { EventFd::from_owned_fd(shared) },
+        },
+        IoEnd {
+            requests: to_main,
+            replies,
+            wake,
+        },
+    ))
+}
+
+/// The I/O thread's side, on its runtime.
+#[derive(Clone)]
+pub struct CloneService {
+    requests: Sender<ToMain>,
+    waiting: Rc<RefCell<HashMap<u64, oneshot::Sender<Result<ClonedChild, String>>>>>,
+    next: Rc<Cell<u64>>,
+}
+
+impl CloneService {
+    /// Starts to pass replies on; the receiver tells when the main thread is ready.
+    pub fn start(end: IoEnd) -> std::io::Result<(Self, oneshot::Receiver<()>)> {
+        let service = Self {
+            requests: end.requests,
+            waiting: Rc::default(),
+            next: Rc::default(),
+        };
+        let (ready, is_ready) = oneshot::channel();
+        let mut ready = Some(ready);
+        let waiting = service.waiting.clone();
+        let replies = end.replies;
+        let wake = watch(end.wake)?;
+        tokio::task::spawn_local(async move {
+            while let Ok(mut awake) = wake.readable().await {
+                // Reset first: what is sent from now on wakes again.
+                wake.get_ref().read().ok();
+                awake.clear_ready();
+                for message in replies.try_iter() {
+                    match message {
+                        FromMain::Ready => drop(ready.take().map(|ready| ready.send(()))),
+                        FromMain::Cloned(reply) => {
+                            let waiter = waiting.borrow_mut().remove(&reply.number);
+                            let waiter = waiter.expect("a reply to a request");
+                            // A waiter that gave up drops the child's pidfd; jobs never do.
+                            waiter.send(reply.result).ok();
+                        }
+                    }
+                }
+            }
+        });
+        Ok((service, is_ready))
+    }
+
+    /// Has one clone made. The child has copies of `descriptors`; the caller closes its own.
+    pub async fn clone(
+        &self,
+        descriptors: ChildDescriptors,
+        probe: bool,
+    ) -> Result<ClonedChild, String> {
+        let number = self.next.get();
+        self.next.set(number + 1);
+        let (sender, reply) = oneshot::channel();
+        self.waiting.borrow_mut().insert(number, sender);
+        let request = CloneRequest {
+            number,
+            descriptors,
+            probe,
+        };
+        self.requests
+            .try_send(ToMain::Clone(request))
+            .map_err(|error| format!("the main thread takes no more clones: {error}"))?;
+        reply
+            .await
+            .map_err(|_| "the main thread has ended".to_owned())?
+    }
+}

@@ -1,0 +1,59 @@
+//! Signals that ask the host to end, read from a descriptor.
+
+use crate::sys::files::watch;
+use nix::errno::Errno;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use tokio::sync::watch;
+
+const SIGNALS: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
+
+/// Blocks the signals for the calling thread and those it starts. Comes first in the
+/// process, so that no thread of a preloaded module receives them instead.
+pub fn block_signals() -> nix::Result<()> {
+    signals().thread_block()
+}
+
+fn signals() -> SigSet {
+    SIGNALS.into_iter().collect()
+}
+
+/// Whether the host was asked to end, and by which signal.
+#[derive(Clone)]
+pub struct Interrupt {
+    signal: watch::Receiver<Option<i32>>,
+}
+
+impl Interrupt {
+    /// Starts to listen, on the current runtime.
+    pub fn listen() -> std::io::Result<Self> {
+        let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
+        let source = watch(SignalFd::with_flags(&signals(), flags)?)?;
+        let (sender, signal) = watch::channel(None);
+        tokio::task::spawn_local(async move {
+            loop {
+                let Ok(mut ready) = source.readable().await else {
+                    return;
+                };
+                match source.get_ref().read_signal() {
+                    Ok(Some(info)) => {
+                        log::debug!("signal {}", info.ssi_signo);
+                        sender.send_replace(Some(info.ssi_signo as i32));
+                    }
+                    Ok(None) | Err(Errno::EAGAIN) => ready.clear_ready(),
+                    Err(errno) => log::error!("read(signalfd): {errno}"),
+                }
+            }
+        });
+        Ok(Self { signal })
+    }
+
+    /// Returns once a signal has come: its number.
+    pub async fn received(&self) -> i32 {
+        let mut signal = self.signal.clone();
+        match signal.wait_for(Option::is_some).await {
+            Ok(number) => number.expect("waited for"),
+            Err(_) => std::future::pending().await,
+        }
+    }
+}

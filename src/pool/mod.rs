@@ -1,0 +1,13 @@
+//! The I/O thread's world: jobs in, reports out. Runs on one thread with a current-thread
+//! runtime, on memory that clones do not receive.
+
+pub mod capture;
+pub mod clone_service;
+pub mod interrupt;
+pub mod outcome;
+pub mod payload;
+pub mod run_job;
+
+pub use outcome::{JobReport, Outcome};
+pub use payload::Job;
+pub use run_job::Pool;

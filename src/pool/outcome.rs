@@ -1,0 +1,211 @@
+//! How a job ended, as the host measured it.
+
+use std::time::Duration;
+
+use base64::Engine;
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use crate::sys::process::Ending;
+
+/// One word for a job's end. All but the blocked call's name in `detail` rest on what the
+/// kernel told the host, not on what the job said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// Exit status 0.
+    Ok,
+    /// Another exit status; 1 after an exception.
+    Exited,
+    /// Ended by a signal.
+    Signaled,
+    /// Ended by the system call filter.
+    BlockedSyscall,
+    /// Ended by the host, at its time limit.
+    TimedOut,
+    /// Ended by the host, for writing more than its limit.
+    OutputLimit,
+    /// Not run: the input line or the arguments are no job.
+    InvalidJob,
+    /// Not run: a layer of the sandbox could not be applied.
+    SetupFailed,
+    /// Ended by the host, because the host was told to stop.
+    Cancelled,
+}
+
+/// What the host did to end a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    Timeout(Duration),
+    OutputLimit(u64),
+    Cancelled,
+}
+
+impl Outcome {
+    /// The outcome of a job that ran, with its detail. A stop by the host outranks the status
+    /// that SIGKILL left.
+    pub fn of(
+        ending: Ending,
+        stop: Option<Stop>,
+        blocked_call: Option<&str>,
+    ) -> (Self, Option<String>) {
+        match (stop, ending) {
+            (Some(Stop::Timeout(limit)), _) => (
+                Self::TimedOut,
+                Some(format!("ran for its limit of {limit:?}")),
+            ),
+            (Some(Stop::OutputLimit(limit)), _) => (
+                Self::OutputLimit,
+                Some(format!("wrote more than {limit} bytes to one stream")),
+            ),
+            (Some(Stop::Cancelled), _) => (Self::Cancelled, None),
+            (None, Ending::Exited(0)) => (Self::Ok, None),
+            (None, Ending::Exited(_)) => (Self::Exited, None),
+            (None, Ending::Signaled(libc::SIGSYS)) => {
+                (Self::BlockedSyscall, blocked_call.map(str::to_owned))
+            }
+            (None, Ending::Signaled(_)) => (Self::Signaled, None),
+        }
+    }
+}
+
+/// Everything that is known about a job's end.
+#[derive(Debug)]
+pub struct JobReport {
+    pub outcome: Outcome,
+    pub ending: Option<Ending>,
+    /// JSON, as the child encoded it.
+    pub result: Option<Box<RawValue>>,
+    pub stdout: Vec<u8>,
+    pub stderr: Vec<u8>,
+    /// Whether output was thrown away.
+    pub truncated: bool,
+    pub wall: Duration,
+    pub cpu: Duration,
+    /// Resident memory at its highest, less what the clone began with.
+    pub peak_memory: u64,
+    pub detail: Option<String>,
+}
+
+impl JobReport {
+    /// A report of a job that did not run.
+    pub fn not_run(outcome: Outcome, detail: impl Into<String>) -> Self {
+        Self {
+            outcome,
+            ending: None,
+            result: None,
+            stdout: Vec::new(),
+            stderr: Vec::new(),
+            truncated: false,
+            wall: Duration::ZERO,
+            cpu: Duration::ZERO,
+            peak_memory: 0,
+            detail: Some(detail.into()),
+        }
+    }
+
+    /// One line of `pyspawner map`'s output, with its line feed.
+    pub fn to_line(&self, id: &str) -> Vec<u8> {
+        let milliseconds = |d: Duration| (d.as_secs_f64() * 1e5).round() / 1e2;
+        let (stdout, stdout_base64) = text_or_base64(&self.stdout);
+        let (stderr, stderr_base64) = text_or_base64(&self.stderr);
+        let line = Line {
+            id,
+            outcome: self.outcome,
+            exit_code: match self.ending {
+                Some(Ending::Exited(status)) => Some(status),
+                _ => None,
+            },
+            signal: match self.ending {
+                Some(Ending::Signaled(signal)) => Some(signal),
+                _ => None,
+            },
+            result: self.result.as_deref(),
+            stdout,
+            stdout_base64,
+            stderr,
+            stderr_base64,
+            truncated: self.truncated,
+            wall_ms: milliseconds(self.wall),
+            cpu_ms: milliseconds(self.cpu),
+            peak_memory_bytes: self.peak_memory,
+            detail: self.detail.as_deref(),
+        };
+        let mut bytes = serde_json::to_vec(&line).expect("a report is valid JSON");
+        bytes.push(b'\n');
+        bytes
+    }
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    id: &'a str,
+    outcome: Outcome,
+    exit_code: Option<i32>,
+    signal: Option<i32>,
+    result: Option<&'a RawValue>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stdout: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stdout_base64: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stderr: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stderr_base64: Option<String>,
+    truncated: bool,
+    wall_ms: f64,
+    cpu_ms: f64,
+    peak_memory_bytes: u64,
+    detail: Option<&'a str>,
+}
+
+fn text_or_base64(bytes: &[u8]) -> (Option<&str>, Option<String>) {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => (Some(text), None),
+        Err(_) => {
+            let base64 = base64::engine::general_purpose::STANDARD.encode(bytes);
+            (None, Some(base64))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hosts_own_stop_outranks_the_status() {
+        let killed = Ending::Signaled(libc::SIGKILL);
+        let stop = Some(Stop::Timeout(Duration::from_secs(1)));
+        assert_eq!(Outcome::of(killed, stop, None).0, Outcome::TimedOut);
+        assert_eq!(
+            Outcome::of(Ending::Exited(0), stop, None).0,
+            Outcome::TimedOut
+        );
+        assert_eq!(Outcome::of(killed, None, None).0, Outcome::Signaled);
+    }
+
+    #[test]
+    fn a_blocked_call_is_told_by_the_status_and_named_by_the_child() {
+        let sigsys = Ending::Signaled(libc::SIGSYS);
+        let (outcome, detail) = Outcome::of(sigsys, None, Some("mount"));
+        assert_eq!(
+            (outcome, detail.as_deref()),
+            (Outcome::BlockedSyscall, Some("mount"))
+        );
+        // A job that only claims it has simply ended.
+        let (outcome, detail) = Outcome::of(Ending::Exited(0), None, Some("mount"));
+        assert_eq!((outcome, detail), (Outcome::Ok, None));
+    }
+
+    #[test]
+    fn output_that_is_not_utf8_comes_as_base64() {
+        let mut report = JobReport::not_run(Outcome::Ok, "");
+        report.stdout = vec![0xff, b'a'];
+        report.stderr = b"plain".to_vec();
+        let line: serde_json::Value = serde_json::from_slice(&report.to_line("7")).expect("JSON");
+        assert_eq!(line["stdout_base64"], "/2E=");
+        assert!(line.get("stdout").is_none());
+        assert_eq!(line["stderr"], "plain");
+    }
+}

@@ -1,0 +1,413 @@
+//! One job, from its descriptors to its report.
+
+use std::cell::RefCell;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use crate::sys::files::watch;
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use serde_json::value::RawValue;
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::net::unix::pipe;
+use tokio::sync::Notify;
+
+use super::capture::Capture;
+use super::clone_service::{CloneService, ClonedChild};
+use super::interrupt::Interrupt;
+use super::outcome::{JobReport, Outcome, Stop};
+use super::payload::{Job, Stdin, Streams, seal};
+use crate::config::Profile;
+use crate::record;
+use crate::sandbox::enter::ChildDescriptors;
+use crate::sandbox::from_host::{HostIds, write_id_maps};
+use crate::sandbox::handshake::{ChildReport, GO};
+use crate::sys::process::{self, Ending, Reaped};
+
+/// How long output is waited for after a child's end. It is over at once where the PID
+/// namespace ended with the child; without that layer, others may hold the pipes.
+const LAST_OUTPUT: Duration = Duration::from_secs(1);
+
+/// Runs jobs in children.
+#[derive(Clone)]
+pub struct Pool {
+    clones: CloneService,
+    profile: Rc<Profile>,
+    ids: Rc<RefCell<HostIds>>,
+    interrupt: Interrupt,
+    null: Rc<OwnedFd>,
+}
+
+/// The parent's ends of a child's streams.
+struct Ends {
+    control: UnixStream,
+    stdout: Option<pipe::Receiver>,
+    stderr: Option<pipe::Receiver>,
+    result: Option<pipe::Receiver>,
+}
+
+/// The child's ends, closed here once the clone has its copies.
+struct ChildEnds {
+    control: OwnedFd,
+    stdout: Option<OwnedFd>,
+    stderr: Option<OwnedFd>,
+    result: Option<OwnedFd>,
+}
+
+/// A child on its way, or at work.
+struct Child {
+    pidfd: AsyncFd<OwnedFd>,
+    host_id: u32,
+    ends: Ends,
+    /// Resident memory at the clone: the part of the warm image that the child began with.
+    resident_at_start: u64,
+}
+
+impl Pool {
+    pub fn new(
+        clones: CloneService,
+        profile: Rc<Profile>,
+        interrupt: Interrupt,
+    ) -> anyhow::Result<Self> {
+        let null = nix::fcntl::open(
+            "/dev/null",
+            OFlag::O_RDONLY | OFlag::O_CLOEXEC,
+            nix::sys::stat::Mode::empty(),
+        )?;
+        Ok(Self {
+            clones,
+            profile,
+            ids: Rc::new(RefCell::new(HostIds::choose()?)),
+            interrupt,
+            null: Rc::new(null),
+        })
+    }
+
+    /// Runs a job to its end. Everything that can go wrong is a report.
+    pub async fn run(&self, job: Job) -> JobReport {
+        let start = Instant::now();
+        match self.start(&job, false).await {
+            Ok(child) => self.attend(child, job.timeout, start).await,
+            Err(detail) => JobReport::not_run(Outcome::SetupFailed, detail),
+        }
+    }
+
+    /// Goes once through everything that a job goes through, short of a job, in a child that
+    /// checks that it can reach what its interpreter needs.
+    pub async fn probe(&self) -> Result<(), String> {
+        let arguments = super::payload::Arguments {
+            args: "[]",
+            kwargs: "{}",
+        };
+        let job = Job {
+            id: "probe".to_owned(),
+            payload: seal("probe", None, &arguments).map_err(|error| error.to_string())?,
+            stdin: Stdin::Null,
+            streams: Streams::Inherit,
+            timeout: None,
+        };
+        let child = self.start(&job, true).await?;
+        let report = self
+            .attend(child, Some(Duration::from_secs(60)), Instant::now())
+            .await;
+        match report.outcome {
+            Outcome::Ok => Ok(()),
+            _ => Err(report
+                .detail
+                .unwrap_or_else(|| format!("{:?}", report.ending))),
+        }
+    }
+
+    async fn start(&self, job: &Job, probe: bool) -> Result<Child, String> {
+        let (ends, child_ends) = open_streams(job.streams).map_err(|e| format!("pipes: {e}"))?;
+        let descriptors = self.descriptors(job, &child_ends);
+        let host_id = self
+            .ids
+            .borrow_mut()
+            .take()
+            .ok_or("every host uid of the children is in use")?;
+        let cloned = self.clones.clone(descriptors, probe).await;
+        drop(child_ends);
+        let result = match cloned {
+            Ok(cloned) => self.release(cloned, host_id, ends).await,
+            Err(detail) => Err(detail),
+        };
+        if result.is_err() {
+            self.ids.borrow_mut().give_back(host_id);
+        }
+        result
+    }
+
+    fn descriptors(&self, job: &Job, child: &ChildEnds) -> ChildDescriptors {
+        let or = |end: &Option<OwnedFd>, own| end.as_ref().map_or(own, AsRawFd::as_raw_fd);
+        ChildDescriptors {
+            stdin: match &job.stdin {
+                Stdin::Null => self.null.as_raw_fd(),
+                Stdin::Inherit => libc::STDIN_FILENO,
+                Stdin::Text(text) => text.as_raw_fd(),
+            },
+            stdout: or(&child.stdout, libc::STDOUT_FILENO),
+            stderr: or(&child.stderr, libc::STDERR_FILENO),
+            result: child.result.as_ref().map(AsRawFd::as_raw_fd),
+            payload: job.payload.as_raw_fd(),
+            control: child.control.as_raw_fd(),
+        }
+    }
+
+    /// Does the host's half of the set-up and lets the child go on.
+    async fn release(
+        &self,
+        cloned: ClonedChild,
+        host_id: u32,
+        ends: Ends,
+    ) -> Result<Child, String> {
+        let ClonedChild { pid, pidfd } = cloned;
+        let resident_at_start = resident(pid);
+        let mut child = Child {
+            pidfd: watch(pidfd).map_err(|e| format!("watching a pidfd: {e}"))?,
+            host_id,
+            ends,
+            resident_at_start,
+        };
+        match write_id_maps(pid, host_id, &self.profile.layers()) {
+            Ok(()) => {
+                // A child that has already ended cannot read it; its end says why.
+                child.ends.control.write_all(GO).await.ok();
+                Ok(child)
+            }
+            Err(error) => {
+                kill(&child);
+                reaped(&child).await;
+                Err(error.to_string())
+            }
+        }
+    }
+
+    /// Collects a child's output and waits for its end, or brings it about.
+    async fn attend(
+        &self,
+        mut child: Child,
+        timeout: Option<Duration>,
+        start: Instant,
+    ) -> JobReport {
+        let limit = self.profile.limits.output;
+        let overflow = Notify::new();
+        let (mut stdout, mut stderr, mut result) = <(Capture, Capture, Capture)>::default();
+        let mut said = Vec::new();
+        let mut stop = None;
+        let reaped = {
+            let collect = async {
+                let control = &mut child.ends.control;
+                let (out, err, res, control) = tokio::join!(
+                    stdout.collect(child.ends.stdout.take(), limit, &overflow),
+                    stderr.collect(child.ends.stderr.take(), limit, &overflow),
+                    result.collect(child.ends.result.take(), limit, &overflow),
+                    control.read_to_end(&mut said),
+                );
+                for error in [out.err(), err.err(), res.err(), control.err()]
+                    .into_iter()
+                    .flatten()
+                {
+                    // A child that ends without reading what it was sent resets its socket.
+                    log::debug!("reading from a child: {error}");
+                }
+            };
+            tokio::pin!(collect);
+            let mut collected = false;
+            let deadline = async {
+                match timeout {
+                    Some(limit) => {
+                        tokio::time::sleep_until((start + limit).into()).await;
+                        Stop::Timeout(limit)
+                    }
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::pin!(deadline);
+            loop {
+                let reason = tokio::select! {
+                    ready = child.pidfd.readable() => {
+                        ready.expect("the runtime runs").retain_ready();
+                        break;
+                    }
+                    () = &mut collect, if !collected => {
+                        collected = true;
+                        continue;
+                    }
+                    reason = &mut deadline, if stop.is_none() => reason,
+                    () = overflow.notified(), if stop.is_none() => Stop::OutputLimit(limit),
+                    _ = self.interrupt.received(), if stop.is_none() => Stop::Cancelled,
+                };
+                stop = Some(reason);
+                process::signal(child.pidfd.get_ref().as_fd(), libc::SIGKILL)
+                    .expect("pidfd_send_signal of our own child");
+            }
+            let reaped = reap(&child.pidfd).await;
+            if !collected {
+                tokio::time::timeout(LAST_OUTPUT, collect).await.ok();
+            }
+            reaped
+        };
+        self.ids.borrow_mut().give_back(child.host_id);
+        // What was written may have been cut only because nobody stopped it in time.
+        let overflowed = stdout.truncated || stderr.truncated || result.truncated;
+        if stop.is_none() && overflowed {
+            stop = Some(Stop::OutputLimit(limit));
+        }
+        let mut report = classify(&said, &reaped, stop, &result.bytes);
+        report.stdout = stdout.bytes;
+        report.stderr = stderr.bytes;
+        report.truncated = overflowed;
+        report.wall = start.elapsed();
+        report.cpu = reaped.cpu;
+        report.peak_memory = reaped.max_rss.saturating_sub(child.resident_at_start);
+        report
+    }
+}
+
+/// The report's verdict: first whether the job ran at all, then how it ended.
+fn classify(said: &[u8], reaped: &Reaped, stop: Option<Stop>, records: &[u8]) -> JobReport {
+    let mut report = match (ChildReport::decode(said), stop) {
+        (Some(ChildReport::Started), _) => {
+            let spoken = Spoken::from(records);
+            let (outcome, detail) = Outcome::of(reaped.ending, stop, spoken.blocked.as_deref());
+            let mut report = JobReport::not_run(outcome, "");
+            report.detail = detail;
+            if outcome == Outcome::Ok {
+                match spoken.result {
+                    Ok(result) => report.result = result,
+                    Err(detail) => report.detail = Some(detail),
+                }
+            }
+            report
+        }
+        (Some(ChildReport::SetupFailed(error)), _) => {
+            JobReport::not_run(Outcome::SetupFailed, error.to_string())
+        }
+        (Some(ChildReport::HookFailed(text)), _) => JobReport::not_run(Outcome::SetupFailed, text),
+        (Some(ChildReport::InvalidJob(text)), _) => JobReport::not_run(Outcome::InvalidJob, text),
+        (None, Some(Stop::Cancelled)) => JobReport::not_run(Outcome::Cancelled, "before it ran"),
+        (None, _) => {
+            let detail = match reaped.ending {
+                Ending::Exited(status) => format!("exited with status {status}"),
+                Ending::Signaled(signal) => format!("ended by signal {signal}"),
+            };
+            let when = if stop.is_some() {
+                ", at the job's time limit"
+            } else {
+                ""
+            };
+            JobReport::not_run(
+                Outcome::SetupFailed,
+                format!("the child {detail} on its way into the sandbox{when}"),
+            )
+        }
+    };
+    report.ending = Some(reaped.ending);
+    report
+}
+
+/// What a job said on its result channel.
+struct Spoken {
+    result: Result<Option<Box<RawValue>>, String>,
+    blocked: Option<String>,
+}
+
+impl Spoken {
+    fn from(mut records: &[u8]) -> Self {
+        let mut spoken = Self {
+            result: Ok(None),
+            blocked: None,
+        };
+        let mut returned = false;
+        while let Some((tag, payload, rest)) = record::split_first(records) {
+            match tag {
+                record::RESULT => {
+                    returned = true;
+                    // The child wrote it: it is passed on only if it is JSON.
+                    spoken.result = serde_json::from_slice(payload)
+                        .map(Some)
+                        .map_err(|error| format!("the result is not JSON: {error}"));
+                }
+                record::BLOCKED => {
+                    spoken.blocked = Some(String::from_utf8_lossy(payload).into_owned());
+                }
+                record::PROGRESS => log::info!("progress: {}", String::from_utf8_lossy(payload)),
+                other => log::debug!("a child wrote an unknown record {other}"),
+            }
+            records = rest;
+        }
+        if !records.is_empty() && spoken.result.is_ok() {
+            spoken.result = Err("the result is incomplete".to_owned());
+        } else if !returned && spoken.result.is_ok() {
+            spoken.result = Ok(None);
+        }
+        spoken
+    }
+}
+
+fn open_streams(streams: Streams) -> std::io::Result<(Ends, ChildEnds)> {
+    let (control, child_control) = std::os::unix::net::UnixStream::pair()?;
+    control.set_nonblocking(true)?;
+    let mut ends = Ends {
+        control: UnixStream::from_std(control)?,
+        stdout: None,
+        stderr: None,
+        result: None,
+    };
+    let mut child = ChildEnds {
+        control: child_control.into(),
+        stdout: None,
+        stderr: None,
+        result: None,
+    };
+    if streams == Streams::Capture {
+        for (end, child_end) in [
+            (&mut ends.stdout, &mut child.stdout),
+            (&mut ends.stderr, &mut child.stderr),
+            (&mut ends.result, &mut child.result),
+        ] {
+            let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+            *end = Some(pipe::Receiver::from_owned_fd(read)?);
+            *child_end = Some(write);
+        }
+    }
+    Ok((ends, child))
+}
+
+fn kill(child: &Child) {
+    process::signal(child.pidfd.get_ref().as_fd(), libc::SIGKILL)
+        .expect("pidfd_send_signal of our own child");
+}
+
+async fn reaped(child: &Child) -> Reaped {
+    reap(&child.pidfd).await
+}
+
+/// Waits for the end of a child and reaps it.
+async fn reap(pidfd: &AsyncFd<OwnedFd>) -> Reaped {
+    loop {
+        let mut ready = pidfd.readable().await.expect("the runtime runs");
+        match process::reap(pidfd.get_ref().as_fd()) {
+            Ok(Some(reaped)) => return reaped,
+            Ok(None) => ready.clear_ready(),
+            Err(Errno::EINTR) => {}
+            Err(errno) => panic!("waitid of our own child: {errno}"),
+        }
+    }
+}
+
+/// Resident memory of a process in bytes; 0 if it cannot be read, which makes a peak larger,
+/// never smaller.
+fn resident(pid: libc::pid_t) -> u64 {
+    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
+    let pages: u64 = statm
+        .split(' ')
+        .nth(1)
+        .and_then(|pages| pages.parse().ok())
+        .unwrap_or(0);
+    pages * crate::sys::memory::page_size() as u64
+}

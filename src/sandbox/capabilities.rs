@@ -1,0 +1,67 @@
+//! No capability, and no way back to one.
+
+use caps::CapSet;
+use nix::errno::Errno;
+
+use super::at;
+use super::layer::{Layer, Layers, SetupError};
+use crate::sys::process::prctl;
+
+/// Every securebit set and locked, except KEEP_CAPS, which is locked as off: user id 0 means
+/// nothing, and no ambient capability can be raised (`capabilities(7)`, "The securebits
+/// flags").
+const SECUREBITS: libc::c_ulong = NOROOT
+    | NOROOT << 1
+    | NO_SETUID_FIXUP
+    | NO_SETUID_FIXUP << 1
+    | KEEP_CAPS << 1
+    | NO_CAP_AMBIENT_RAISE
+    | NO_CAP_AMBIENT_RAISE << 1;
+const NOROOT: libc::c_ulong = 1;
+const NO_SETUID_FIXUP: libc::c_ulong = 1 << 2;
+const KEEP_CAPS: libc::c_ulong = 1 << 4;
+const NO_CAP_AMBIENT_RAISE: libc::c_ulong = 1 << 6;
+
+const LAYER: Layer = Layer::DropCapabilities;
+
+/// Empties the bounding set, locks the securebits, then drops every capability. The first
+/// two need CAP_SETPCAP, so they come first.
+pub fn drop_all(layers: &Layers) -> Result<(), SetupError> {
+    if !layers.has(LAYER) {
+        return Ok(());
+    }
+    clear(CapSet::Bounding)?;
+    prctl(libc::PR_SET_SECUREBITS, SECUREBITS).map_err(at(LAYER, "prctl(PR_SET_SECUREBITS)"))?;
+    clear(CapSet::Ambient)?;
+    clear(CapSet::Inheritable)?;
+    clear(CapSet::Effective)?;
+    clear(CapSet::Permitted)
+}
+
+fn clear(set: CapSet) -> Result<(), SetupError> {
+    caps::clear(None, set)
+        .map_err(|error| SetupError::new(LAYER, format!("{set:?}: {error}"), Errno::last()))
+}
+
+/// Says which promise about capabilities does not hold, if one does not.
+pub fn broken_promise(layers: &Layers) -> Option<&'static str> {
+    if !layers.has(LAYER) {
+        return None;
+    }
+    let sets = [
+        (CapSet::Effective, "a capability is effective"),
+        (CapSet::Permitted, "a capability is permitted"),
+        (CapSet::Inheritable, "a capability is inheritable"),
+        (CapSet::Bounding, "the bounding set is not empty"),
+        (CapSet::Ambient, "a capability is ambient"),
+    ];
+    for (set, promise) in sets {
+        if !caps::read(None, set).is_ok_and(|set| set.is_empty()) {
+            return Some(promise);
+        }
+    }
+    if prctl(libc::PR_GET_SECUREBITS, 0) != Ok(SECUREBITS as i64) {
+        return Some("the securebits are not locked");
+    }
+    None
+}

@@ -1,0 +1,130 @@
+//! The child's way in: the steps between the clone and the job, in their order.
+//!
+//! The order is the point of this page. Ids come before mounts, since an unmapped user
+//! cannot own a tmpfs; mounts before capabilities, which they need; `no_new_privs` before
+//! seccomp, which needs it; and the read-back last, so that it sees what the job will see.
+
+use std::os::fd::RawFd;
+
+use nix::errno::Errno;
+
+use super::handshake::{ChildReport, GO};
+use super::layer::{Layer, SetupError};
+use super::{Sandbox, at, capabilities, identity, namespaces, processes, read_back, root};
+use crate::sys::files;
+
+/// The descriptor of the result channel in a child that is asked for a result.
+pub const RESULT_FD: RawFd = 3;
+/// The job's arguments, until they are decoded.
+pub const PAYLOAD_FD: RawFd = 4;
+/// The control socket, until the child reports.
+pub const CONTROL_FD: RawFd = 5;
+
+/// The host's descriptors that become the child's. Numbers, not owners: the clone holds
+/// copies of them all.
+#[derive(Clone, Copy, Debug)]
+pub struct ChildDescriptors {
+    pub stdin: RawFd,
+    pub stdout: RawFd,
+    pub stderr: RawFd,
+    pub result: Option<RawFd>,
+    pub payload: RawFd,
+    pub control: RawFd,
+}
+
+/// Takes a fresh clone into its sandbox. No code of the job has run when this returns, and
+/// none may if it fails.
+pub fn enter(sandbox: &Sandbox, descriptors: &ChildDescriptors) -> Result<(), SetupError> {
+    let layers = &sandbox.layers;
+    take_descriptors(descriptors)?;
+    unblock_signals()?;
+    processes::leave_terminal()?;
+    wait_for_host()?;
+    identity::become_sandbox_user(layers)?;
+    if let Some(root) = &sandbox.root {
+        root::mount_private_places(root, &sandbox.profile)?;
+    }
+    namespaces::set_hostname(layers)?;
+    processes::limit_resources()?;
+    capabilities::drop_all(layers)?;
+    processes::refuse_new_privileges(layers)?;
+    processes::tie_to_host()?;
+    sandbox
+        .seccomp
+        .install(layers, descriptors.result.is_some())?;
+    read_back::check_promises(sandbox)
+}
+
+/// Moves the child's descriptors to their fixed numbers and closes all others.
+fn take_descriptors(descriptors: &ChildDescriptors) -> Result<(), SetupError> {
+    let wanted = [
+        (Some(descriptors.stdin), 0),
+        (Some(descriptors.stdout), 1),
+        (Some(descriptors.stderr), 2),
+        (descriptors.result, RESULT_FD),
+        (Some(descriptors.payload), PAYLOAD_FD),
+        (Some(descriptors.control), CONTROL_FD),
+    ];
+    // Out of the way first: a source may have the number of another's target.
+    let mut moved = [None; 6];
+    for (slot, (source, _)) in moved.iter_mut().zip(wanted) {
+        if let Some(source) = source {
+            let copy = files::duplicate_above(source, 2 * CONTROL_FD);
+            *slot = Some(copy.map_err(at(Layer::Descriptors, "fcntl(F_DUPFD)"))?);
+        }
+    }
+    for (copy, (_, number)) in moved.into_iter().zip(wanted) {
+        match copy {
+            Some(copy) => files::duplicate_onto(copy, number),
+            None => {
+                // Nothing may be left where the job expects no descriptor.
+                nix::unistd::close(number).or_else(|errno| match errno {
+                    Errno::EBADF => Ok(()),
+                    other => Err(other),
+                })
+            }
+        }
+        .map_err(at(Layer::Descriptors, "dup2"))?;
+    }
+    files::close_from(CONTROL_FD + 1).map_err(at(Layer::Descriptors, "close_range"))?;
+    for private in [PAYLOAD_FD, CONTROL_FD] {
+        // SAFETY: both were opened just above and stay open until the child reports.
+        let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(private) };
+        files::set_close_on_exec(fd, true).map_err(at(Layer::Descriptors, "fcntl(F_SETFD)"))?;
+    }
+    Ok(())
+}
+
+/// The host blocks the signals it reads from a descriptor; a job starts with none blocked.
+fn unblock_signals() -> Result<(), SetupError> {
+    nix::sys::signal::SigSet::empty()
+        .thread_set_mask()
+        .map_err(at(Layer::Descriptors, "sigprocmask"))
+}
+
+/// Blocks until the host has written the id maps. The host's end is the child's end too.
+fn wait_for_host() -> Result<(), SetupError> {
+    let mut word = [0; GO.len()];
+    loop {
+        // SAFETY: the buffer is valid for its length.
+        let read = unsafe { libc::read(CONTROL_FD, word.as_mut_ptr().cast(), word.len()) };
+        match Errno::result(read) {
+            Err(Errno::EINTR) => {}
+            Ok(_) if word == GO => return Ok(()),
+            Ok(_) => return Err(at(Layer::UserNamespace, "the host ended")(Errno::EPIPE)),
+            Err(errno) => return Err(at(Layer::UserNamespace, "read(control)")(errno)),
+        }
+    }
+}
+
+/// Tells the host how the way in ended. `false`: there is no host any more.
+pub fn report(report: &ChildReport) -> bool {
+    let bytes = report.encode();
+    let written = files::write_once(CONTROL_FD, &bytes);
+    written == bytes.len() as isize
+}
+
+/// Closes the descriptors that the job must not have. Comes before any of its code.
+pub fn close_private_descriptors() -> Result<(), Errno> {
+    nix::unistd::close(CONTROL_FD)
+}

@@ -1,0 +1,128 @@
+//! The host's half of a child's way in: what only a process outside the child may do.
+
+use std::path::Path;
+
+use nix::errno::Errno;
+
+use super::identity;
+use super::layer::{Layer, Layers, SetupError};
+
+/// Writes the child's id maps: one user and one group inside, `host_id` outside
+/// (`user_namespaces(7)`). The child waits for [`super::handshake::GO`] meanwhile, so its
+/// process id is its own.
+pub fn write_id_maps(pid: libc::pid_t, host_id: u32, layers: &Layers) -> Result<(), SetupError> {
+    if !layers.has(Layer::UserNamespace) {
+        return Ok(());
+    }
+    let map = format!("{} {host_id} 1\n", identity::inside_id(layers));
+    for file in ["gid_map", "uid_map"] {
+        std::fs::write(format!("/proc/{pid}/{file}"), &map).map_err(|error| {
+            let errno = Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO));
+            SetupError::new(Layer::UserNamespace, format!("write {file} {map:?}"), errno)
+        })?;
+    }
+    Ok(())
+}
+
+/// The host uids that children get, one each while they live.
+#[derive(Debug)]
+pub struct HostIds {
+    base: u32,
+    taken: Vec<bool>,
+}
+
+/// Where the ids start unless the host's own namespace maps fewer: a range that neither
+/// distributions nor systemd assign (systemd's `UIDS-GIDS`, 1879048192…).
+const DEFAULT_BASE: u32 = 0x7000_0000;
+const MOST_CHILDREN: u32 = 1 << 16;
+
+impl HostIds {
+    /// Chooses a range that this process may map, from `/proc/self/uid_map`.
+    ///
+    /// # Errors
+    /// If fewer than 1,000 ids besides the ordinary ones are mapped here.
+    pub fn choose() -> anyhow::Result<Self> {
+        let path = Path::new("/proc/self/uid_map");
+        let map = std::fs::read_to_string(path)?;
+        let (base, count) = choose_range(&map).ok_or_else(|| {
+            anyhow::anyhow!(
+                "every child needs a host uid of its own, but {} maps too few: {map:?}; \
+                 hint: give the container at least 65,536 ids",
+                path.display()
+            )
+        })?;
+        Ok(Self {
+            base,
+            taken: vec![false; count as usize],
+        })
+    }
+
+    /// A uid that no living child has; `None` if all are in use.
+    pub fn take(&mut self) -> Option<u32> {
+        let free = self.taken.iter().position(|taken| !taken)?;
+        self.taken[free] = true;
+        Some(self.base + free as u32)
+    }
+
+    /// Gives back the uid of a child that has been reaped.
+    pub fn give_back(&mut self, id: u32) {
+        self.taken[(id - self.base) as usize] = false;
+    }
+}
+
+/// The start and length of the children's ids, from the text of a `uid_map`.
+fn choose_range(map: &str) -> Option<(u32, u32)> {
+    const ORDINARY_IDS: u32 = 10_000; // accounts of the container itself
+    const NOBODY: u32 = 65_534; // owns nothing, yet what is unmapped appears as owned by it
+    for line in map.lines() {
+        let numbers: Vec<u64> = line.split_whitespace().flat_map(str::parse).collect();
+        let [inside, _, length] = numbers[..] else {
+            return None;
+        };
+        let end = inside + length;
+        if inside <= DEFAULT_BASE.into() && end >= u64::from(DEFAULT_BASE + MOST_CHILDREN) {
+            return Some((DEFAULT_BASE, MOST_CHILDREN));
+        }
+        let start = inside.max(ORDINARY_IDS.into()) as u32;
+        let end = end.min(NOBODY.into()) as u32;
+        if end >= start + 1_000 {
+            return Some((start, end - start));
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_whole_id_space_gives_the_default_range() {
+        let map = "         0          0 4294967295\n";
+        assert_eq!(choose_range(map), Some((DEFAULT_BASE, MOST_CHILDREN)));
+    }
+
+    #[test]
+    fn a_container_with_65536_ids_gives_what_is_above_its_accounts() {
+        assert_eq!(choose_range("0 100000 65536\n"), Some((10_000, 55_534)));
+    }
+
+    #[test]
+    fn a_single_id_is_too_few() {
+        assert_eq!(choose_range("1000 1000 1\n"), None);
+    }
+
+    #[test]
+    fn an_id_is_given_to_one_child_at_a_time() {
+        let mut ids = HostIds {
+            base: 5,
+            taken: vec![false; 2],
+        };
+        assert_eq!(
+            (ids.take(), ids.take(), ids.take()),
+            (Some(5), Some(6), None)
+        );
+        ids.give_back(5);
+        assert_eq!(ids.take(), Some(5));
+    }
+}

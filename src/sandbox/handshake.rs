@@ -1,0 +1,88 @@
+//! The words that host and child exchange over the control socket, before any of the
+//! job's code runs. The child closes its end then, so a job cannot speak here.
+
+use nix::errno::Errno;
+
+use super::layer::{Layer, SetupError};
+
+/// What the host says once it has done its half.
+pub const GO: &[u8] = b"g";
+
+/// What the child says last. Nothing at all means that it ended on its way in.
+#[derive(Debug, PartialEq, Eq)]
+pub enum ChildReport {
+    /// The job's code runs now.
+    Started,
+    /// A layer could not be applied.
+    SetupFailed(SetupError),
+    /// A hook of the host's operator raised, or anything else that is not a layer.
+    HookFailed(String),
+    /// The arguments could not be decoded.
+    InvalidJob(String),
+}
+
+impl ChildReport {
+    /// The report as bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        let (kind, text) = match self {
+            Self::Started => (b'S', String::new()),
+            Self::SetupFailed(error) => {
+                let layer = serde_json::to_string(&error.layer).expect("a layer has a name");
+                (
+                    b'F',
+                    format!("{layer}\0{}\0{}", error.errno as i32, error.step),
+                )
+            }
+            Self::HookFailed(text) => (b'H', text.clone()),
+            Self::InvalidJob(text) => (b'I', text.clone()),
+        };
+        [&[kind], text.as_bytes()].concat()
+    }
+
+    /// Reads a report; `None` if it is not one.
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        let (kind, text) = bytes.split_first()?;
+        let text = String::from_utf8_lossy(text).into_owned();
+        match kind {
+            b'S' => Some(Self::Started),
+            b'H' => Some(Self::HookFailed(text)),
+            b'I' => Some(Self::InvalidJob(text)),
+            b'F' => {
+                let mut parts = text.splitn(3, '\0');
+                let layer: Layer = serde_json::from_str(parts.next()?).ok()?;
+                let errno = Errno::from_raw(parts.next()?.parse().ok()?);
+                Some(Self::SetupFailed(SetupError::new(
+                    layer,
+                    parts.next()?,
+                    errno,
+                )))
+            }
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_report_survives_the_socket() {
+        let reports = [
+            ChildReport::Started,
+            ChildReport::SetupFailed(SetupError::new(Layer::Root, "mount /proc", Errno::EPERM)),
+            ChildReport::HookFailed("Traceback\nValueError: x".to_owned()),
+            ChildReport::InvalidJob("too deep".to_owned()),
+        ];
+        for report in reports {
+            assert_eq!(ChildReport::decode(&report.encode()), Some(report));
+        }
+    }
+
+    #[test]
+    fn bytes_that_are_no_report_are_none() {
+        for bytes in [&b""[..], b"X", b"F", b"F\"root\"", b"F\"nolayer\"\x001\0x"] {
+            assert_eq!(ChildReport::decode(bytes), None, "{bytes:?}");
+        }
+    }
+}

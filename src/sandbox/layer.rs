@@ -1,0 +1,136 @@
+//! The layers by name, and the error that says which one could not be applied.
+
+use nix::errno::Errno;
+use serde::{Deserialize, Serialize};
+
+/// One restriction. The names are those of the configuration's `skip_layers`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Layer {
+    /// Descriptors and standard streams.
+    Descriptors,
+    UserNamespace,
+    PidNamespace,
+    NetworkNamespace,
+    IpcNamespace,
+    UtsNamespace,
+    CgroupNamespace,
+    /// The mount namespace: private root, `/proc`, `/tmp`, `/dev`.
+    Root,
+    /// A user and group id of its own, no supplementary groups.
+    Setuid,
+    /// Resource limits of the process.
+    Limits,
+    DropCapabilities,
+    NoNewPrivs,
+    Seccomp,
+}
+
+impl Layer {
+    /// The layers that a profile may skip: all but those that cost nothing to anybody.
+    pub const SKIPPABLE: &[Layer] = &[
+        Layer::UserNamespace,
+        Layer::PidNamespace,
+        Layer::NetworkNamespace,
+        Layer::IpcNamespace,
+        Layer::UtsNamespace,
+        Layer::CgroupNamespace,
+        Layer::Root,
+        Layer::Setuid,
+        Layer::DropCapabilities,
+        Layer::NoNewPrivs,
+        Layer::Seccomp,
+    ];
+
+    /// The layer's name as written in the configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Layer::Descriptors => "descriptors",
+            Layer::UserNamespace => "user_namespace",
+            Layer::PidNamespace => "pid_namespace",
+            Layer::NetworkNamespace => "network_namespace",
+            Layer::IpcNamespace => "ipc_namespace",
+            Layer::UtsNamespace => "uts_namespace",
+            Layer::CgroupNamespace => "cgroup_namespace",
+            Layer::Root => "root",
+            Layer::Setuid => "setuid",
+            Layer::Limits => "limits",
+            Layer::DropCapabilities => "drop_capabilities",
+            Layer::NoNewPrivs => "no_new_privs",
+            Layer::Seccomp => "seccomp",
+        }
+    }
+}
+
+/// The layers that are in force: all, but for those that the configuration names.
+#[derive(Clone, Debug)]
+pub struct Layers {
+    skipped: Vec<Layer>,
+}
+
+impl Layers {
+    pub fn all_but(skipped: &[Layer]) -> Self {
+        Self {
+            skipped: skipped.to_vec(),
+        }
+    }
+
+    pub fn has(&self, layer: Layer) -> bool {
+        !self.skipped.contains(&layer)
+    }
+
+    pub fn skipped(&self) -> impl Iterator<Item = &'static str> {
+        self.skipped.iter().map(|layer| layer.name())
+    }
+}
+
+/// A layer that was asked for and could not be applied. No code of the job has run.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}: {step}: {errno}{}", layer.name(), self.hint())]
+pub struct SetupError {
+    pub layer: Layer,
+    /// The system call or the check that failed, with its operand.
+    pub step: String,
+    pub errno: Errno,
+}
+
+impl SetupError {
+    pub fn new(layer: Layer, step: impl Into<String>, errno: Errno) -> Self {
+        Self {
+            layer,
+            step: step.into(),
+            errno,
+        }
+    }
+
+    fn hint(&self) -> &'static str {
+        match (self.layer, self.errno) {
+            (Layer::Root, Errno::EPERM) if self.step.contains("/proc") => {
+                "; hint: this container hides parts of its own /proc, so the kernel refuses a new \
+                 one (in Docker: --security-opt systempaths=unconfined); or set proc = \"none\""
+            }
+            (Layer::Root, Errno::EPERM) => {
+                "; hint: mounting needs CAP_SYS_ADMIN (in Docker: --cap-add SYS_ADMIN \
+                 --security-opt apparmor=unconfined --security-opt seccomp=unconfined)"
+            }
+            (Layer::Root, Errno::EINVAL) if self.step.contains("pivot_root") => {
+                "; hint: the root file system is the kernel's initial one, which cannot be \
+                 pivoted away from"
+            }
+            (Layer::Root, Errno::ENOENT) => {
+                "; hint: the root must contain this folder for something to be mounted on it"
+            }
+            (Layer::Root, Errno::EACCES | Errno::ENOTDIR) => {
+                "; hint: every folder above it must be open to others (chmod o+x)"
+            }
+            (Layer::UserNamespace, Errno::EPERM) => {
+                "; hint: writing the id maps needs CAP_SETUID and CAP_SETGID in the host"
+            }
+            (Layer::UserNamespace, Errno::EINVAL) => {
+                "; hint: the host's own user namespace does not map the children's ids, see uid_base"
+            }
+            (Layer::Seccomp, Errno::EINVAL) => "; hint: this kernel lacks CONFIG_SECCOMP_FILTER",
+            _ => "",
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! The sandbox: what is prepared once in the host, what the host does for each child, and
+//! the page of steps that each child goes through before any of the job's code runs.
+
+pub mod capabilities;
+pub mod enter;
+pub mod from_host;
+pub mod handshake;
+pub mod identity;
+pub mod layer;
+pub mod namespaces;
+pub mod processes;
+pub mod read_back;
+pub mod root;
+pub mod seccomp;
+
+use nix::errno::Errno;
+
+use crate::config::Profile;
+pub use layer::{Layer, Layers, SetupError};
+
+/// A profile made ready: everything that does not depend on the single job is done.
+pub struct Sandbox {
+    pub profile: Profile,
+    pub layers: Layers,
+    /// `None`: the layer is skipped.
+    root: Option<root::PreparedRoot>,
+    seccomp: seccomp::Program,
+}
+
+impl Sandbox {
+    /// Compiles the system call policy and prepares the children's root file system, in a
+    /// mount namespace of the calling thread. From here on the calling thread sees what its
+    /// children will see; other threads keep the host's view.
+    ///
+    /// `needed` are the folders and files that a child's interpreter must be able to reach.
+    pub fn prepare(profile: &Profile, needed: &[std::path::PathBuf]) -> anyhow::Result<Self> {
+        let layers = profile.layers();
+        let seccomp = seccomp::Program::compile()?;
+        let root = match layers.has(Layer::Root) {
+            true => Some(root::PreparedRoot::prepare(&profile.root, needed)?),
+            false => None,
+        };
+        Ok(Self {
+            profile: profile.clone(),
+            layers,
+            root,
+            seccomp,
+        })
+    }
+
+    /// The `CLONE_NEW*` flags of this sandbox.
+    pub fn clone_flags(&self) -> u64 {
+        namespaces::clone_flags(&self.layers)
+    }
+}
+
+/// Attaches layer and step to an errno.
+fn at(layer: Layer, step: &'static str) -> impl Fn(Errno) -> SetupError {
+    move |errno| SetupError::new(layer, step, errno)
+}

@@ -1,0 +1,43 @@
+//! What the kernel does with the child as a process: session, core dumps, privileges, and
+//! its end when the host ends.
+
+use nix::sys::resource::{Resource, setrlimit};
+use nix::unistd::setsid;
+
+use super::at;
+use super::layer::{Layer, Layers, SetupError};
+use crate::sys::process::prctl;
+
+/// A session of its own: without a controlling terminal, TIOCSTI cannot type into the
+/// host's (CVE-2005-4890 and its many successors).
+pub fn leave_terminal() -> Result<(), SetupError> {
+    setsid().map(drop).map_err(at(Layer::Descriptors, "setsid"))
+}
+
+/// No core dump: it would hold the warm interpreter's memory.
+pub fn limit_resources() -> Result<(), SetupError> {
+    setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(at(Layer::Limits, "setrlimit(RLIMIT_CORE)"))
+}
+
+/// `no_new_privs`: from here on no executable gives privilege (`PR_SET_NO_NEW_PRIVS(2const)`).
+pub fn refuse_new_privileges(layers: &Layers) -> Result<(), SetupError> {
+    if !layers.has(Layer::NoNewPrivs) {
+        return Ok(());
+    }
+    prctl(libc::PR_SET_NO_NEW_PRIVS, 1)
+        .map(drop)
+        .map_err(at(Layer::NoNewPrivs, "prctl(PR_SET_NO_NEW_PRIVS)"))
+}
+
+/// Dies with the host, and can read its own `/proc/self` again.
+///
+/// Both are undone by a change of credentials (`PR_SET_PDEATHSIG(2const)`,
+/// `PR_SET_DUMPABLE(2const)`), so this comes after the last one. Being dumpable opens
+/// nothing: no other process has this child's host uid, and ptrace(2) is refused inside.
+pub fn tie_to_host() -> Result<(), SetupError> {
+    prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong)
+        .map_err(at(Layer::Descriptors, "prctl(PR_SET_PDEATHSIG)"))?;
+    prctl(libc::PR_SET_DUMPABLE, 1)
+        .map(drop)
+        .map_err(at(Layer::Setuid, "prctl(PR_SET_DUMPABLE)"))
+}

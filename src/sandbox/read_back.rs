@@ -1,0 +1,45 @@
+//! The last step before a child reports: what was promised is read back from the kernel.
+//!
+//! A step that silently did nothing (a wrapper's bug, a kernel's, a reordering in this
+//! code) ends here, not in a job with more rights than its profile says.
+
+use nix::errno::Errno;
+use nix::unistd::{getgroups, getresgid, getresuid};
+
+use super::layer::{Layer, SetupError};
+use super::{Sandbox, capabilities, identity};
+use crate::sys::process::prctl;
+
+const SECCOMP_MODE_FILTER: i64 = 2;
+
+/// Refuses with `EBADE` and the promise's name if the child's state is not as promised.
+pub fn check_promises(sandbox: &Sandbox) -> Result<(), SetupError> {
+    let layers = &sandbox.layers;
+    let broken = |layer, promise: &str| Err(SetupError::new(layer, promise, Errno::EBADE));
+
+    let id = identity::inside_id(layers);
+    let uids = getresuid().map(|ids| [ids.real, ids.effective, ids.saved].map(|id| id.as_raw()));
+    if uids != Ok([id; 3]) {
+        return broken(Layer::Setuid, "the user ids are not the sandbox's");
+    }
+    let gids = getresgid().map(|ids| [ids.real, ids.effective, ids.saved].map(|id| id.as_raw()));
+    if gids != Ok([id; 3]) {
+        return broken(Layer::Setuid, "the group ids are not the sandbox's");
+    }
+    if !getgroups().is_ok_and(|groups| groups.is_empty()) {
+        return broken(Layer::Setuid, "supplementary groups are left");
+    }
+    if layers.has(Layer::PidNamespace) && nix::unistd::getpid().as_raw() != 1 {
+        return broken(Layer::PidNamespace, "the process is not PID 1");
+    }
+    if let Some(promise) = capabilities::broken_promise(layers) {
+        return broken(Layer::DropCapabilities, promise);
+    }
+    if layers.has(Layer::NoNewPrivs) && prctl(libc::PR_GET_NO_NEW_PRIVS, 0) != Ok(1) {
+        return broken(Layer::NoNewPrivs, "no_new_privs is not set");
+    }
+    if layers.has(Layer::Seccomp) && prctl(libc::PR_GET_SECCOMP, 0) != Ok(SECCOMP_MODE_FILTER) {
+        return broken(Layer::Seccomp, "no filter is in force");
+    }
+    Ok(())
+}

@@ -1,0 +1,116 @@
+//! `clone3(2)`, without the C library's knowledge.
+
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+
+use nix::errno::Errno;
+
+use super::check;
+
+/// The two sides of a successful clone.
+pub enum Side {
+    /// In the clone itself.
+    Child,
+    /// In the caller: the child's process id in the caller's PID namespace, and its pidfd.
+    Parent { pid: libc::pid_t, pidfd: OwnedFd },
+}
+
+/// What the C library keeps in its thread descriptor about the calling thread, which
+/// `fork(3)` renews in the child and a bare `clone3` does not.
+#[derive(Clone, Copy, Debug)]
+pub struct ThreadState {
+    tid_address: u64,
+    robust_list: usize,
+    robust_list_len: usize,
+}
+
+impl ThreadState {
+    /// Reads the calling thread's state from the kernel.
+    ///
+    /// Source: `PR_GET_TID_ADDRESS(2const)` (needs `CONFIG_CHECKPOINT_RESTORE`),
+    /// `get_robust_list(2)`.
+    pub fn of_this_thread() -> Result<Self, Errno> {
+        let mut tid_address: u64 = 0;
+        let mut robust_list: usize = 0;
+        let mut robust_list_len: usize = 0;
+        // SAFETY: both calls write one word to each address given, all valid for writes.
+        unsafe {
+            check(libc::prctl(libc::PR_GET_TID_ADDRESS, &raw mut tid_address, 0, 0, 0).into())?;
+            check(libc::syscall(
+                libc::SYS_get_robust_list,
+                0,
+                &raw mut robust_list,
+                &raw mut robust_list_len,
+            ))?;
+        }
+        Ok(Self {
+            tid_address,
+            robust_list,
+            robust_list_len,
+        })
+    }
+
+    /// Registers the robust futex list again, in the child: the kernel clears it at a
+    /// clone (`set_robust_list(2)`), and robust mutexes would go unnoticed at death.
+    pub fn restore_robust_list(&self) -> Result<(), Errno> {
+        // SAFETY: the head lives in this thread's descriptor, which the clone copied.
+        unsafe {
+            check(libc::syscall(
+                libc::SYS_set_robust_list,
+                self.robust_list,
+                self.robust_list_len,
+            ))?;
+        }
+        Ok(())
+    }
+}
+
+/// Clones the calling process with `flags` (`CLONE_NEW*`), `CLONE_PIDFD` and SIGCHLD as
+/// the exit signal. The thread id that glibc caches is renewed by the kernel
+/// (`CLONE_CHILD_SETTID`) at the address found in `thread`.
+///
+/// Source: `clone(2)`.
+///
+/// # Safety
+/// The child has one thread and a copy of every lock of this process. The caller must
+/// make sure that no other thread holds a lock that the child will take, and must run the
+/// fork handlers on both sides.
+pub unsafe fn clone3(
+    flags: u64,
+    thread: &ThreadState,
+    set_tid: Option<libc::pid_t>,
+) -> Result<Side, Errno> {
+    let mut pidfd: RawFd = -1;
+    let tids = [set_tid.unwrap_or(0)];
+    let args = libc::clone_args {
+        flags: flags
+            | libc::CLONE_PIDFD as u64
+            | libc::CLONE_CHILD_SETTID as u64
+            | libc::CLONE_CHILD_CLEARTID as u64,
+        pidfd: (&raw mut pidfd) as u64,
+        child_tid: thread.tid_address,
+        parent_tid: 0,
+        exit_signal: libc::SIGCHLD as u64,
+        stack: 0,
+        stack_size: 0,
+        tls: 0,
+        set_tid: if set_tid.is_some() {
+            tids.as_ptr() as u64
+        } else {
+            0
+        },
+        set_tid_size: set_tid.is_some().into(),
+        cgroup: 0,
+    };
+    // SAFETY: `args` is valid for its size; without CLONE_VM the child runs on its own copy
+    // of this stack, so returning from here twice is what fork(2) does too.
+    let pid =
+        check(unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of_val(&args)) })?;
+    if pid == 0 {
+        return Ok(Side::Child);
+    }
+    Ok(Side::Parent {
+        pid: pid as libc::pid_t,
+        // SAFETY: the kernel has just stored a new descriptor here that nobody else knows.
+        pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) },
+    })
+}

@@ -1,0 +1,82 @@
+//! Descriptors: sealed memory files, descriptor ranges, the handful of raw writes.
+
+use std::fs::File;
+use std::io::{Read, Seek, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use tokio::io::unix::AsyncFd;
+
+use super::check;
+
+/// A memory file that holds `content`, positioned at its start, that nobody can change
+/// any more: not its bytes, not its size, not its seals (`memfd_create(2)`).
+pub fn sealed_memfd(name: &str, content: &[&[u8]]) -> std::io::Result<OwnedFd> {
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    // MFD_NOEXEC_SEAL (Linux 6.3) keeps it from ever being executed; older kernels say EINVAL.
+    let noexec = MFdFlags::from_bits_retain(libc::MFD_NOEXEC_SEAL);
+    let fd = match memfd_create(name, flags | noexec) {
+        Err(Errno::EINVAL) => memfd_create(name, flags)?,
+        other => other?,
+    };
+    let mut file = File::from(fd);
+    for part in content {
+        file.write_all(part)?;
+    }
+    file.rewind()?;
+    let seals = SealFlag::F_SEAL_SEAL
+        | SealFlag::F_SEAL_SHRINK
+        | SealFlag::F_SEAL_GROW
+        | SealFlag::F_SEAL_WRITE;
+    fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
+    Ok(file.into())
+}
+
+/// Reads a descriptor to its end.
+pub fn read_to_end(fd: OwnedFd) -> std::io::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    File::from(fd).read_to_end(&mut content)?;
+    Ok(content)
+}
+
+/// Closes every descriptor from `first` up (`close_range(2)`, Linux 5.9).
+pub fn close_from(first: RawFd) -> Result<(), Errno> {
+    // SAFETY: plain integers; the caller says that nothing above `first` is in use.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) }).map(drop)
+}
+
+/// `dup2(2)` onto a number that this process fixes by convention. The new descriptor has
+/// no close-on-exec flag.
+pub fn duplicate_onto(fd: RawFd, number: RawFd) -> Result<(), Errno> {
+    // SAFETY: plain integers; a wrong one is EBADF.
+    check(unsafe { libc::dup2(fd, number) }.into()).map(drop)
+}
+
+/// `F_DUPFD_CLOEXEC`: a copy of `fd` numbered `lowest` or higher.
+pub fn duplicate_above(fd: RawFd, lowest: RawFd) -> Result<RawFd, Errno> {
+    // SAFETY: plain integers; a wrong one is EBADF.
+    check(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, lowest) }.into()).map(|fd| fd as RawFd)
+}
+
+/// Sets or clears close-on-exec.
+pub fn set_close_on_exec(fd: BorrowedFd<'_>, on: bool) -> Result<(), Errno> {
+    let flags = if on { libc::FD_CLOEXEC } else { 0 };
+    // SAFETY: a valid descriptor and a flag word.
+    check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, flags) }.into()).map(drop)
+}
+
+/// One `write(2)` that takes no lock, for log lines and signal handlers: both must be able
+/// to run at any moment of a clone. A short or failed write loses the rest of the line.
+pub fn write_once(fd: RawFd, bytes: &[u8]) -> isize {
+    // SAFETY: the buffer is valid for its length; async-signal-safe by signal-safety(7).
+    unsafe { libc::write(fd, bytes.as_ptr().cast(), bytes.len()) }
+}
+
+/// Registers a descriptor with the current runtime.
+pub fn watch<T: AsFd + AsRawFd + 'static>(owner: T) -> std::io::Result<AsyncFd<T>> {
+    // SAFETY: `owner` is an I/O-safe type (it has AsFd, a bare number has not), which keeps its
+    // one descriptor open while the AsyncFd owns it.
+    Ok(unsafe { AsyncFd::register(owner) }?)
+}

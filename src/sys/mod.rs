@@ -1,0 +1,21 @@
+//! Thin, typed wrappers around system calls that neither `libc` nor `nix` offers
+//! in the form needed here. Nothing in this module decides anything.
+
+pub mod clone3;
+pub mod files;
+pub mod identity;
+pub mod memory;
+pub mod mounts;
+pub mod process;
+pub mod seccomp;
+
+use nix::errno::Errno;
+
+/// Turns the `-1` of a system call into its errno.
+fn check(result: libc::c_long) -> Result<libc::c_long, Errno> {
+    if result == -1 {
+        Err(Errno::last())
+    } else {
+        Ok(result)
+    }
+}

@@ -1,0 +1,80 @@
+//! The file-descriptor mount interface (Linux 5.2, `mount_setattr` 5.12).
+
+use std::ffi::CString;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use nix::errno::Errno;
+
+use super::check;
+
+const OPEN_TREE_CLONE: libc::c_uint = 1;
+const OPEN_TREE_CLOEXEC: libc::c_uint = libc::O_CLOEXEC as libc::c_uint;
+const MOVE_MOUNT_F_EMPTY_PATH: libc::c_uint = 4;
+
+fn c_path(path: &Path) -> Result<CString, Errno> {
+    CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::EINVAL)
+}
+
+/// A detached copy of the mount at `path`, and with `recursive` of every mount below it
+/// (`open_tree(2)`, `OPEN_TREE_CLONE`).
+pub fn copy_tree(path: &Path, recursive: bool) -> Result<OwnedFd, Errno> {
+    let path = c_path(path)?;
+    let mut flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC;
+    if recursive {
+        flags |= libc::AT_RECURSIVE as libc::c_uint;
+    }
+    // SAFETY: `path` is a C string that outlives the call.
+    let fd =
+        check(unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) })?;
+    // SAFETY: a new descriptor that nobody else knows.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// Attaches a detached tree at `target` (`move_mount(2)`).
+pub fn attach_tree(tree: &OwnedFd, target: &Path) -> Result<(), Errno> {
+    let target = c_path(target)?;
+    // SAFETY: both paths are C strings that outlive the call.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_move_mount,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_FDCWD,
+            target.as_ptr(),
+            MOVE_MOUNT_F_EMPTY_PATH,
+        )
+    })
+    .map(drop)
+}
+
+/// Adds mount attributes (`libc::MOUNT_ATTR_*`) to a tree and to all below it
+/// (`mount_setattr(2)`).
+pub fn restrict_tree(tree: &OwnedFd, attributes: u64) -> Result<(), Errno> {
+    let attr = libc::mount_attr {
+        attr_set: attributes,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: 0,
+    };
+    // SAFETY: `attr` is valid for its size, the path is a C string.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
+            &raw const attr,
+            size_of_val(&attr),
+        )
+    })
+    .map(drop)
+}
+
+/// `pivot_root(".", ".")`: makes the working directory the root and stacks the old root on
+/// the same place, to be detached next (`pivot_root(2)`, "pivot_root(".", ".")").
+pub fn pivot_to_working_directory() -> Result<(), Errno> {
+    // SAFETY: both arguments are C strings.
+    check(unsafe { libc::syscall(libc::SYS_pivot_root, c".".as_ptr(), c".".as_ptr()) }).map(drop)
+}

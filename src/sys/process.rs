@@ -1,0 +1,130 @@
+//! Processes: pidfds, exit statuses with their resource use, `prctl` switches.
+
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::time::Duration;
+
+use nix::errno::Errno;
+
+use super::check;
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    Exited(i32),
+    Signaled(i32),
+}
+
+/// A reaped process: how it ended and what it used, its own waited-for children included.
+#[derive(Clone, Copy, Debug)]
+pub struct Reaped {
+    pub ending: Ending,
+    pub cpu: Duration,
+    /// `ru_maxrss` in bytes.
+    pub max_rss: u64,
+}
+
+/// Reaps the process behind a pidfd; `None` if it still runs.
+///
+/// Source: `waitid(2)`; the raw system call takes a fifth argument, `struct rusage *`.
+pub fn reap(pidfd: BorrowedFd<'_>) -> Result<Option<Reaped>, Errno> {
+    let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
+    let mut usage = MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: both structures are valid for writes; all-zero is a valid value of each, which
+    // WNOHANG leaves as it is when there is nothing to reap.
+    let (info, usage) = unsafe {
+        check(libc::syscall(
+            libc::SYS_waitid,
+            libc::P_PIDFD,
+            pidfd.as_raw_fd(),
+            info.as_mut_ptr(),
+            libc::WEXITED | libc::WNOHANG,
+            usage.as_mut_ptr(),
+        ))?;
+        (info.assume_init(), usage.assume_init())
+    };
+    // SAFETY: for waitid the kernel fills in the SIGCHLD fields, or leaves zeros.
+    let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
+    if pid == 0 {
+        return Ok(None);
+    }
+    let ending = if info.si_code == libc::CLD_EXITED {
+        Ending::Exited(status)
+    } else {
+        Ending::Signaled(status)
+    };
+    let micros = |t: libc::timeval| t.tv_sec as u64 * 1_000_000 + t.tv_usec as u64;
+    Ok(Some(Reaped {
+        ending,
+        cpu: Duration::from_micros(micros(usage.ru_utime) + micros(usage.ru_stime)),
+        max_rss: usage.ru_maxrss as u64 * 1024,
+    }))
+}
+
+/// Sends a signal through a pidfd: never to another process that got the same number
+/// (`pidfd_send_signal(2)`). A process that has already ended is not an error.
+pub fn signal(pidfd: BorrowedFd<'_>, signal: i32) -> Result<(), Errno> {
+    // SAFETY: plain integers and a null siginfo, which means "as kill(2) does".
+    let result = check(unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        )
+    });
+    match result {
+        Err(Errno::ESRCH) => Ok(()),
+        other => other.map(drop),
+    }
+}
+
+/// `unshare(2)` of the calling thread.
+pub fn unshare(flags: libc::c_int) -> Result<(), Errno> {
+    // SAFETY: plain integer; what it may unshare is this thread's own.
+    check(unsafe { libc::unshare(flags) }.into()).map(drop)
+}
+
+/// `prctl(2)` with integer arguments.
+pub fn prctl(option: libc::c_int, argument: libc::c_ulong) -> Result<i64, Errno> {
+    // SAFETY: used only with options whose arguments are integers.
+    check(unsafe { libc::prctl(option, argument, 0, 0, 0) }.into())
+}
+
+/// Leaves the process at once: no destructor, no atexit handler, no flush.
+pub fn exit_now(status: i32) -> ! {
+    // SAFETY: always sound; _exit(2) does not return.
+    unsafe { libc::_exit(status) }
+}
+
+/// Replaces the process by the program behind `program` with exactly these arguments
+/// and environment (`execveat(2)`, `AT_EMPTY_PATH`). Returns only on failure.
+pub fn execute(
+    program: RawFd,
+    arguments: &[&std::ffi::CStr],
+    environment: &[std::ffi::CString],
+) -> Errno {
+    let argv: Vec<*const libc::c_char> = arguments
+        .iter()
+        .map(|argument| argument.as_ptr())
+        .chain([std::ptr::null()])
+        .collect();
+    let envp: Vec<*const libc::c_char> = environment
+        .iter()
+        .map(|variable| variable.as_ptr())
+        .chain([std::ptr::null()])
+        .collect();
+    // SAFETY: both vectors are null-terminated arrays of C strings that outlive the call.
+    unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            program,
+            c"".as_ptr(),
+            argv.as_ptr(),
+            envp.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        );
+    }
+    Errno::last()
+}
