@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use crate::sys::files::watch;
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout};
 use tokio::io::unix::AsyncFd;
 
 /// Bytes that a write to a pipe that is ready takes without blocking (`pipe(7)`, PIPE_BUF).
@@ -36,8 +37,11 @@ impl Descriptor {
                 Self::AlwaysReady(fd) => nix::unistd::read(fd, buffer),
                 Self::Watched(fd) => {
                     let mut ready = fd.readable().await?;
-                    ready.clear_ready();
-                    nix::unistd::read(fd.get_ref().as_fd(), buffer)
+                    if !is_ready(fd.get_ref(), PollFlags::POLLIN)? {
+                        ready.clear_ready();
+                        continue;
+                    }
+                    nix::unistd::read(fd.get_ref(), buffer)
                 }
             };
             match result {
@@ -53,8 +57,11 @@ impl Descriptor {
                 Self::AlwaysReady(fd) => nix::unistd::write(fd, bytes),
                 Self::Watched(fd) => {
                     let mut ready = fd.writable().await?;
-                    ready.clear_ready();
-                    nix::unistd::write(fd.get_ref().as_fd(), &bytes[..bytes.len().min(AT_ONCE)])
+                    if !is_ready(fd.get_ref(), PollFlags::POLLOUT)? {
+                        ready.clear_ready();
+                        continue;
+                    }
+                    nix::unistd::write(fd.get_ref(), &bytes[..bytes.len().min(AT_ONCE)])
                 }
             };
             match result {
@@ -63,6 +70,13 @@ impl Descriptor {
             }
         }
     }
+}
+
+/// Whether a call would not block now. The runtime learns of changes alone (epoll's edge
+/// mode), and a descriptor in blocking mode never says EAGAIN.
+fn is_ready(fd: &OwnedFd, events: PollFlags) -> nix::Result<bool> {
+    let mut poll = [PollFd::new(fd.as_fd(), events)];
+    Ok(nix::poll::poll(&mut poll, PollTimeout::ZERO)? > 0)
 }
 
 /// A line of input, without its line feed.

@@ -98,6 +98,7 @@ impl Cloner {
             let attempt = self.clone_once(flags);
             match attempt {
                 Ok(Attempt::Child) => {
+                    private_memory::forget_in_child();
                     fork_protocol::after_in_child();
                     // A refusal here means that robust mutexes are not released at this
                     // child's death; EINVAL for a wrong length is the only errno there is.

@@ -87,6 +87,12 @@ fn is_private(pointer: *const u8) -> bool {
     start != 0 && (start..start + HEAP_RESERVATION).contains(&(pointer as usize))
 }
 
+/// Forgets the private heap, in a child: its addresses are free there, and the kernel gives
+/// them to new mappings of the child, which the common heap then hands out.
+pub fn forget_in_child() {
+    HEAP_START.store(0, Ordering::Relaxed);
+}
+
 struct ByThread;
 
 // SAFETY: each pointer is freed by the allocator that made it, told by its address; both

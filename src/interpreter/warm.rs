@@ -131,7 +131,7 @@ fn check(status: ffi::PyStatus) -> anyhow::Result<()> {
 fn extend_path(py: Python<'_>, folders: &[PathBuf]) -> anyhow::Result<()> {
     let path = py.import("sys")?.getattr("path")?;
     for folder in folders.iter().rev() {
-        path.call_method1("insert", (0, folder))?;
+        path.call_method1("insert", (0, folder.as_os_str()))?;
     }
     path.call_method1("insert", (0, ""))?;
     PyModule::from_code(
