@@ -3,6 +3,7 @@
 //! The main thread makes the interpreter warm, prepares the sandbox, and from then on only
 //! clones, holding the GIL. The I/O thread reads jobs and writes reports.
 
+use std::convert::Infallible;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::path::PathBuf;
 
@@ -16,7 +17,7 @@ use crate::interpreter::call::Entry;
 use crate::interpreter::{host_module, warm};
 use crate::pool::clone_service::{self, CloneRequest, ClonedChild, IoEnd, MainEnd, ToMain};
 use crate::pool::interrupt;
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Layer, Sandbox};
 use crate::sandbox::enter::{self, PAYLOAD_FD};
 use crate::sandbox::handshake::ChildReport;
 use crate::sys::clone3::Side;
@@ -29,7 +30,11 @@ const NEVER_STARTED: i32 = 125;
 pub type IoMain = fn(IoEnd, OwnedFd);
 
 /// Becomes the host. Returns only with an error; on success `io_main` ends the process.
-pub fn serve(settings: &HostSettings, io_main: IoMain, command: OwnedFd) -> anyhow::Result<()> {
+pub fn serve(
+    settings: &HostSettings,
+    io_main: IoMain,
+    command: OwnedFd,
+) -> anyhow::Result<Infallible> {
     interrupt::block_signals().context("blocking signals")?;
     let (main_end, io_end) = clone_service::channels().context("eventfd")?;
     spawn_private_thread(Box::new(move || io_main(io_end, command)))?;
@@ -51,7 +56,11 @@ pub fn serve(settings: &HostSettings, io_main: IoMain, command: OwnedFd) -> anyh
         needed: warm.needed,
     };
     main_end.ready();
-    children.clone_on_request(&main_end)
+    children.clone_on_request(&main_end);
+    // The I/O thread is about to end the process, with its status.
+    loop {
+        std::thread::park();
+    }
 }
 
 fn log_warm_state(
@@ -91,7 +100,8 @@ struct Children {
 }
 
 impl Children {
-    fn clone_on_request(&self, main_end: &MainEnd) -> anyhow::Result<()> {
+    /// Serves the I/O thread until it closes the channel.
+    fn clone_on_request(&self, main_end: &MainEnd) {
         Python::attach(|py| {
             for request in &main_end.requests {
                 let ToMain::Clone(request) = request else {
@@ -99,8 +109,7 @@ impl Children {
                 };
                 main_end.reply(request, self.clone_once(py, &request));
             }
-            anyhow::bail!("the I/O thread has ended")
-        })
+        });
     }
 
     fn clone_once(&self, py: Python<'_>, request: &CloneRequest) -> Result<ClonedChild, String> {
@@ -154,7 +163,7 @@ impl Children {
 
     /// Whether this child can read what its interpreter will need.
     fn check_reach(&self) -> i32 {
-        if self.sandbox.profile.shows_host_tree() {
+        if self.sandbox.layers.has(Layer::Root) && self.sandbox.profile.shows_host_tree() {
             for path in &self.needed {
                 if let Err(error) = reach(path) {
                     return refuse(ChildReport::HookFailed(format!(

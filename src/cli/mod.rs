@@ -223,8 +223,7 @@ fn execute(
 pub fn become_host(descriptors: HostDescriptors) -> anyhow::Result<ExitCode> {
     let settings: HostSettings = launch::read(descriptors.settings)?;
     logging::install(&settings.log_filter)?;
-    host::serve(&settings, io_main, descriptors.command)?;
-    Ok(ExitCode::SUCCESS)
+    match host::serve(&settings, io_main, descriptors.command)? {}
 }
 
 /// The I/O thread: runs the command and ends the process with its status.

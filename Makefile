@@ -1,0 +1,30 @@
+# make demo    set everything up and run the main job on real data
+# make test    set everything up and run all tests
+# PYTHON=...   the interpreter to link and to test with; VENV=... where its packages go
+
+PYTHON ?= python3
+VENV ?= .venv
+export PYTHON VENV
+
+.PHONY: demo test soak lint setup clean
+
+setup:
+	@scripts/setup.sh
+
+demo: setup
+	@$(VENV)/bin/python examples/flights/demo.py
+
+test: setup
+	cargo test --release --locked --quiet --lib
+	$(VENV)/bin/python -m pytest tests
+
+# Longer than a test run should take: the figures of docs/soak.md.
+soak: setup
+	$(VENV)/bin/python -m pytest tests -m soak
+
+lint:
+	cargo fmt --check
+	cargo clippy --release --all-targets --locked -- -D warnings
+
+clean:
+	rm -rf target $(VENV) examples/flights/data demo-results.ndjson

@@ -1,0 +1,116 @@
+"""How tests drive the real binary, as root."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PYSPAWNER = Path(os.environ.get("PYSPAWNER", ROOT / "target/release/pyspawner"))
+JOBS = Path(__file__).parent / "jobs"
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "soak: longer than an ordinary test run")
+    if os.getuid() != 0:
+        pytest.exit("the tests need root: they make sandboxes and look at them from outside", 2)
+    if not PYSPAWNER.exists():
+        pytest.exit(f"{PYSPAWNER} is missing; run make setup", 2)
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("-m"):
+        return
+    chosen = [item for item in items if "soak" not in item.keywords]
+    config.hook.pytest_deselected(items=[i for i in items if "soak" in i.keywords])
+    items[:] = chosen
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = (yield).get_result()
+    if report.skipped and os.environ.get("PYSPAWNER_CI") and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped in CI: {report.longrepr}"
+
+
+@dataclass
+class Done:
+    """A finished command."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+    @property
+    def lines(self):
+        """The result lines of ``map``."""
+        return [json.loads(line) for line in self.stdout.splitlines()]
+
+
+class Driver:
+    """Runs pyspawner with the test jobs on its path and this interpreter's environment."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def command(self, verb, child_main, *flags, config=None, path=JOBS, prefix=()):
+        command = [*prefix, PYSPAWNER, verb, "--child-main", child_main]
+        if path is not None:
+            command += ["--path", path]
+        if "--python" not in flags:
+            command += ["--python", sys.executable]
+        if config is not None:
+            file = self.folder / "pyspawner.toml"
+            file.write_text(config)
+            command += ["--config", file]
+        return [str(word) for word in [*command, *flags]]
+
+    def run(self, child_main, *arguments, flags=(), stdin="", timeout=120, **options):
+        command = self.command("run", child_main, *flags, **options) + ["--", *arguments]
+        return self.finish(command, stdin, timeout)
+
+    def map(self, child_main, jobs, *flags, timeout=300, **options):
+        lines = jobs if isinstance(jobs, (str, bytes)) else "".join(json.dumps(j) + "\n" for j in jobs)
+        return self.finish(self.command("map", child_main, *flags, **options), lines, timeout)
+
+    def job(self, child_main, *args, flags=(), **options):
+        """The one result line of one job."""
+        done = self.map(child_main, [list(args)], *flags, **options)
+        assert len(done.lines) == 1, done
+        return done.lines[0]
+
+    def value(self, child_main, *args, **options):
+        """What ``child_main`` returned."""
+        line = self.job(child_main, *args, **options)
+        assert line["outcome"] == "ok", line
+        return line["result"]
+
+    @staticmethod
+    def finish(command, stdin, timeout):
+        data = stdin.encode() if isinstance(stdin, str) else stdin
+        done = subprocess.run(command, input=data, capture_output=True, timeout=timeout, check=False)
+        return Done(done.returncode, done.stdout.decode(), done.stderr.decode("utf-8", "replace"))
+
+
+@pytest.fixture
+def pyspawner(tmp_path):
+    return Driver(tmp_path)
+
+
+@pytest.fixture
+def open_folder():
+    """A folder that every user may read and write, outside of /tmp."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        os.chmod(folder, 0o777)
+        yield Path(folder)
+
+
+def skipping(*layers):
+    """A configuration that leaves these layers out."""
+    return "[profile.default]\nskip_layers = " + json.dumps(layers) + "\n"

@@ -1,0 +1,219 @@
+"""``pyspawner map``: every line yields one result, whatever the line is."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+
+
+def test_result_line_is_complete(pyspawner):
+    line = pyspawner.job("basic.echo", 1, "a")
+    assert line.pop("wall_ms") > 0
+    assert line.pop("cpu_ms") > 0
+    assert 0 < line.pop("peak_memory_bytes") < 64 << 20
+    assert line == {
+        "id": "1",
+        "outcome": "ok",
+        "exit_code": 0,
+        "signal": None,
+        "result": {"args": [1, "a"], "kwargs": {}},
+        "stdout": "",
+        "stderr": "",
+        "truncated": False,
+        "detail": None,
+    }
+
+
+def test_object_lines(pyspawner):
+    jobs = [{"id": "x", "args": [1], "kwargs": {"k": [None]}}, {"id": 5}, {}]
+    lines = {line["id"]: line["result"] for line in pyspawner.map("basic.echo", jobs).lines}
+    assert lines == {
+        "x": {"args": [1], "kwargs": {"k": [None]}},
+        "5": {"args": [], "kwargs": {}},
+        "3": {"args": [], "kwargs": {}},
+    }
+
+
+def test_stdin_of_a_job(pyspawner):
+    text = "line\n" * 100_000 + "ä"
+    done = pyspawner.map("basic.copy_stdin", [{"stdin": text}, {}, {"stdin": ""}], "--ordered")
+    assert [line["result"] for line in done.lines] == [text, "", ""]
+
+
+def test_ordered_keeps_the_inputs_order(pyspawner):
+    seconds = [0.3, 0.0, 0.2, 0.0, 0.1]
+    done = pyspawner.map("basic.sleep", [[s] for s in seconds], "--ordered", "-j", "4")
+    assert [line["result"] for line in done.lines] == seconds
+
+
+MALFORMED = [b"", b"  ", b"42", b"[1", b"{\"arg\": 1}", b"\xff\xfe", b"[1] [2]", b"null", b"{\"args\": 1}"]
+
+
+def test_every_malformed_line_has_its_result(pyspawner):
+    lines = [b"[0]", *MALFORMED, b"[9]"]
+    done = pyspawner.map("basic.echo", b"\n".join(lines), "--ordered")
+    assert done.status == 1
+    outcomes = [line["outcome"] for line in done.lines]
+    assert outcomes == ["ok", *["invalid_job"] * len(MALFORMED), "ok"]
+    assert [line["id"] for line in done.lines] == [str(n + 1) for n in range(len(lines))]
+    assert all(line["detail"] for line in done.lines[1:-1])
+
+
+def test_megabytes_on_a_line(pyspawner):
+    text = "x" * (20 << 20)
+    config = '[profile.default.limits]\noutput = "32M"\n'
+    assert pyspawner.value("basic.echo", text, config=config)["args"] == [text]
+
+
+def test_a_line_beyond_the_limit_is_skipped_not_kept(pyspawner):
+    jobs = b'["' + b"x" * (65 << 20) + b'"]\n[1]\n'
+    done = pyspawner.map("basic.echo", jobs, "--ordered")
+    assert [line["outcome"] for line in done.lines] == ["invalid_job", "ok"]
+
+
+def test_arguments_too_deep_to_decode(pyspawner):
+    line = pyspawner.map("basic.echo", "[" * 100_000 + "]" * 100_000 + "\n").lines[0]
+    assert line["outcome"] == "invalid_job"
+    assert "cannot be decoded" in line["detail"]
+
+
+@pytest.mark.parametrize(
+    ("function", "args", "expected"),
+    [
+        ("leave", [0], {"outcome": "ok", "exit_code": 0, "result": None}),
+        ("leave", [3], {"outcome": "exited", "exit_code": 3}),
+        ("leave_at_once", [0], {"outcome": "ok", "exit_code": 0, "result": None}),
+        ("fail", [], {"outcome": "exited", "exit_code": 1}),
+        ("unprintable", [], {"outcome": "exited", "exit_code": 1}),
+        ("die", [11], {"outcome": "signaled", "signal": signal.SIGSEGV, "exit_code": None}),
+        ("not_json", [], {"outcome": "exited", "exit_code": 1, "result": None}),
+        ("not_a_number", [], {"outcome": "exited", "exit_code": 1, "result": None}),
+        ("deep", [100_000], {"outcome": "exited", "exit_code": 1, "result": None}),
+        ("write_bytes", [[255, 97]], {"outcome": "ok", "stdout_base64": "/2E="}),
+    ],
+)
+def test_outcomes(pyspawner, function, args, expected):
+    line = pyspawner.job(f"basic.{function}", *args)
+    assert {key: line.get(key) for key in expected} == expected, line
+
+
+def test_exception_is_on_stderr(pyspawner):
+    line = pyspawner.job("basic.fail", "reason")
+    assert line["stderr"].endswith("ValueError: reason\n")
+
+
+def test_timeout(pyspawner):
+    jobs = [{"args": [60], "timeout": 0.3}, {"args": [0], "timeout": "1m"}]
+    done = pyspawner.map("basic.sleep", jobs, "--ordered")
+    assert [line["outcome"] for line in done.lines] == ["timed_out", "ok"]
+    assert 300 <= done.lines[0]["wall_ms"] < 5000
+
+
+def test_a_job_may_shorten_the_profiles_limit_not_lengthen_it(pyspawner):
+    done = pyspawner.map("basic.sleep", [{"args": [60], "timeout": 50}], "--timeout", "0.3")
+    assert done.lines[0]["outcome"] == "timed_out"
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_output_limit(pyspawner, stream):
+    line = pyspawner.job("basic.write", 10_000_000, stream, config="[profile.default.limits]\noutput = 1000\n")
+    assert (line["outcome"], line["truncated"], len(line[stream])) == ("output_limit", True, 1000)
+
+
+def test_a_forged_result_is_no_json_and_not_passed_on(pyspawner):
+    for forged in ["R\x05\0\0\0{\"a\":", "garbage", "R\xff\xff\xff\xff1"]:
+        line = pyspawner.job("basic.forge", forged)
+        assert line["outcome"] == "ok"
+        assert line["result"] is None or forged == "garbage", line
+
+
+def test_host_facts(pyspawner):
+    line = pyspawner.map("basic.host_facts", [{"id": "seven", "timeout": 30}]).lines[0]
+    facts = line["result"]
+    assert facts["id"] == "seven"
+    assert 20 < facts["deadline"] - facts["now"] <= 30
+    assert pyspawner.value("basic.host_facts")["deadline"] is None
+
+
+def test_files_in_and_out(pyspawner, tmp_path):
+    (tmp_path / "in").write_text("[1]\n[2]")
+    done = pyspawner.map("basic.echo", "", "-i", tmp_path / "in", "-o", tmp_path / "out")
+    assert done.status == 0
+    assert len((tmp_path / "out").read_text().splitlines()) == 2
+
+
+def test_missing_input_is_an_error(pyspawner, tmp_path):
+    done = pyspawner.map("basic.echo", "", "-i", tmp_path / "missing")
+    assert done.status == 125
+    assert "missing: No such file" in done.stderr
+
+
+def test_empty_input_is_no_failure(pyspawner):
+    done = pyspawner.map("basic.echo", "")
+    assert (done.status, done.stdout) == (0, "")
+
+
+def test_a_reader_that_leaves_ends_the_run(pyspawner):
+    command = pyspawner.command("map", "basic.echo", "-j", "2")
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdin.write(b"[1]\n" * 2000)
+    process.stdin.flush()
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=30) == 128 + signal.SIGPIPE
+    assert process.stderr.read() == b""
+    process.stdin.close()
+
+
+def test_a_reader_that_waits_stops_the_jobs(pyspawner, open_folder):
+    """Results are not piled up: with a full pipe no further job is begun."""
+    command = pyspawner.command("map", "basic.write", "-j", "2")
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process.stdin.write(b"[50000]\n" * 400)
+    process.stdin.close()
+    time.sleep(4)
+    assert process.poll() is None
+    lines = process.stdout.read().splitlines()
+    assert process.wait(timeout=60) == 0
+    assert len(lines) == 400
+
+
+def test_interrupt_kills_children_and_reports_them(pyspawner):
+    command = pyspawner.command("map", "basic.sleep", "-j", "2")
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process.stdin.write(b"[60]\n[60]\n[60]\n")
+    process.stdin.flush()
+    time.sleep(2)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=10) == 130
+    outcomes = [json.loads(line)["outcome"] for line in process.stdout]
+    assert outcomes == ["cancelled", "cancelled"]
+    process.stdin.close()
+    left = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, check=False)
+    assert left.stdout == b""
+
+
+def test_memory_does_not_grow_with_the_input(pyspawner):
+    """2,000 jobs of 100 kB each, in and out: 400 MB pass through."""
+    command = pyspawner.command("map", "basic.echo", "-j", "2")
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    line = json.dumps(["x" * 100_000]).encode() + b"\n"
+    peak = []
+    if os.fork() == 0:
+        for _ in range(2000):
+            process.stdin.write(line)
+        process.stdin.close()
+        os._exit(0)
+    process.stdin.close()
+    for number, result in enumerate(process.stdout):
+        assert len(result) > 100_000
+        if number % 500 == 499:
+            status = open(f"/proc/{process.pid}/status").read()
+            peak.append(int(status.split("VmRSS:")[1].split()[0]))
+    os.wait()
+    assert process.wait() == 0
+    assert len(peak) == 4
+    assert peak[-1] < peak[0] + 8 * 1024, peak

@@ -1,0 +1,141 @@
+"""``pyspawner run``: streams and exit statuses."""
+
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+
+
+def test_arguments_arrive_as_strings_and_output_goes_through(pyspawner):
+    done = pyspawner.run("basic.greet", "a", "b c", "--", "-v")
+    assert (done.status, done.stdout) == (0, "hello a b c -- -v\n")
+    assert done.stderr == "warning\n"
+
+
+def test_stdin_is_the_terminals(pyspawner):
+    assert pyspawner.run("basic.cat", stdin="text").stdout == "TEXT"
+
+
+def test_colon_names_a_function_too(pyspawner):
+    assert pyspawner.run("basic:greet").status == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        (("leave", "0"), 0),
+        (("leave", "3"), 3),
+        (("leave", "-1"), 255),
+        (("fail",), 1),
+        (("sleep", "0.01"), 0),
+    ],
+)
+def test_exit_status_is_the_childs(pyspawner, arguments, status):
+    name, *rest = arguments
+    assert pyspawner.run(f"basic.{name}", *rest).status == status
+
+
+def test_exit_with_text_prints_it(pyspawner):
+    done = pyspawner.run("basic.leave", "goodbye")
+    assert (done.status, done.stderr) == (1, "goodbye\n")
+
+
+def test_exception_prints_its_traceback_without_our_frames(pyspawner):
+    done = pyspawner.run("basic.fail", "reason")
+    assert done.status == 1
+    assert done.stderr.startswith("Traceback (most recent call last):\n")
+    assert done.stderr.endswith("ValueError: reason\n")
+    assert "<pyspawner>" not in done.stderr
+
+
+def test_blocked_call_is_128_plus_sigsys_and_named(pyspawner):
+    done = pyspawner.run("attacks.call", "unshare")
+    assert done.status == 128 + signal.SIGSYS
+    assert "blocked system call: unshare" in done.stderr
+
+
+def test_timeout_is_124(pyspawner):
+    done = pyspawner.run("basic.sleep", "30", flags=["--timeout", "0.3"])
+    assert done.status == 124
+
+
+def test_threads_and_exit_handlers_are_waited_for(pyspawner):
+    assert pyspawner.run("basic.leave_thread_running").stdout == "thread ended\n"
+    assert pyspawner.run("basic.after_exit_handler").stdout == "handler ran\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_ends_the_job(pyspawner, number):
+    command = pyspawner.command("run", "basic.sleep", "-vv") + ["--", "60"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    time.sleep(1.5)
+    process.send_signal(number)
+    assert process.wait(timeout=10) == 128 + number
+
+
+def test_interrupt_while_importing(pyspawner, open_folder):
+    (open_folder / "slow.py").write_text("import time; time.sleep(60)")
+    command = pyspawner.command("run", "slow.main", path=open_folder)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=10) == 130
+
+
+def test_child_ends_with_its_host(pyspawner):
+    command = pyspawner.command("run", "basic.sleep") + ["--", "61.25"]
+    process = subprocess.Popen(command)
+    time.sleep(1.5)
+    children = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True, check=False
+    ).stdout.split()
+    assert len(children) == 1
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 5
+    while os.path.exists(f"/proc/{children[0]}/exe"):
+        assert time.monotonic() < deadline, "the child outlived its host"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("child_main", "words"),
+    [
+        ("no_such_module.main", "ModuleNotFoundError: No module named 'no_such_module'"),
+        ("basic.no_such_function", "has no attribute 'no_such_function'"),
+        ("basic.os", "is not callable: it is a module"),
+    ],
+)
+def test_what_cannot_be_called_is_one_error_with_traceback(pyspawner, child_main, words):
+    done = pyspawner.run(child_main)
+    assert done.status == 125
+    assert words in done.stderr and "Traceback" in done.stderr
+    assert done.stderr.count("pyspawner: error:") == 1
+
+
+def test_failing_preload_shows_the_traceback(pyspawner, open_folder):
+    (open_folder / "broken.py").write_text("raise RuntimeError('broken on purpose')")
+    done = pyspawner.run("basic.greet", flags=["--preload", "broken", "--path", str(open_folder)])
+    assert done.status == 125
+    assert "cannot import broken" in done.stderr and "broken on purpose" in done.stderr
+
+
+def test_failing_warm_up_shows_the_traceback(pyspawner):
+    done = pyspawner.run("basic.greet", flags=["--warm-up", "basic.fail"])
+    assert done.status == 125
+    assert "warm_up basic:fail failed" in done.stderr and "ValueError: no" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--no-such-flag"], ["run"], ["run", "--child-main", "x"], []])
+def test_wrong_usage_is_125(pyspawner, arguments):
+    from conftest import PYSPAWNER
+
+    assert pyspawner.finish([str(PYSPAWNER), *arguments], "", 10).status == 125
+
+
+def test_configuration_error_names_file_and_line(pyspawner):
+    done = pyspawner.run("basic.greet", config="preload = []\nprelaod = []\n")
+    assert done.status == 125
+    assert "pyspawner.toml:2: unknown field `prelaod`" in done.stderr
