@@ -17,9 +17,9 @@ use crate::interpreter::call::Entry;
 use crate::interpreter::{host_module, warm};
 use crate::pool::clone_service::{self, CloneRequest, ClonedChild, IoEnd, MainEnd, ToMain};
 use crate::pool::interrupt;
-use crate::sandbox::{Layer, Sandbox};
 use crate::sandbox::enter::{self, PAYLOAD_FD};
 use crate::sandbox::handshake::ChildReport;
+use crate::sandbox::{Layer, Sandbox};
 use crate::sys::clone3::Side;
 use crate::sys::{files, process};
 

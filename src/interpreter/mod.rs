@@ -16,7 +16,10 @@ fn job_module(py: Python<'_>) -> PyResult<Bound<'_, PyModule>> {
 pub fn describe(py: Python<'_>, error: &PyErr) -> String {
     let lines = py
         .import("traceback")
-        .and_then(|traceback| traceback.call_method1("format_exception", (error.value(py),)))
+        .and_then(|traceback| {
+            let parts = (error.get_type(py), error.value(py), error.traceback(py));
+            traceback.call_method1("format_exception", parts)
+        })
         .and_then(|lines| lines.extract::<Vec<String>>());
     match lines {
         Ok(lines) => lines.concat().trim_end().to_owned(),

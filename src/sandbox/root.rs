@@ -16,11 +16,13 @@ use nix::unistd::{chdir, fchdir};
 
 use super::layer::{Layer, SetupError};
 use crate::config::{Proc, Profile, Root};
-use crate::sys::mounts::{attach_tree, copy_tree, pivot_to_working_directory, restrict_tree};
+use crate::sys::mounts::{attach_tree, copy_tree, pivot_to_working_directory, set_attributes};
 use crate::sys::process::unshare;
 
 /// Host device nodes that are harmless to share: they hold no state.
 const DEVICES: &[&str] = &["null", "zero", "full", "random", "urandom"];
+
+const DEVICE_SET: u64 = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC;
 
 /// Where each child has a tmpfs of its own.
 const PRIVATE_PLACES: &[&str] = &["/tmp", "/dev/shm"];
@@ -113,7 +115,7 @@ fn enter_copy_of(source: &Path, attributes: u64) -> Result<(), SetupError> {
         move |errno| error(step, errno)
     };
     let tree = copy_tree(source, true).map_err(step("open_tree"))?;
-    restrict_tree(&tree, attributes).map_err(step("mount_setattr"))?;
+    set_attributes(&tree, attributes, 0).map_err(step("mount_setattr"))?;
     // Attached where there always is a folder; the place is gone with the old root.
     attach_tree(&tree, Path::new("/proc")).map_err(step("move_mount"))?;
     fchdir(&tree).map_err(step("fchdir"))?;
@@ -152,14 +154,11 @@ fn replace_kernel_file_systems() -> Result<(), SetupError> {
     mount_tmpfs(Path::new("/dev"), "mode=755,size=64k")?;
     for (path, tree) in &devices {
         fs::write(path, "").map_err(|e| io_error(format!("create {}", path.display()), &e))?;
-        // Read-only keeps their modes and times as they are; writing to a device node does
-        // not write to the file system. "nodev" would close them.
-        restrict_tree(
-            tree,
-            libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC,
-        )
-        .and_then(|()| attach_tree(tree, path))
-        .map_err(|e| error(format!("move_mount {}", path.display()), e))?;
+        // Read-only keeps their modes and times as they are; writing to a device does not
+        // write to the file system.
+        set_attributes(tree, DEVICE_SET, libc::MOUNT_ATTR_NODEV)
+            .and_then(|()| attach_tree(tree, path))
+            .map_err(|e| error(format!("move_mount {}", path.display()), e))?;
     }
     let links = [
         ("fd", "/proc/self/fd"),

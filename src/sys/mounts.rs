@@ -49,12 +49,12 @@ pub fn attach_tree(tree: &OwnedFd, target: &Path) -> Result<(), Errno> {
     .map(drop)
 }
 
-/// Adds mount attributes (`libc::MOUNT_ATTR_*`) to a tree and to all below it
+/// Sets and clears mount attributes (`libc::MOUNT_ATTR_*`) of a tree and of all below it
 /// (`mount_setattr(2)`).
-pub fn restrict_tree(tree: &OwnedFd, attributes: u64) -> Result<(), Errno> {
+pub fn set_attributes(tree: &OwnedFd, set: u64, clear: u64) -> Result<(), Errno> {
     let attr = libc::mount_attr {
-        attr_set: attributes,
-        attr_clr: 0,
+        attr_set: set,
+        attr_clr: clear,
         propagation: 0,
         userns_fd: 0,
     };

@@ -1,0 +1,148 @@
+"""Which interpreter, which modules, from where; and the hooks' module."""
+
+import inspect
+import subprocess
+import sys
+import venv
+
+import pytest
+from conftest import ROOT
+
+VERSION = "%d.%d" % sys.version_info[:2]
+
+
+
+
+def test_another_version_is_a_clear_error(pyspawner, open_folder):
+    impostor = open_folder / "python"
+    impostor.write_text('#!/bin/sh\necho 3.7\necho "$0"\n')
+    impostor.chmod(0o755)
+    done = pyspawner.run("basic.greet", flags=["--python", str(impostor)])
+    assert done.status == 125
+    assert f"is Python 3.7, but this pyspawner is linked to Python {VERSION}" in done.stderr
+
+
+@pytest.mark.parametrize("path", ["/no/such/python", "/bin/true", "/etc/passwd"])
+def test_what_is_no_interpreter_is_a_clear_error(pyspawner, path):
+    done = pyspawner.run("basic.greet", flags=["--python", path])
+    assert done.status == 125 and path in done.stderr
+
+
+def test_a_virtual_environments_packages_are_found(pyspawner):
+    assert pyspawner.value("paths.prefixes")["prefix"] == sys.prefix != sys.base_prefix
+
+
+def test_interpreter_and_modules_below_a_closed_folder(pyspawner, open_folder):
+    """They are reachable in a child, lazily too; the rest of the folder is not."""
+    home = open_folder / "home"
+    home.mkdir()
+    (home / "secret").write_text("of the host")
+    (home / "other").mkdir()
+    code = home / "code" / "deep"
+    code.mkdir(parents=True)
+    (code / "lazy.py").write_text("import decimal\nVALUE = str(decimal.Decimal(1))\n")
+    (code / "job.py").write_text(
+        "import os\n"
+        "def main(home):\n"
+        "    import lazy, xmlrpc.client, subprocess, sys\n"
+        "    output = subprocess.run([sys.executable, '-c', 'print(7)'], capture_output=True, text=True)\n"
+        "    return [lazy.VALUE, output.stdout, output.stderr, sorted(os.listdir(home)),\n"
+        "            sorted(os.listdir(home + '/code')), os.path.exists(home + '/secret')]\n"
+    )
+    venv.create(home / "venv", symlinks=True)
+    home.chmod(0o700)
+    line = pyspawner.job("job.main", str(home), path=code, flags=["--python", str(home / "venv/bin/python")])
+    assert line["outcome"] == "ok", line
+    assert line["result"] == ["1", "7\n", "", ["code", "venv"], ["deep"], False]
+
+
+def test_output_is_unbuffered(pyspawner):
+    command = pyspawner.command("run", "paths.print_and_wait")
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout.read(6) == b"before"
+    process.communicate(b"go\n", timeout=20)
+    assert process.returncode == 0
+
+
+def test_modules_of_the_working_directory(pyspawner, open_folder):
+    """``sys.path`` starts as for ``python -c``."""
+    (open_folder / "here.py").write_text("def main():\n import also\n return also.VALUE")
+    (open_folder / "also.py").write_text("VALUE = 5")
+    open_folder.chmod(0o755)
+    command = pyspawner.command("map", "here.main", path=None)
+    done = subprocess.run(command, input=b"[]\n", capture_output=True, cwd=open_folder, check=True)
+    assert b'"result":5' in done.stdout
+
+
+def test_preload_report(pyspawner):
+    done = pyspawner.map("paths.prefixes", [[]], "-v", "--preload", "json,leaves_open")
+    assert "imported json in" in done.stderr
+    assert "warm in" in done.stderr and "MiB resident" in done.stderr
+    assert "/etc/hostname open; children do not receive it" in done.stderr
+    assert 'thread "left-running"' in done.stderr
+
+
+def test_strict_refuses_threads(pyspawner):
+    done = pyspawner.run("paths.prefixes", flags=["--strict", "--preload", "leaves_open"])
+    assert done.status == 125
+    assert "left-running" in done.stderr
+
+
+def test_hooks_run_in_order_where_they_should(pyspawner):
+    done = pyspawner.map("hooks.main", [[], []], "--ordered", "-j", "1")
+    first, second = (line["result"] for line in done.lines)
+    # The first clone of all is the one that checks the sandbox.
+    assert first == {"before": 2, "after": ["first", "second"], "job_in_hook": [None, None]}
+    assert second["before"] == 3
+
+
+@pytest.mark.parametrize("hook", ["before_clone", "after_clone"])
+def test_a_failing_hook_fails_the_job_with_its_traceback(pyspawner, open_folder, hook):
+    (open_folder / "failing.py").write_text(
+        "import pyspawner_host\n"
+        f"@pyspawner_host.{hook}\n"
+        "def fail(): raise RuntimeError('on purpose')\n"
+        "def main(): print('ran')\n"
+    )
+    done = pyspawner.run("failing.main", path=open_folder)
+    assert done.status == 125
+    assert f"{hook}:" in done.stderr and "RuntimeError: on purpose" in done.stderr
+    assert "ran" not in done.stdout
+
+
+def test_stand_ins_match_the_live_module(pyspawner):
+    sys.path.insert(0, str(ROOT / "python-stubs"))
+    try:
+        import pyspawner_host as stand_in
+    finally:
+        sys.path.pop(0)
+    live = pyspawner.value("hooks.signatures")
+    public = {name: getattr(stand_in, name) for name in stand_in.__all__}
+    assert sorted(live) == sorted(public)
+    for name, function in public.items():
+        parameters = [(p.name, p.kind.name, repr(p.default)) for p in inspect.signature(function).parameters.values()]
+        assert [tuple(p) for p in live[name]] == parameters, name
+
+
+def test_stand_ins_behave_outside_a_host():
+    code = (
+        "import pyspawner_host as h\n"
+        "assert h.before_clone(print) is print and h.after_clone(print) is print\n"
+        "assert h.job_id() is None and h.deadline() is None and h.progress(0.5, 'x') is None\n"
+        "for wrong in (lambda: h.progress(2), lambda: h.before_clone(1)):\n"
+        "    try: wrong()\n"
+        "    except (ValueError, TypeError): pass\n"
+        "    else: raise AssertionError\n"
+    )
+    environment = {"PYTHONPATH": str(ROOT / "python-stubs")}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+
+
+def test_stand_ins_type_check():
+    subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--no-incremental", ROOT / "python-stubs/pyspawner_host"], check=True
+    )
+
+
+def test_hosts_module_refuses_wrong_use(pyspawner):
+    assert pyspawner.value("hooks.wrong_use") == ["TypeError", "TypeError", "ValueError", "ValueError"]
