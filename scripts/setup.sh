@@ -36,7 +36,7 @@ has_shared_library "$python" || {
     exit 1
 }
 command -v cargo >/dev/null 2>&1 || {
-    echo "setup: cargo is missing; install Rust 1.88 or newer (rustup.rs)" >&2
+    echo "setup: cargo is missing; install Rust 1.91 or newer (rustup.rs)" >&2
     exit 1
 }
 

@@ -179,20 +179,20 @@ fn optional_duration<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Duration>
         untagged,
         expecting = "a duration such as \"30s\", or a number of seconds"
     )]
-    enum Text {
+    enum Wall {
         Seconds(f64),
         Text(String),
         /// As this type writes it to the settings.
         Exact(Option<Duration>),
     }
-    match Text::deserialize(d)? {
-        Text::Seconds(seconds) => parse_duration(&seconds.to_string())
+    match Wall::deserialize(d)? {
+        Wall::Seconds(seconds) => parse_duration(&seconds.to_string())
             .map(Some)
             .map_err(serde::de::Error::custom),
-        Text::Text(text) => parse_duration(&text)
+        Wall::Text(text) => parse_duration(&text)
             .map(Some)
             .map_err(serde::de::Error::custom),
-        Text::Exact(exact) => Ok(exact),
+        Wall::Exact(exact) => Ok(exact),
     }
 }
 
@@ -242,8 +242,6 @@ pub struct HostSettings {
     pub profile: Profile,
     /// For `env_filter`.
     pub log_filter: String,
-    /// Whether a job's return value is wanted.
-    pub wants_result: bool,
 }
 
 /// A function by module and name.

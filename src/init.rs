@@ -1,13 +1,11 @@
 //! A tiny init in front of the host, where the host's own process id would be too low.
 //!
-//! OpenBSD's `RAND`, OpenSSL's and others notice a fork by the process id. A host that is
+//! OpenSSL, and others, notice a fork by the process id. A host that is
 //! PID 1 of a container and a child that is PID 1 of its own namespace look the same to
 //! them, and so do a host with PID 7 and a job's sixth subprocess: both would go on from the
 //! host's random state. So the host runs at a process id that a child's descendants reach
 //! only after millions of forks, and this process, which stays in front, does what an init
 //! must: it reaps, passes signals on, and ends as the host ends.
-
-use std::os::fd::AsFd;
 
 use anyhow::Context;
 use nix::errno::Errno;
@@ -57,10 +55,7 @@ fn start_at_high_pid() -> anyhow::Result<Option<Pid>> {
         // SAFETY: there is one thread, so no lock is held and no handler is needed.
         match unsafe { clone3(0, &thread, Some(pid)) } {
             Ok(Side::Child) => return Ok(None),
-            Ok(Side::Parent { pid, pidfd }) => {
-                let _ = pidfd.as_fd();
-                return Ok(Some(Pid::from_raw(pid)));
-            }
+            Ok(Side::Parent { pid, .. }) => return Ok(Some(Pid::from_raw(pid))),
             Err(Errno::EEXIST) => {}
             // It needs CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN (clone(2), set_tid).
             Err(_) => break,

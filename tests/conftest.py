@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PYSPAWNER = Path(os.environ.get("PYSPAWNER", ROOT / "target/release/pyspawner"))
+TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
+PYSPAWNER = Path(os.environ.get("PYSPAWNER", TARGET / "release/pyspawner")).resolve()
 JOBS = Path(__file__).parent / "jobs"
 
 

@@ -226,10 +226,13 @@ impl Map<'_> {
         }
     }
 
-    fn job(&self, number: u64, line: &Line) -> Result<Job, JobReport> {
-        let invalid = |detail: String| JobReport::not_run(Outcome::InvalidJob, detail);
+    fn job(&self, number: u64, line: &Line) -> Result<Job, Box<JobReport>> {
+        let invalid = |detail: String| Box::new(JobReport::not_run(Outcome::InvalidJob, detail));
         let failed = |error: std::io::Error| {
-            JobReport::not_run(Outcome::SetupFailed, format!("memory file: {error}"))
+            Box::new(JobReport::not_run(
+                Outcome::SetupFailed,
+                format!("memory file: {error}"),
+            ))
         };
         let Line::Text(text) = line else {
             return Err(invalid(format!(

@@ -53,13 +53,13 @@ enum Subcommands {
 #[command(next_help_heading = "Job options")]
 struct JobOptions {
     /// What each child calls.
-    #[arg(long, value_name = "MOD.FUNC", value_parser = parse_callable)]
+    #[arg(long, value_name = "MOD.FUNC")]
     child_main: Option<Callable>,
     /// Modules to import before the first clone, separated by commas. Repeatable.
     #[arg(long, value_name = "A,B", value_delimiter = ',')]
     preload: Vec<String>,
     /// Called once, after the imports: touch lazy imports, build caches.
-    #[arg(long, value_name = "MOD.FUNC", value_parser = parse_callable)]
+    #[arg(long, value_name = "MOD.FUNC")]
     warm_up: Option<Callable>,
     /// The interpreter whose environment to use: a venv's or an installation's.
     ///
@@ -87,10 +87,6 @@ struct JobOptions {
     config: Option<PathBuf>,
 }
 
-fn parse_callable(text: &str) -> Result<Callable, String> {
-    text.parse()
-}
-
 fn parse_variable(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
@@ -111,7 +107,6 @@ struct IoSettings {
     command: Command,
     profile: Profile,
     quiet: bool,
-    log_filter: String,
 }
 
 /// Prints an error, once.
@@ -134,13 +129,13 @@ pub fn start() -> anyhow::Result<ExitCode> {
     match cli.command {
         Subcommands::Run(arguments) => {
             let (options, command) = arguments.into_command()?;
-            execute(options, filter, cli.quiet > 0, false, |_| {
+            execute(options, filter, cli.quiet > 0, |_| {
                 Ok(Command::Run(command))
             })
         }
         Subcommands::Map(arguments) => {
             let (options, arguments) = arguments.split();
-            execute(options, filter, cli.quiet > 0, true, |file| {
+            execute(options, filter, cli.quiet > 0, |file| {
                 Ok(Command::Map(arguments.into_command(file)?))
             })
         }
@@ -152,7 +147,6 @@ fn execute(
     options: JobOptions,
     log_filter: String,
     quiet: bool,
-    wants_result: bool,
     command: impl FnOnce(&config::File) -> anyhow::Result<Command>,
 ) -> anyhow::Result<ExitCode> {
     let file = match &options.config {
@@ -206,14 +200,12 @@ fn execute(
             .collect::<anyhow::Result<_>>()?,
         strict: options.strict || file.strict,
         profile: profile.clone(),
-        log_filter: log_filter.clone(),
-        wants_result,
+        log_filter,
     };
     let io = IoSettings {
         command: command(&file)?,
         profile,
         quiet,
-        log_filter,
     };
     init::step_aside()?;
     match launch::execute_host(&settings, &io, &environment)? {}

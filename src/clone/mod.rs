@@ -89,7 +89,7 @@ impl Cloner {
     /// The parent's answer may come after the child has started to run, so the child must
     /// wait for the host's word before it does anything that matters: a clone during which
     /// a foreign thread ran is killed here and made again.
-    pub fn clone_host(&self, py: Python<'_>, flags: u64) -> Result<Side, CloneError> {
+    pub fn clone_host(&self, _attached: Python<'_>, flags: u64) -> Result<Side, CloneError> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             // SAFETY: this thread holds the GIL, as the hooks of fork(2) require.
@@ -105,7 +105,6 @@ impl Cloner {
                     self.thread.restore_robust_list().expect("set_robust_list");
                     // SAFETY: as PyOS_BeforeFork; the child's only thread.
                     unsafe { pyo3::ffi::PyOS_AfterFork_Child() };
-                    let _ = py;
                     return Ok(Side::Child);
                 }
                 parent => {

@@ -43,6 +43,8 @@ pub struct CloneReply {
     result: Result<ClonedChild, String>,
 }
 
+type Waiter = oneshot::Sender<Result<ClonedChild, String>>;
+
 /// A child that waits for the host's word.
 pub struct ClonedChild {
     pub pid: libc::pid_t,
@@ -112,7 +114,7 @@ pub fn channels() -> nix::Result<(MainEnd, IoEnd)> {
 #[derive(Clone)]
 pub struct CloneService {
     requests: Sender<ToMain>,
-    waiting: Rc<RefCell<HashMap<u64, oneshot::Sender<Result<ClonedChild, String>>>>>,
+    waiting: Rc<RefCell<HashMap<u64, Waiter>>>,
     next: Rc<Cell<u64>>,
 }
 

@@ -179,8 +179,8 @@ impl Pool {
                 Ok(child)
             }
             Err(error) => {
-                kill(&child);
-                reaped(&child).await;
+                kill(&child.pidfd);
+                reap(&child.pidfd).await;
                 Err(error.to_string())
             }
         }
@@ -242,8 +242,7 @@ impl Pool {
                     _ = self.interrupt.received(), if stop.is_none() => Stop::Cancelled,
                 };
                 stop = Some(reason);
-                process::signal(child.pidfd.get_ref().as_fd(), libc::SIGKILL)
-                    .expect("pidfd_send_signal of our own child");
+                kill(&child.pidfd);
             }
             let reaped = reap(&child.pidfd).await;
             if !collected {
@@ -278,7 +277,7 @@ fn classify(said: &[u8], reaped: &Reaped, stop: Option<Stop>, records: &[u8]) ->
             report.detail = detail;
             if outcome == Outcome::Ok {
                 match spoken.result {
-                    Ok(result) => report.result = result,
+                    Ok(result) => report.result = Some(result),
                     Err(detail) => report.detail = Some(detail),
                 }
             }
@@ -312,24 +311,21 @@ fn classify(said: &[u8], reaped: &Reaped, stop: Option<Stop>, records: &[u8]) ->
 
 /// What a job said on its result channel.
 struct Spoken {
-    result: Result<Option<Box<RawValue>>, String>,
+    result: Result<Box<RawValue>, String>,
     blocked: Option<String>,
 }
 
 impl Spoken {
     fn from(mut records: &[u8]) -> Self {
         let mut spoken = Self {
-            result: Ok(None),
+            result: Err("it ended before child_main returned".to_owned()),
             blocked: None,
         };
-        let mut returned = false;
         while let Some((tag, payload, rest)) = record::split_first(records) {
             match tag {
                 record::RESULT => {
-                    returned = true;
                     // The child wrote it: it is passed on only if it is JSON.
                     spoken.result = serde_json::from_slice(payload)
-                        .map(Some)
                         .map_err(|error| format!("the result is not JSON: {error}"));
                 }
                 record::BLOCKED => {
@@ -340,10 +336,8 @@ impl Spoken {
             }
             records = rest;
         }
-        if !records.is_empty() && spoken.result.is_ok() {
+        if !records.is_empty() {
             spoken.result = Err("the result is incomplete".to_owned());
-        } else if !returned && spoken.result.is_ok() {
-            spoken.result = Ok(None);
         }
         spoken
     }
@@ -378,13 +372,9 @@ fn open_streams(streams: Streams) -> std::io::Result<(Ends, ChildEnds)> {
     Ok((ends, child))
 }
 
-fn kill(child: &Child) {
-    process::signal(child.pidfd.get_ref().as_fd(), libc::SIGKILL)
+fn kill(pidfd: &AsyncFd<OwnedFd>) {
+    process::signal(pidfd.get_ref().as_fd(), libc::SIGKILL)
         .expect("pidfd_send_signal of our own child");
-}
-
-async fn reaped(child: &Child) -> Reaped {
-    reap(&child.pidfd).await
 }
 
 /// Waits for the end of a child and reaps it.
