@@ -6,6 +6,9 @@ PYTHON ?= python3
 VENV ?= .venv
 export PYTHON VENV
 
+# The interpreter that setup links: the one that the environment was made from.
+CARGO_ENV = PYO3_PYTHON=$$(readlink -f $(VENV)/bin/python)
+
 .PHONY: demo test soak lint setup clean
 
 setup:
@@ -15,16 +18,16 @@ demo: setup
 	@$(VENV)/bin/python examples/flights/demo.py
 
 test: setup
-	cargo test --release --locked --quiet --lib
+	$(CARGO_ENV) cargo test --release --locked --quiet --lib
 	$(VENV)/bin/python -m pytest tests
 
 # Longer than a test run should take: the figures of docs/soak.md.
 soak: setup
 	$(VENV)/bin/python -m pytest tests -m soak
 
-lint:
+lint: setup
 	cargo fmt --check
-	cargo clippy --release --all-targets --locked -- -D warnings
+	$(CARGO_ENV) cargo clippy --release --all-targets --locked -- -D warnings
 
 clean:
 	rm -rf target $(VENV) examples/flights/data demo-results.ndjson

@@ -33,7 +33,10 @@ pub enum CloneError {
         hint(*errno)
     )]
     Clone { flags: u64, errno: Errno },
-    #[error("reading this thread's state before the clone: {0}")]
+    #[error(
+        "prctl(PR_GET_TID_ADDRESS), get_robust_list: {0}; hint: this kernel lacks \
+         CONFIG_CHECKPOINT_RESTORE"
+    )]
     ThreadState(Errno),
     #[error(
         "thread {name:?} (tid {tid}) of a preloaded module did not stay asleep during the clone \

@@ -42,13 +42,15 @@ pub enum Stop {
 }
 
 impl Outcome {
-    /// The outcome of a job that ran, with its detail. A stop by the host outranks the status
-    /// that SIGKILL left.
+    /// The outcome of a job that ran, with its detail. A stop by the host outranks the SIGKILL
+    /// that it sent; a job that ended by itself before that arrived has its own outcome.
     pub fn of(
         ending: Ending,
         stop: Option<Stop>,
         blocked_call: Option<&str>,
     ) -> (Self, Option<String>) {
+        let killed = ending == Ending::Signaled(libc::SIGKILL);
+        let stop = stop.filter(|stop| killed || matches!(stop, Stop::OutputLimit(_)));
         match (stop, ending) {
             (Some(Stop::Timeout(limit)), _) => (
                 Self::TimedOut,
@@ -178,9 +180,11 @@ mod tests {
         let killed = Ending::Signaled(libc::SIGKILL);
         let stop = Some(Stop::Timeout(Duration::from_secs(1)));
         assert_eq!(Outcome::of(killed, stop, None).0, Outcome::TimedOut);
+        assert_eq!(Outcome::of(Ending::Exited(0), stop, None).0, Outcome::Ok);
+        let stop = Some(Stop::OutputLimit(1));
         assert_eq!(
             Outcome::of(Ending::Exited(0), stop, None).0,
-            Outcome::TimedOut
+            Outcome::OutputLimit
         );
         assert_eq!(Outcome::of(killed, None, None).0, Outcome::Signaled);
     }

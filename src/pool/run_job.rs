@@ -288,21 +288,19 @@ fn classify(said: &[u8], reaped: &Reaped, stop: Option<Stop>, records: &[u8]) ->
         }
         (Some(ChildReport::HookFailed(text)), _) => JobReport::not_run(Outcome::SetupFailed, text),
         (Some(ChildReport::InvalidJob(text)), _) => JobReport::not_run(Outcome::InvalidJob, text),
-        (None, Some(Stop::Cancelled)) => JobReport::not_run(Outcome::Cancelled, "before it ran"),
+        // Ended by the host on its way in.
+        (None, Some(stop)) if reaped.ending == Ending::Signaled(libc::SIGKILL) => {
+            let (outcome, detail) = Outcome::of(reaped.ending, Some(stop), None);
+            let detail = detail.map_or_else(String::new, |detail| detail + ", ");
+            JobReport::not_run(outcome, detail + "before its code ran")
+        }
         (None, _) => {
             let detail = match reaped.ending {
                 Ending::Exited(status) => format!("exited with status {status}"),
-                Ending::Signaled(signal) => format!("ended by signal {signal}"),
+                Ending::Signaled(signal) => format!("was ended by signal {signal}"),
             };
-            let when = if stop.is_some() {
-                ", at the job's time limit"
-            } else {
-                ""
-            };
-            JobReport::not_run(
-                Outcome::SetupFailed,
-                format!("the child {detail} on its way into the sandbox{when}"),
-            )
+            let detail = format!("the child {detail} on its way into the sandbox");
+            JobReport::not_run(Outcome::SetupFailed, detail)
         }
     };
     report.ending = Some(reaped.ending);
