@@ -112,6 +112,20 @@ def open_folder():
         yield Path(folder)
 
 
+def host_of(process):
+    """The process id of a started command's host: its own, or its child's behind an init."""
+    command = ["pgrep", "-f", "--", "--as-host"]
+    family = [process.pid, *children_of(process.pid)]
+    hosts = [int(pid) for pid in subprocess.run(command, capture_output=True, check=True).stdout.split()]
+    return next(pid for pid in family if pid in hosts)
+
+
+def children_of(pid):
+    """The living children of a process, zombies included."""
+    with open(f"/proc/{pid}/task/{pid}/children") as file:
+        return [int(child) for child in file.read().split()]
+
+
 def skipping(*layers):
     """A configuration that leaves these layers out."""
     return "[profile.default]\nskip_layers = " + json.dumps(layers) + "\n"

@@ -8,7 +8,7 @@ import threading
 import time
 
 import pytest
-from conftest import JOBS, skipping
+from conftest import JOBS, children_of, host_of, skipping
 
 
 def test_a_childs_c_library_is_whole(pyspawner):
@@ -121,7 +121,7 @@ def test_no_child_hangs_beside_a_busy_io_thread_10000(pyspawner):
 def state_of(pid):
     """What a host holds: descriptors, threads, children, mounts, memory in KiB."""
     status = open(f"/proc/{pid}/status").read()
-    children = open(f"/proc/{pid}/task/{pid}/children").read().split()
+    children = children_of(pid)
     zombies = [c for c in children if open(f"/proc/{c}/stat").read().split(")")[1].split()[0] == "Z"]
     return {
         "descriptors": len(os.listdir(f"/proc/{pid}/fd")),
@@ -149,7 +149,7 @@ def leaks(pyspawner, count):
         feeder.join()
         assert outcomes == ["ok"] * jobs
         time.sleep(0.5)
-        return state_of(process.pid)
+        return state_of(host_of(process))
 
     early = run(count // 10)
     late = run(count - count // 10)

@@ -10,7 +10,7 @@ import threading
 import time
 
 import pytest
-from conftest import JOBS, skipping
+from conftest import JOBS, children_of, host_of, skipping
 
 INSIDE = 1000
 
@@ -83,8 +83,7 @@ def test_user_namespace_gives_each_child_a_host_uid_of_its_own(pyspawner):
         process.stdin.write(b"[2]\n[2]\n")
         process.stdin.close()
         time.sleep(1.5)
-        listing = ["ps", "-n", "-o", "uid=", "--ppid", str(process.pid)]
-        uids = [int(uid) for uid in subprocess.run(listing, capture_output=True, text=True, check=True).stdout.split()]
+        uids = [os.stat(f"/proc/{child}").st_uid for child in children_of(host_of(process))]
         process.stdout.read()
         assert process.wait() == 0
         return uids

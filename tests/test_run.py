@@ -6,6 +6,7 @@ import subprocess
 import time
 
 import pytest
+from conftest import children_of, host_of
 
 
 def test_arguments_arrive_as_strings_and_output_goes_through(pyspawner):
@@ -88,11 +89,10 @@ def test_child_ends_with_its_host(pyspawner):
     command = pyspawner.command("run", "basic.sleep") + ["--", "61.25"]
     process = subprocess.Popen(command)
     time.sleep(1.5)
-    children = subprocess.run(
-        ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True, check=False
-    ).stdout.split()
+    host = host_of(process)
+    children = children_of(host)
     assert len(children) == 1
-    process.kill()
+    os.kill(host, signal.SIGKILL)
     process.wait()
     deadline = time.monotonic() + 5
     while os.path.exists(f"/proc/{children[0]}/exe"):

@@ -18,7 +18,6 @@ use crate::config::{self, Profile};
 use crate::pool::interrupt::Interrupt;
 use crate::pool::payload::{self, Job, JobLine, Stdin, Streams};
 use crate::pool::{JobReport, Outcome, Pool};
-use crate::sys::files::sealed_memfd;
 
 /// The longest line that is taken as a job.
 const LONGEST_LINE: usize = 64 << 20;
@@ -250,12 +249,10 @@ impl Map<'_> {
         Ok(Job {
             payload: payload::seal(&id, timeout, &arguments).map_err(failed)?,
             id,
-            stdin: match line.stdin {
-                None => Stdin::Null,
-                Some(text) => Stdin::Text(
-                    sealed_memfd("pyspawner-stdin", &[text.as_bytes()]).map_err(failed)?,
-                ),
-            },
+            stdin: line
+                .stdin
+                .map_or_else(Stdin::null, |text| Stdin::text(&text))
+                .map_err(failed)?,
             streams: Streams::Capture,
             timeout,
         })

@@ -4,6 +4,7 @@ mod lines;
 pub mod map;
 mod python;
 pub mod run;
+mod terminal;
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;

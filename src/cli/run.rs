@@ -6,7 +6,7 @@ use anyhow::Context;
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
-use super::{FAILED, JobOptions};
+use super::{FAILED, JobOptions, terminal};
 use crate::config::Profile;
 use crate::pool::interrupt::Interrupt;
 use crate::pool::payload::{Arguments as CallArguments, Job, Stdin, Streams, seal};
@@ -58,6 +58,7 @@ pub(super) async fn run(
         args: &args,
         kwargs: "{}",
     };
+    let streams = terminal::Streams::save().context("looking at the standard streams")?;
     let report = pool
         .run(Job {
             id: "1".to_owned(),
@@ -67,6 +68,7 @@ pub(super) async fn run(
             timeout,
         })
         .await;
+    streams.restore();
     if report.outcome == Outcome::Cancelled {
         return Ok(128 + interrupt.received().await);
     }

@@ -20,11 +20,23 @@ pub struct Job {
 
 /// What the child reads as standard input.
 pub enum Stdin {
-    Null,
     /// The host's own.
     Inherit,
-    /// A sealed memory file.
-    Text(OwnedFd),
+    /// Of this job alone: flags and locks belong to the open file, and would pass from job
+    /// to job with it.
+    Private(OwnedFd),
+}
+
+impl Stdin {
+    /// Nothing to read.
+    pub fn null() -> std::io::Result<Self> {
+        Ok(Self::Private(std::fs::File::open("/dev/null")?.into()))
+    }
+
+    /// This text, in a sealed memory file.
+    pub fn text(text: &str) -> std::io::Result<Self> {
+        sealed_memfd("pyspawner-stdin", &[text.as_bytes()]).map(Self::Private)
+    }
 }
 
 /// Where the child's output goes.

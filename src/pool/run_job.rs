@@ -38,7 +38,6 @@ pub struct Pool {
     profile: Rc<Profile>,
     ids: Rc<RefCell<HostIds>>,
     interrupt: Interrupt,
-    null: Rc<OwnedFd>,
 }
 
 /// The parent's ends of a child's streams.
@@ -72,17 +71,11 @@ impl Pool {
         profile: Rc<Profile>,
         interrupt: Interrupt,
     ) -> anyhow::Result<Self> {
-        let null = nix::fcntl::open(
-            "/dev/null",
-            OFlag::O_RDONLY | OFlag::O_CLOEXEC,
-            nix::sys::stat::Mode::empty(),
-        )?;
         Ok(Self {
             clones,
             profile,
             ids: Rc::new(RefCell::new(HostIds::choose()?)),
             interrupt,
-            null: Rc::new(null),
         })
     }
 
@@ -105,7 +98,7 @@ impl Pool {
         let job = Job {
             id: "probe".to_owned(),
             payload: seal("probe", None, &arguments).map_err(|error| error.to_string())?,
-            stdin: Stdin::Null,
+            stdin: Stdin::null().map_err(|error| format!("/dev/null: {error}"))?,
             streams: Streams::Inherit,
             timeout: None,
         };
@@ -145,9 +138,8 @@ impl Pool {
         let or = |end: &Option<OwnedFd>, own| end.as_ref().map_or(own, AsRawFd::as_raw_fd);
         ChildDescriptors {
             stdin: match &job.stdin {
-                Stdin::Null => self.null.as_raw_fd(),
                 Stdin::Inherit => libc::STDIN_FILENO,
-                Stdin::Text(text) => text.as_raw_fd(),
+                Stdin::Private(own) => own.as_raw_fd(),
             },
             stdout: or(&child.stdout, libc::STDOUT_FILENO),
             stderr: or(&child.stderr, libc::STDERR_FILENO),
@@ -321,15 +313,11 @@ impl Spoken {
         };
         while let Some((tag, payload, rest)) = record::split_first(records) {
             match tag {
-                record::RESULT => {
-                    // The child wrote it: it is passed on only if it is JSON.
-                    spoken.result = serde_json::from_slice(payload)
-                        .map_err(|error| format!("the result is not JSON: {error}"));
-                }
+                record::RESULT => spoken.result = checked_result(payload),
                 record::BLOCKED => {
                     spoken.blocked = Some(String::from_utf8_lossy(payload).into_owned());
                 }
-                record::PROGRESS => log::info!("progress: {}", String::from_utf8_lossy(payload)),
+                record::PROGRESS => log::info!("progress: {:?}", String::from_utf8_lossy(payload)),
                 other => log::debug!("a child wrote an unknown record {other}"),
             }
             records = rest;
@@ -339,6 +327,15 @@ impl Spoken {
         }
         spoken
     }
+}
+
+/// The child wrote it: it is passed on only if it is JSON, and on one line. JSON may have line
+/// feeds between its tokens, and each would begin a line of output that is no job's.
+fn checked_result(json: &[u8]) -> Result<Box<RawValue>, String> {
+    if json.contains(&b'\n') || json.contains(&b'\r') {
+        return Err("the result is not one line of JSON".to_owned());
+    }
+    serde_json::from_slice(json).map_err(|error| format!("the result is not JSON: {error}"))
 }
 
 fn open_streams(streams: Streams) -> std::io::Result<(Ends, ChildEnds)> {

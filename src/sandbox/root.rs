@@ -24,6 +24,10 @@ const DEVICES: &[&str] = &["null", "zero", "full", "random", "urandom"];
 
 const DEVICE_SET: u64 = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC;
 
+/// Where services of the host listen on sockets and FIFOs. Neither a read-only mount nor a
+/// network namespace keeps a child from connecting to those that are open to everybody.
+const SERVICE_PLACES: &[&str] = &["/run", "/var/run"];
+
 /// Where each child has a tmpfs of its own.
 const PRIVATE_PLACES: &[&str] = &["/tmp", "/dev/shm"];
 
@@ -80,6 +84,11 @@ impl PreparedRoot {
             Root::ReadOnly => {
                 enter_copy_of(Path::new("/"), READ_ONLY)?;
                 replace_kernel_file_systems()?;
+                for place in SERVICE_PLACES.iter().map(Path::new) {
+                    if place.is_dir() && !place.is_symlink() {
+                        cover(place, needed)?;
+                    }
+                }
                 open_the_way_to(needed)?;
                 let kept = below_private_places(needed);
                 Ok(Self {
