@@ -196,6 +196,9 @@ fn optional_duration<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Duration>
     }
 }
 
+/// Far beyond any job, and far from where adding it to a clock overflows.
+const LONGEST: Duration = Duration::from_secs(100 * 365 * 86_400);
+
 /// `"30s"`, `"1m 30s"`, or plain seconds, which may have a fraction. Greater than zero.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let duration = match text.trim().parse::<f64>() {
@@ -204,6 +207,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     };
     match duration {
         Ok(Duration::ZERO) => Err(format!("{text:?}: a duration must be greater than zero")),
+        Ok(duration) if duration > LONGEST => Err(format!("{text:?} is longer than 100 years")),
         Ok(duration) => Ok(duration),
         Err(error) => Err(format!(
             "{text:?} is not a duration: expected seconds, or text such as \"30s\" ({error})"

@@ -17,14 +17,11 @@ use crate::interpreter::call::Entry;
 use crate::interpreter::{host_module, warm};
 use crate::pool::clone_service::{self, CloneRequest, ClonedChild, IoEnd, MainEnd, ToMain};
 use crate::pool::interrupt;
-use crate::sandbox::enter::{self, PAYLOAD_FD};
+use crate::sandbox::enter::{self, NEVER_STARTED, PAYLOAD_FD};
 use crate::sandbox::handshake::ChildReport;
 use crate::sandbox::{Layer, Sandbox};
 use crate::sys::clone3::Side;
 use crate::sys::{files, process};
-
-/// The exit status of a child that did not get as far as its job. Its report says why.
-const NEVER_STARTED: i32 = 125;
 
 /// What the I/O thread runs. It ends the process when it is done.
 pub type IoMain = fn(IoEnd, OwnedFd);

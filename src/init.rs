@@ -50,6 +50,10 @@ fn start_at_high_pid() -> anyhow::Result<Option<Pid>> {
         .trim()
         .parse()
         .context("/proc/sys/kernel/pid_max")?;
+    anyhow::ensure!(
+        highest > LOWEST_HOST_PID,
+        "kernel.pid_max is {highest}: the host needs a process id above {LOWEST_HOST_PID}"
+    );
     let thread = ThreadState::of_this_thread().context("PR_GET_TID_ADDRESS")?;
     for pid in (LOWEST_HOST_PID..highest).rev().take(64) {
         // SAFETY: there is one thread, so no lock is held and no handler is needed.
@@ -82,22 +86,21 @@ fn start_by_counting_up() -> anyhow::Result<Option<Pid>> {
 
 /// Reaps all, passes signals on to the host, and returns the status to end with.
 fn attend(host: Pid) -> i32 {
-    // A terminal's Ctrl-C reaches host and init alike, as one process group.
-    let from_terminal = |signal: Signal| {
-        matches!(signal, Signal::SIGINT | Signal::SIGQUIT)
-            && nix::unistd::isatty(std::io::stdin()).unwrap_or(false)
-    };
     loop {
-        match SigSet::all().wait() {
-            Ok(Signal::SIGCHLD) => {
+        match process::wait_for_signal() {
+            Ok((libc::SIGCHLD, _)) => {
                 if let Some(status) = reap_all(host) {
                     return status;
                 }
             }
-            Ok(signal) if from_terminal(signal) => {}
-            // A host that has just ended: its SIGCHLD comes next.
-            Ok(signal) => drop(kill(host, signal)),
-            Err(_) => {}
+            // A key at the terminal: it has reached the host too, as one process group.
+            Ok((_, true)) | Err(_) => {}
+            Ok((signal, false)) => {
+                if let Ok(signal) = Signal::try_from(signal) {
+                    // A host that has just ended: its SIGCHLD comes next.
+                    kill(host, signal).ok();
+                }
+            }
         }
     }
 }

@@ -158,6 +158,20 @@ def test_tmp_is_private(pyspawner, tmp_path):
     assert attack(pyspawner, "read_file", str(secret), off=["root"]) == "of the host"
 
 
+def test_sockets_of_host_services_are_out_of_reach(pyspawner):
+    """Neither a read-only mount nor a network namespace keeps a job from them."""
+    path = f"/run/pyspawner-test-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(path)
+        try:
+            os.chmod(path, 0o777)
+            server.listen()
+            assert attack(pyspawner, "connect_by_path", path) == "ENOENT"
+            assert attack(pyspawner, "connect_by_path", path, off=["root"]) == "ok"
+        finally:
+            os.unlink(path)
+
+
 def test_tmp_has_a_size(pyspawner, open_folder):
     (open_folder / "fill.py").write_text(
         "def main(n):\n"

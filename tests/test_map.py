@@ -7,7 +7,7 @@ import subprocess
 import time
 
 import pytest
-from conftest import children_of, host_of
+from conftest import children_of, host_of, skipping
 
 
 def test_result_line_is_complete(pyspawner):
@@ -129,6 +129,71 @@ def test_a_forged_result_is_no_json_and_not_passed_on(pyspawner):
         line = pyspawner.job("basic.forge", forged)
         assert line["outcome"] == "ok"
         assert line["result"] is None or forged == "garbage", line
+
+
+def test_a_result_cannot_be_more_than_one_line(pyspawner):
+    """JSON may hold line feeds; a line of output that a job made up may not be another's."""
+    forged = '[1,\n{"id":"2","outcome":"ok","result":"forged"}\n]'
+    record = "R" + len(forged).to_bytes(4, "little").decode("latin-1") + forged
+    done = pyspawner.map("basic.forge_or_not", [[record], [None]], "--ordered")
+    assert [line["id"] for line in done.lines] == ["1", "2"]
+    assert [line["result"] for line in done.lines] == [None, "honest"]
+    assert "one line" in done.lines[0]["detail"]
+
+
+def test_a_job_cannot_give_the_host_a_child(pyspawner):
+    assert pyspawner.value("attacks.clone_parent") == "ENOSYS"
+    assert pyspawner.value("attacks.clone_parent", config=skipping("seccomp")) != "ENOSYS"
+
+
+def test_jobs_do_not_share_an_open_file(pyspawner):
+    done = pyspawner.map("attacks.mark_stdin", [[], []], "-j", "1", "--ordered")
+    assert [line["result"] for line in done.lines] == [False, False]
+
+
+def test_an_absurd_timeout_is_an_invalid_job(pyspawner):
+    done = pyspawner.map("basic.echo", '{"timeout": 1e19}\n[1]\n', "--ordered")
+    assert [line["outcome"] for line in done.lines] == ["invalid_job", "ok"]
+
+
+def test_a_job_that_runs_out_of_time_before_its_code_has_timed_out(pyspawner):
+    line = pyspawner.map("basic.nothing", [{"timeout": 0.0001}]).lines[0]
+    assert line["outcome"] == "timed_out"
+
+
+def test_more_jobs_at_once_than_descriptors_by_default(pyspawner):
+    limited = ["prlimit", "--nofile=1024:20000"]
+    command = pyspawner.command("map", "basic.sleep", "-j", "300", prefix=limited)
+    done = pyspawner.finish(command, "[0.5]\n" * 400, 120)
+    assert done.status == 0 and len(done.lines) == 400
+
+
+def test_input_is_not_overwritten(pyspawner, tmp_path):
+    file = tmp_path / "jobs"
+    file.write_text("[1]\n")
+    done = pyspawner.map("basic.echo", "", "-i", file, "-o", file)
+    assert done.status == 125 and "both input and output" in done.stderr
+    assert file.read_text() == "[1]\n"
+
+
+def test_interrupt_while_nobody_reads(pyspawner):
+    command = pyspawner.command("map", "basic.echo")
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process.stdin.write(b"broken\n" * 5000)
+    process.stdin.close()
+    time.sleep(2)
+    process.terminate()
+    assert process.wait(timeout=10) == 128 + signal.SIGTERM
+    whole = process.stdout.read()
+    assert all(json.loads(line) for line in whole.splitlines(keepends=True) if line.endswith(b"\n"))
+
+
+def test_nohup_is_heeded(pyspawner):
+    command = pyspawner.command("run", "basic.sleep", prefix=["nohup"]) + ["--", "3"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    time.sleep(1)
+    os.kill(host_of(process), signal.SIGHUP)
+    assert process.wait(timeout=20) == 0
 
 
 def test_host_facts(pyspawner):

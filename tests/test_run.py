@@ -1,5 +1,6 @@
 """``pyspawner run``: streams and exit statuses."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -83,6 +84,20 @@ def test_interrupt_while_importing(pyspawner, open_folder):
     time.sleep(1)
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=10) == 130
+
+
+def test_the_terminal_is_left_as_it_was(pyspawner):
+    import pty
+    import termios
+
+    master, terminal = pty.openpty()
+    before = termios.tcgetattr(terminal)
+    flags = fcntl.fcntl(terminal, fcntl.F_GETFL)
+    command = pyspawner.command("run", "attacks.spoil_terminal")
+    done = subprocess.run(command, stdin=terminal, stdout=terminal, stderr=terminal, timeout=60, check=False)
+    assert done.returncode == 0, os.read(master, 10_000)
+    assert termios.tcgetattr(terminal) == before
+    assert fcntl.fcntl(terminal, fcntl.F_GETFL) == flags
 
 
 def test_child_ends_with_its_host(pyspawner):

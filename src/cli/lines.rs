@@ -196,20 +196,28 @@ impl Splitter {
 /// Writes lines to a descriptor.
 pub struct LineWriter {
     target: Descriptor,
+    pending: Vec<u8>,
 }
 
 impl LineWriter {
     pub fn new(fd: OwnedFd) -> std::io::Result<Self> {
         Ok(Self {
             target: Descriptor::new(fd)?,
+            pending: Vec::new(),
         })
     }
 
-    /// Writes all of a line, waiting for a reader that is slow.
-    pub async fn write(&self, mut line: &[u8]) -> std::io::Result<()> {
-        while !line.is_empty() {
-            let count = self.target.write(line).await?;
-            line = &line[count..];
+    /// Puts a line behind what is still to be written.
+    pub fn add(&mut self, line: &[u8]) {
+        self.pending.extend_from_slice(line);
+    }
+
+    /// Writes all that was added, waiting for a reader that is slow. Loses nothing if dropped
+    /// before it is done.
+    pub async fn flush(&mut self) -> std::io::Result<()> {
+        while !self.pending.is_empty() {
+            let count = self.target.write(&self.pending).await?;
+            self.pending.drain(..count);
         }
         Ok(())
     }

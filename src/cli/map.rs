@@ -94,7 +94,7 @@ pub(super) async fn map(
     quiet: bool,
 ) -> anyhow::Result<i32> {
     let (input, size) = open_input(command.input.as_deref())?;
-    let output = open_output(command.output.as_deref())?;
+    let output = open_output(command.output.as_deref(), &input)?;
     let mut map = Map {
         pool,
         input: LineReader::new(input, LONGEST_LINE).context("input")?,
@@ -111,6 +111,7 @@ pub(super) async fn map(
         bar: progress_bar(size, quiet),
     };
     let end = map.run(interrupt).await;
+    map.running.shutdown().await;
     map.bar.finish_and_clear();
     let end = end?;
     log::info!("{} jobs, {} of them not ok", map.written, map.failed);
@@ -155,46 +156,56 @@ impl Map<'_> {
         let mut more = true;
         while more || !self.running.is_empty() {
             let room = self.running.len() < self.jobs && !self.window_is_full();
-            tokio::select! {
+            let finished = tokio::select! {
                 biased;
                 signal = interrupt.received() => {
                     self.write_cancelled().await;
                     return Ok(End::Interrupted(signal));
                 }
-                Some(finished) = self.running.join_next_with_id() => {
-                    let written = match finished {
-                        Ok((id, finished)) => {
-                            self.lines.remove(&id);
-                            // A reader that waits must not keep an interrupt waiting.
-                            tokio::select! {
-                                written = self.finish(finished) => written,
-                                signal = interrupt.received() => {
-                                    return Ok(End::Interrupted(signal));
-                                }
-                            }
-                        }
-                        Err(error) => {
-                            let line = self.lines.remove(&error.id());
-                            anyhow::bail!("internal error in the job of line {line:?}: {error}");
-                        }
-                    };
-                    if let Err(error) = written {
-                        return self.output_failed(error).await;
-                    }
-                }
+                Some(finished) = self.running.join_next_with_id() => Some(self.finished(finished)?),
                 line = self.input.next(), if more && room => {
                     match line.context("reading the jobs")? {
-                        Some(line) => {
-                            if let Err(error) = self.begin(line).await {
-                                return self.output_failed(error).await;
-                            }
+                        Some(line) => self.begin(&line),
+                        None => {
+                            more = false;
+                            None
                         }
-                        None => more = false,
                     }
                 }
+            };
+            if let Some(finished) = finished {
+                self.finish(finished);
+            }
+            // A reader that waits must not keep an interrupt waiting.
+            let written = tokio::select! {
+                written = self.output.flush() => written,
+                signal = interrupt.received() => {
+                    self.write_cancelled().await;
+                    return Ok(End::Interrupted(signal));
+                }
+            };
+            if let Err(error) = written {
+                return output_failed(error);
             }
         }
         Ok(End::Done)
+    }
+
+    /// The result of a task, unless it panicked.
+    fn finished(
+        &mut self,
+        task: Result<(tokio::task::Id, Finished), tokio::task::JoinError>,
+    ) -> anyhow::Result<Finished> {
+        match task {
+            Ok((id, finished)) => {
+                self.lines.remove(&id);
+                Ok(finished)
+            }
+            Err(error) => {
+                let line = self.lines.remove(&error.id());
+                anyhow::bail!("internal error in the job of line {line:?}: {error}")
+            }
+        }
     }
 
     /// Whether so many results wait for an earlier one that no more jobs may begin.
@@ -202,27 +213,26 @@ impl Map<'_> {
         self.ordered && self.read - self.written >= WAITING_PER_JOB * self.jobs as u64
     }
 
-    async fn begin(&mut self, line: Line) -> std::io::Result<()> {
+    /// Starts the job of a line; a line that is none has its result at once.
+    fn begin(&mut self, line: &Line) -> Option<Finished> {
         self.read += 1;
         self.bar.set_position(self.input.position);
         let number = self.read;
-        match self.job(number, &line) {
-            Ok(job) => {
-                let pool = self.pool.clone();
-                let task = self.running.spawn_local(async move {
-                    let id = job.id.clone();
-                    let report = pool.run(job).await;
-                    log::debug!("job {id:?}: {:?} in {:.1?}", report.outcome, report.wall);
-                    (number, report.outcome, report.to_line(&id))
-                });
-                self.lines.insert(task.id(), number);
-                Ok(())
-            }
+        let job = match self.job(number, line) {
+            Ok(job) => job,
             Err(report) => {
-                let line = report.to_line(&number.to_string());
-                self.finish((number, report.outcome, line)).await
+                return Some((number, report.outcome, report.to_line(&number.to_string())));
             }
-        }
+        };
+        let pool = self.pool.clone();
+        let task = self.running.spawn_local(async move {
+            let id = job.id.clone();
+            let report = pool.run(job).await;
+            log::debug!("job {id:?}: {:?} in {:.1?}", report.outcome, report.wall);
+            (number, report.outcome, report.to_line(&id))
+        });
+        self.lines.insert(task.id(), number);
+        None
     }
 
     fn job(&self, number: u64, line: &Line) -> Result<Job, Box<JobReport>> {
@@ -258,50 +268,46 @@ impl Map<'_> {
         })
     }
 
-    /// Writes a result, or keeps it until its turn comes.
-    async fn finish(&mut self, (number, outcome, line): Finished) -> std::io::Result<()> {
+    /// Hands a result to the output, or keeps it until its turn comes.
+    fn finish(&mut self, (number, outcome, line): Finished) {
         self.failed += u64::from(outcome != Outcome::Ok);
-        self.bar
-            .set_message(format!("{} done, {} not ok", self.written + 1, self.failed));
-        if !self.ordered {
+        if self.ordered {
+            self.waiting.insert(number, line);
+            while let Some(line) = self.waiting.remove(&(self.written + 1)) {
+                self.written += 1;
+                self.output.add(&line);
+            }
+        } else {
             self.written += 1;
-            return self.output.write(&line).await;
+            self.output.add(&line);
         }
-        self.waiting.insert(number, line);
-        while let Some(line) = self.waiting.remove(&(self.written + 1)) {
-            self.written += 1;
-            self.output.write(&line).await?;
-        }
-        Ok(())
+        let message = format!("{} done, {} not ok", self.written, self.failed);
+        self.bar.set_message(message);
     }
 
     /// After an interrupt: every job that ran has its result line too, unless nobody reads.
     async fn write_cancelled(&mut self) {
         let rest = async {
             while let Some(Ok(finished)) = self.running.join_next().await {
-                if self.finish(finished).await.is_err() {
-                    return;
-                }
+                self.finish(finished);
             }
+            // A reader that left does not miss them.
+            self.output.flush().await.ok();
         };
-        if tokio::time::timeout(Duration::from_secs(2), rest)
-            .await
-            .is_err()
-        {
+        let rest = tokio::time::timeout(Duration::from_secs(2), rest).await;
+        if rest.is_err() {
             log::warn!("not every cancelled job's result could be written");
         }
     }
+}
 
-    /// Nothing can be written any more: ends the jobs, and says so unless the reader left.
-    async fn output_failed(&mut self, error: std::io::Error) -> anyhow::Result<End> {
-        // Dropping a job's future closes its pidfd, which does not end it: the children die
-        // with the host.
-        self.running.shutdown().await;
-        if error.kind() == std::io::ErrorKind::BrokenPipe {
-            return Ok(End::ReaderGone);
-        }
-        Err(error).context("writing the results")
+/// Nothing can be written any more; an error unless it is that the reader left. The jobs
+/// still running are given up, which ends their children.
+fn output_failed(error: std::io::Error) -> anyhow::Result<End> {
+    if error.kind() == std::io::ErrorKind::BrokenPipe {
+        return Ok(End::ReaderGone);
     }
+    Err(error).context("writing the results")
 }
 
 /// The input, and its size in bytes if it has one.
@@ -317,13 +323,23 @@ fn open_input(path: Option<&Path>) -> anyhow::Result<(OwnedFd, Option<u64>)> {
     Ok((fd, is_file.then_some(stat.st_size as u64)))
 }
 
-fn open_output(path: Option<&Path>) -> anyhow::Result<OwnedFd> {
-    Ok(match path {
-        Some(path) => File::create(path)
-            .with_context(|| format!("opening the output {}", path.display()))?
-            .into(),
-        None => std::io::stdout().as_fd().try_clone_to_owned()?,
-    })
+fn open_output(path: Option<&Path>, input: &OwnedFd) -> anyhow::Result<OwnedFd> {
+    let Some(path) = path else {
+        return Ok(std::io::stdout().as_fd().try_clone_to_owned()?);
+    };
+    // Before it is emptied.
+    if let (Ok(old), Ok(input)) = (nix::sys::stat::stat(path), nix::sys::stat::fstat(input)) {
+        let same = (old.st_dev, old.st_ino) == (input.st_dev, input.st_ino);
+        let is_file = old.st_mode & libc::S_IFMT == libc::S_IFREG;
+        anyhow::ensure!(
+            !(same && is_file),
+            "{} is both input and output",
+            path.display()
+        );
+    }
+    Ok(File::create(path)
+        .with_context(|| format!("opening the output {}", path.display()))?
+        .into())
 }
 
 fn progress_bar(size: Option<u64>, quiet: bool) -> ProgressBar {

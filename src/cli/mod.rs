@@ -118,6 +118,7 @@ pub fn print_error(error: &anyhow::Error) {
 
 /// The command as the user started it: read, check, execute the host.
 pub fn start() -> anyhow::Result<ExitCode> {
+    crate::sys::process::keep_child_statuses();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(message) => {

@@ -66,8 +66,8 @@ impl Heap {
             return None;
         }
         let start = (HEAP_START.load(Ordering::Relaxed) + self.usable) as *mut u8;
-        // SAFETY: the range lies within the reservation and was not opened before; it
-        // follows the previous one directly, so appending extends the same pool.
+        // SAFETY: the range lies within the reservation, was not opened before, and follows the
+        // previous one directly. (TLSF may keep it as a pool of its own.)
         unsafe {
             memory::make_usable(start, step).ok()?;
             let block = NonNull::slice_from_raw_parts(NonNull::new(start)?, step);

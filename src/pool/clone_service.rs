@@ -11,7 +11,7 @@ use std::rc::Rc;
 use crate::sys::files::watch;
 use crossbeam_channel::{Receiver, Sender};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 
 use crate::sandbox::enter::ChildDescriptors;
 
@@ -42,6 +42,9 @@ pub struct CloneReply {
     number: u64,
     result: Result<ClonedChild, String>,
 }
+
+/// How many requests may be under way: what the channels hold.
+const AT_ONCE: usize = 1024;
 
 type Waiter = oneshot::Sender<Result<ClonedChild, String>>;
 
@@ -90,8 +93,9 @@ pub struct IoEnd {
 
 /// Creates both ends, on the main thread: the buffers are its memory.
 pub fn channels() -> nix::Result<(MainEnd, IoEnd)> {
-    let (to_main, requests) = crossbeam_channel::bounded(1024);
-    let (from_main, replies) = crossbeam_channel::bounded(1024);
+    // One more for the I/O thread's greeting, and for the main thread's.
+    let (to_main, requests) = crossbeam_channel::bounded(AT_ONCE + 1);
+    let (from_main, replies) = crossbeam_channel::bounded(AT_ONCE + 1);
     let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
     let wake = EventFd::from_flags(flags)?;
     let shared = nix::unistd::dup(&wake)?;
@@ -116,6 +120,7 @@ pub struct CloneService {
     requests: Sender<ToMain>,
     waiting: Rc<RefCell<HashMap<u64, Waiter>>>,
     next: Rc<Cell<u64>>,
+    room: Rc<Semaphore>,
 }
 
 impl CloneService {
@@ -125,6 +130,7 @@ impl CloneService {
             requests: end.requests,
             waiting: Rc::default(),
             next: Rc::default(),
+            room: Rc::new(Semaphore::new(AT_ONCE)),
         };
         let (ready, is_ready) = oneshot::channel();
         let mut ready = Some(ready);
@@ -158,6 +164,7 @@ impl CloneService {
         descriptors: ChildDescriptors,
         probe: bool,
     ) -> Result<ClonedChild, String> {
+        let _room = self.room.acquire().await.expect("it is never closed");
         let number = self.next.get();
         self.next.set(number + 1);
         let (sender, reply) = oneshot::channel();

@@ -1,6 +1,9 @@
 //! Signals that ask the host to end, read from a descriptor.
 
 use crate::sys::files::watch;
+use crate::sys::process;
+use std::sync::OnceLock;
+
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -14,8 +17,16 @@ pub fn block_signals() -> nix::Result<()> {
     signals().thread_block()
 }
 
+/// Those that the host was not started to ignore (`nohup`). Asked once, before Python sets
+/// handlers of its own.
 fn signals() -> SigSet {
-    SIGNALS.into_iter().collect()
+    static HEEDED: OnceLock<SigSet> = OnceLock::new();
+    *HEEDED.get_or_init(|| {
+        SIGNALS
+            .into_iter()
+            .filter(|signal| process::is_ignored(*signal as i32) != Ok(true))
+            .collect()
+    })
 }
 
 /// Whether the host was asked to end, and by which signal.

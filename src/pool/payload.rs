@@ -216,6 +216,7 @@ mod tests {
             (b"{\"args\": [], \"args\": []}", "duplicate field"),
             (b"{\"timeout\": 0}", "greater than zero"),
             (b"{\"timeout\": -1}", "not a duration"),
+            (b"{\"timeout\": 1e19}", "longer than"),
             (b"{\"timeout\": true}", "timeout"),
             (b"{\"id\": []}", "id"),
             (b"\xff[1]", "UTF-8"),

@@ -65,6 +65,13 @@ struct Child {
     resident_at_start: u64,
 }
 
+/// A child whose job is given up ends at once. For one that was reaped this does nothing.
+impl Drop for Child {
+    fn drop(&mut self) {
+        kill(&self.pidfd);
+    }
+}
+
 impl Pool {
     pub fn new(
         clones: CloneService,

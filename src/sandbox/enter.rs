@@ -11,7 +11,10 @@ use nix::errno::Errno;
 use super::handshake::{ChildReport, GO};
 use super::layer::{Layer, SetupError};
 use super::{Sandbox, at, capabilities, identity, namespaces, processes, read_back, root};
-use crate::sys::files;
+use crate::sys::{files, process};
+
+/// The exit status of a child that did not get as far as its job. Its report says why.
+pub const NEVER_STARTED: i32 = 125;
 
 /// The descriptor of the result channel in a child that is asked for a result.
 pub const RESULT_FD: RawFd = 3;
@@ -36,7 +39,14 @@ pub struct ChildDescriptors {
 /// none may if it fails.
 pub fn enter(sandbox: &Sandbox, descriptors: &ChildDescriptors) -> Result<(), SetupError> {
     let layers = &sandbox.layers;
-    take_descriptors(descriptors)?;
+    if let Err(error) = take_descriptors(descriptors) {
+        // The control socket may not be at its fixed number yet.
+        report_to(
+            descriptors.control,
+            &ChildReport::SetupFailed(error.clone()),
+        );
+        process::exit_now(NEVER_STARTED);
+    }
     unblock_signals()?;
     processes::leave_terminal()?;
     wait_for_host()?;
@@ -45,7 +55,7 @@ pub fn enter(sandbox: &Sandbox, descriptors: &ChildDescriptors) -> Result<(), Se
         root::mount_private_places(root, &sandbox.profile)?;
     }
     namespaces::set_hostname(layers)?;
-    processes::limit_resources()?;
+    processes::limit_resources(sandbox.open_files)?;
     capabilities::drop_all(layers)?;
     processes::refuse_new_privileges(layers)?;
     processes::tie_to_host()?;
@@ -119,8 +129,12 @@ fn wait_for_host() -> Result<(), SetupError> {
 
 /// Tells the host how the way in ended. `false`: there is no host any more.
 pub fn report(report: &ChildReport) -> bool {
+    report_to(CONTROL_FD, report)
+}
+
+fn report_to(control: RawFd, report: &ChildReport) -> bool {
     let bytes = report.encode();
-    let written = files::write_once(CONTROL_FD, &bytes);
+    let written = files::write_once(control, &bytes);
     written == bytes.len() as isize
 }
 

@@ -29,6 +29,9 @@ pub fn write_id_maps(pid: libc::pid_t, host_id: u32, layers: &Layers) -> Result<
 pub struct HostIds {
     base: u32,
     taken: Vec<bool>,
+    /// Where to look next: an id rests as long as it can, so that what one child left behind
+    /// in a writable chroot is not soon another's.
+    next: usize,
 }
 
 /// Where the ids start unless the host's own namespace maps fewer: a range that neither
@@ -54,13 +57,18 @@ impl HostIds {
         Ok(Self {
             base,
             taken: vec![false; count as usize],
+            next: 0,
         })
     }
 
     /// A uid that no living child has; `None` if all are in use.
     pub fn take(&mut self) -> Option<u32> {
-        let free = self.taken.iter().position(|taken| !taken)?;
+        let count = self.taken.len();
+        let free = (self.next..self.next + count)
+            .map(|place| place % count)
+            .find(|place| !self.taken[*place])?;
         self.taken[free] = true;
+        self.next = free + 1;
         Some(self.base + free as u32)
     }
 
@@ -117,6 +125,7 @@ mod tests {
         let mut ids = HostIds {
             base: 5,
             taken: vec![false; 2],
+            next: 0,
         };
         assert_eq!(
             (ids.take(), ids.take(), ids.take()),

@@ -127,7 +127,7 @@ impl SetupError {
                 "; hint: writing the id maps needs CAP_SETUID and CAP_SETGID in the host"
             }
             (Layer::UserNamespace, Errno::EINVAL) => {
-                "; hint: the host's own user namespace does not map the children's ids, see uid_base"
+                "; hint: the host's own user namespace does not map the children's ids"
             }
             (Layer::Seccomp, Errno::EINVAL) => "; hint: this kernel lacks CONFIG_SECCOMP_FILTER",
             _ => "",

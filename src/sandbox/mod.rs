@@ -25,6 +25,7 @@ pub struct Sandbox {
     /// `None`: the layer is skipped.
     root: Option<root::PreparedRoot>,
     seccomp: seccomp::Program,
+    open_files: processes::Limit,
 }
 
 impl Sandbox {
@@ -44,6 +45,7 @@ impl Sandbox {
             profile: profile.clone(),
             layers,
             root,
+            open_files: processes::raise_open_files()?,
             seccomp,
         })
     }

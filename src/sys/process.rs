@@ -80,6 +80,36 @@ pub fn signal(pidfd: BorrowedFd<'_>, signal: i32) -> Result<(), Errno> {
     }
 }
 
+/// Whether a signal is ignored, as `nohup` and shells arrange it for what they start.
+pub fn is_ignored(signal: i32) -> Result<bool, Errno> {
+    // SAFETY: all-zero is a valid sigaction, and a null action only asks.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        check(libc::sigaction(signal, std::ptr::null(), &raw mut action).into())?;
+        Ok(action.sa_sigaction == libc::SIG_IGN)
+    }
+}
+
+/// Gives SIGCHLD its default action: ignored, as some parents leave it, children would be
+/// reaped by the kernel and their status lost (`sigaction(2)`).
+pub fn keep_child_statuses() {
+    // SAFETY: no handler is involved.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
+}
+
+/// Waits for any signal (all must be blocked): its number, and whether the kernel sent it, as it
+/// does for a key at the terminal (`sigwaitinfo(2)`, `SI_KERNEL`).
+pub fn wait_for_signal() -> Result<(i32, bool), Errno> {
+    // SAFETY: both structures are plain data, filled in before they are read.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        let mut info: libc::siginfo_t = std::mem::zeroed();
+        libc::sigfillset(&raw mut set);
+        let signal = check(libc::sigwaitinfo(&raw const set, &raw mut info).into())?;
+        Ok((signal as i32, info.si_code == libc::SI_KERNEL))
+    }
+}
+
 /// `unshare(2)` of the calling thread.
 pub fn unshare(flags: libc::c_int) -> Result<(), Errno> {
     // SAFETY: plain integer; what it may unshare is this thread's own.

@@ -188,3 +188,42 @@ def _can_open(path):
 def escape_by_working_directory():
     """What lies beside the working directory, without naming it."""
     return sorted(os.listdir("."))[:5], sorted(os.listdir(".."))
+
+
+def clone_parent():
+    """A child of the host's, by CLONE_PARENT, which the host would never reap."""
+    number = {"x86_64": 56, "aarch64": 220}[os.uname().machine]
+    pid = _libc.syscall(number, 0x8000 | 17, 0, 0, 0, 0)
+    if pid == 0:
+        os._exit(0)
+    return _errno_name(pid)
+
+
+def mark_stdin():
+    """Whether an earlier job left its mark on standard input; then leave one."""
+    import fcntl
+
+    flags = fcntl.fcntl(0, fcntl.F_GETFL)
+    fcntl.fcntl(0, fcntl.F_SETFL, flags | os.O_APPEND)
+    return bool(flags & os.O_APPEND)
+
+
+def connect_by_path(path):
+    with socket.socket(socket.AF_UNIX) as client:
+        try:
+            client.connect(path)
+        except OSError as error:
+            return errno.errorcode[error.errno]
+    return "ok"
+
+
+def spoil_terminal():
+    """Switch echo and signals off, and waiting."""
+    import fcntl
+    import termios
+    import tty
+
+    tty.setraw(0)
+    os.set_blocking(0, False)
+    assert not termios.tcgetattr(0)[3] & termios.ECHO
+    assert fcntl.fcntl(0, fcntl.F_GETFL) & os.O_NONBLOCK

@@ -78,6 +78,13 @@ def forge(data):
     os.write(3, data.encode("latin-1"))
 
 
+def forge_or_not(data):
+    if data is None:
+        return "honest"
+    forge(data)
+    os._exit(0)
+
+
 def unprintable():
     class Unprintable(Exception):
         def __str__(self):
