@@ -77,6 +77,22 @@ def test_interrupt_ends_the_job(pyspawner, number):
     assert process.wait(timeout=10) == 128 + number
 
 
+def test_interrupt_while_a_hook_hangs(pyspawner, open_folder):
+    (open_folder / "hanging.py").write_text(
+        "import pyspawner_host, time\n"
+        "calls = []\n"
+        "@pyspawner_host.before_clone\n"
+        "def hang():\n"
+        "    calls.append(1)\n"
+        "    time.sleep(60 * (len(calls) - 1))\n"
+        "def main(): pass\n"
+    )
+    process = subprocess.Popen(pyspawner.command("run", "hanging.main", path=open_folder), stderr=subprocess.DEVNULL)
+    time.sleep(1.5)
+    process.terminate()
+    assert process.wait(timeout=15) == 128 + signal.SIGTERM
+
+
 def test_interrupt_while_importing(pyspawner, open_folder):
     (open_folder / "slow.py").write_text("import time; time.sleep(60)")
     command = pyspawner.command("run", "slow.main", path=open_folder)

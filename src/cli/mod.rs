@@ -260,11 +260,31 @@ fn io_run(end: IoEnd, settings: IoSettings) -> anyhow::Result<i32> {
             result = until_ready => result?,
             signal = interrupt.received() => return Ok(128 + signal),
         }
-        match settings.command {
-            Command::Run(command) => run::run(&pool, &interrupt, &profile, command).await,
-            Command::Map(command) => {
-                map::map(&pool, &interrupt, &profile, command, settings.quiet).await
+        let work = async {
+            match settings.command {
+                Command::Run(command) => run::run(&pool, &interrupt, &profile, command).await,
+                Command::Map(command) => {
+                    map::map(&pool, &interrupt, &profile, command, settings.quiet).await
+                }
+            }
+        };
+        tokio::select! {
+            status = work => status,
+            signal = overdue(&interrupt) => {
+                log::error!("the command did not end in {PATIENCE:?} after signal {signal}");
+                Ok(128 + signal)
             }
         }
     }))
+}
+
+/// How long a command may take to end after an interrupt.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Returns the signal if an interrupt has not ended the process in time: a main thread that a
+/// hook keeps busy must not make it immune to SIGTERM.
+async fn overdue(interrupt: &Interrupt) -> i32 {
+    let signal = interrupt.received().await;
+    tokio::time::sleep(PATIENCE).await;
+    signal
 }
