@@ -21,7 +21,7 @@ test: setup
 	$(CARGO_ENV) cargo test --release --locked --quiet --lib
 	$(VENV)/bin/python -m pytest tests
 
-# Longer than a test run should take: the figures of docs/soak.md.
+# Longer than a test run should take: tens of thousands of clones.
 soak: setup
 	$(VENV)/bin/python -m pytest tests -m soak
 

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Everything that `make demo` and `make test` need, on a fresh Debian machine or one where
-# all is there already. Prints the interpreter that was chosen into .venv/chosen-python.
+# all is there already.
 set -eu
 cd "$(dirname "$0")/.."
 

@@ -156,10 +156,7 @@ fn execute(
         None => config::File::default(),
     };
     let mut profile = config::choose_profile(&file, options.profile.as_deref())?;
-    profile.limits.wall = match (options.timeout, profile.limits.wall) {
-        (Some(flag), _) => Some(flag),
-        (None, limit) => limit,
-    };
+    profile.limits.wall = options.timeout.or(profile.limits.wall);
     let mut environment = file.environment.clone();
     environment.extend(options.environment);
     let from_file = |text: &Option<String>, name: &str| {
@@ -179,24 +176,12 @@ fn execute(
         Some(target) => Some(target),
         None => from_file(&file.warm_up, "warm_up")?,
     };
-    let or_file = |flags: Vec<String>, file: &[String]| {
-        if flags.is_empty() {
-            file.to_vec()
-        } else {
-            flags
-        }
-    };
-    let path = if options.path.is_empty() {
-        file.path.clone()
-    } else {
-        options.path
-    };
     let settings = HostSettings {
         child_main,
         preload: or_file(options.preload, &file.preload),
         warm_up,
         python: python::find(options.python.or_else(|| file.python.clone()))?,
-        path: path
+        path: or_file(options.path, &file.path)
             .iter()
             .map(|path| std::path::absolute(path).with_context(|| format!("{}", path.display())))
             .collect::<anyhow::Result<_>>()?,
@@ -211,6 +196,15 @@ fn execute(
     };
     init::step_aside()?;
     match launch::execute_host(&settings, &io, &environment)? {}
+}
+
+/// A list of the flags, else the file's.
+fn or_file<T: Clone>(flags: Vec<T>, file: &[T]) -> Vec<T> {
+    if flags.is_empty() {
+        file.to_vec()
+    } else {
+        flags
+    }
 }
 
 /// The second life of this program: the host.

@@ -59,7 +59,7 @@ pub fn warm(settings: &HostSettings) -> anyhow::Result<Warm> {
                 imports,
                 total: start.elapsed(),
                 descriptors,
-                resident: resident_memory()?,
+                resident: crate::sys::memory::resident(nix::unistd::getpid().as_raw())?,
             },
         })
     })
@@ -203,14 +203,4 @@ fn open_descriptors() -> std::io::Result<Vec<(u32, String)>> {
         }
     }
     Ok(descriptors)
-}
-
-fn resident_memory() -> anyhow::Result<u64> {
-    let statm = std::fs::read_to_string("/proc/self/statm")?;
-    let pages: u64 = statm
-        .split(' ')
-        .nth(1)
-        .context("/proc/self/statm")?
-        .parse()?;
-    Ok(pages * crate::sys::memory::page_size() as u64)
 }

@@ -5,7 +5,6 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use crate::sys::files::watch;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use serde_json::value::RawValue;
@@ -25,6 +24,8 @@ use crate::record;
 use crate::sandbox::enter::ChildDescriptors;
 use crate::sandbox::from_host::{HostIds, write_id_maps};
 use crate::sandbox::handshake::{ChildReport, GO};
+use crate::sys::files::watch;
+use crate::sys::memory;
 use crate::sys::process::{self, Ending, Reaped};
 
 /// How long output is waited for after a child's end. It is over at once where the PID
@@ -164,7 +165,8 @@ impl Pool {
         ends: Ends,
     ) -> Result<Child, String> {
         let ClonedChild { pid, pidfd } = cloned;
-        let resident_at_start = resident(pid);
+        // Unread, it counts as 0, which makes a peak larger, never smaller.
+        let resident_at_start = memory::resident(pid).unwrap_or(0);
         let mut child = Child {
             pidfd: watch(pidfd).map_err(|e| format!("watching a pidfd: {e}"))?,
             host_id,
@@ -390,16 +392,4 @@ async fn reap(pidfd: &AsyncFd<OwnedFd>) -> Reaped {
             Err(errno) => panic!("waitid of our own child: {errno}"),
         }
     }
-}
-
-/// Resident memory of a process in bytes; 0 if it cannot be read, which makes a peak larger,
-/// never smaller.
-fn resident(pid: libc::pid_t) -> u64 {
-    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
-    let pages: u64 = statm
-        .split(' ')
-        .nth(1)
-        .and_then(|pages| pages.parse().ok())
-        .unwrap_or(0);
-    pages * crate::sys::memory::page_size() as u64
 }

@@ -7,7 +7,7 @@
 //! process at once.
 
 use std::fs::File;
-use std::io::{Read, Seek, Write};
+use std::io::{Read, Seek};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI32, Ordering};
 
@@ -167,7 +167,6 @@ fn add(
 fn export(filter: &ScmpFilterContext) -> anyhow::Result<Vec<libc::sock_filter>> {
     let fd = nix::sys::memfd::memfd_create("seccomp", nix::sys::memfd::MFdFlags::MFD_CLOEXEC)?;
     let mut file = File::from(fd);
-    file.flush()?;
     filter.export_bpf(&file)?;
     file.rewind()?;
     let mut bytes = Vec::new();

@@ -15,6 +15,14 @@ pub fn page_size() -> usize {
     unsafe { libc::sysconf(libc::_SC_PAGESIZE) as usize }
 }
 
+/// The resident memory of a process in bytes (`proc_pid_statm(5)`).
+pub fn resident(pid: libc::pid_t) -> std::io::Result<u64> {
+    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm"))?;
+    let pages: Option<u64> = statm.split(' ').nth(1).and_then(|pages| pages.parse().ok());
+    let pages = pages.ok_or(std::io::ErrorKind::InvalidData)?;
+    Ok(pages * page_size() as u64)
+}
+
 /// Reserves `length` bytes of address space with no memory behind them
 /// (`mmap(2)`, `PROT_NONE`): costs nothing until opened with [`make_usable`].
 pub fn reserve(length: usize) -> Result<NonNull<u8>, Errno> {
