@@ -3,12 +3,15 @@
 use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context, bail};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 
-use crate::sandbox::{Layer, Layers};
+mod profile;
+mod units;
+
+pub use profile::{Bind, Cgroups, Limits, Network, Proc, Profile, Root};
+pub use units::parse_duration;
 
 /// The configuration file, `pyspawner.toml`.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -25,194 +28,14 @@ pub struct File {
     pub pool: Pool,
 }
 
-/// `[profile.NAME]`: how a sandbox is built.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Profile {
-    pub root: Root,
-    pub proc: Proc,
-    /// The size of `/tmp`, and of `/dev/shm`, in bytes.
-    #[serde(deserialize_with = "size")]
-    pub tmp: u64,
-    pub network: Network,
-    pub limits: Limits,
-    /// Layers that are left out. For tests: each makes the sandbox weaker.
-    pub skip_layers: Vec<Layer>,
-}
-
-impl Default for Profile {
-    fn default() -> Self {
-        Self {
-            root: Root::ReadOnly,
-            proc: Proc::Private,
-            tmp: 64 << 20,
-            network: Network::None,
-            limits: Limits::default(),
-            skip_layers: Vec::new(),
-        }
-    }
-}
-
-impl Profile {
-    pub fn layers(&self) -> Layers {
-        Layers::all_but(&self.skip_layers)
-    }
-
-    /// Whether children see the host's files at all.
-    pub fn shows_host_tree(&self) -> bool {
-        self.root == Root::ReadOnly
-    }
-}
-
-/// What a child sees as `/`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(untagged)]
-pub enum Root {
-    /// The host's tree, read-only, with places of the child's own.
-    #[serde(rename = "read-only")]
-    ReadOnly,
-    /// Exactly this folder.
-    Chroot { chroot: PathBuf },
-}
-
-impl<'de> Deserialize<'de> for Root {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(deny_unknown_fields)]
-        struct Table {
-            chroot: PathBuf,
-        }
-        struct Visitor;
-        impl<'de> serde::de::Visitor<'de> for Visitor {
-            type Value = Root;
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("\"read-only\" or { chroot = \"/path\" }")
-            }
-            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Root, E> {
-                match text {
-                    "read-only" => Ok(Root::ReadOnly),
-                    other => Err(E::invalid_value(serde::de::Unexpected::Str(other), &self)),
-                }
-            }
-            fn visit_unit<E>(self) -> Result<Root, E> {
-                Ok(Root::ReadOnly) // as this type writes it to the settings
-            }
-            fn visit_map<A: serde::de::MapAccess<'de>>(self, map: A) -> Result<Root, A::Error> {
-                let table = Table::deserialize(serde::de::value::MapAccessDeserializer::new(map))?;
-                Ok(Root::Chroot {
-                    chroot: table.chroot,
-                })
-            }
-        }
-        deserializer.deserialize_any(Visitor)
-    }
-}
-
-/// `/proc` in the child: its own processes, or nothing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Proc {
-    Private,
-    None,
-}
-
-/// The child's network.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Network {
-    None,
-}
-
-/// `[profile.NAME.limits]`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Limits {
-    /// From the start of a job to its forced end.
-    #[serde(deserialize_with = "optional_duration")]
-    pub wall: Option<Duration>,
-    /// Bytes each of standard output, standard error and result.
-    #[serde(deserialize_with = "size")]
-    pub output: u64,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            wall: None,
-            output: 1 << 20,
-        }
-    }
-}
-
 /// `[pool]`.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Pool {
     /// How many children run at once; by default as many as there are processors.
     pub concurrency: Option<usize>,
-}
-
-/// Accepts a number of bytes, or text with a binary suffix: `"64M"` is 64 × 2²⁰.
-fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged, expecting = "a size such as \"64M\", or a number of bytes")]
-    enum Size {
-        Bytes(u64),
-        Text(String),
-    }
-    match Size::deserialize(deserializer)? {
-        Size::Bytes(bytes) => Ok(bytes),
-        Size::Text(text) => parse_size::Config::new()
-            .with_binary()
-            .parse_size(&text)
-            .map_err(|_| {
-                serde::de::Error::custom(format!(
-                    "{text:?} is not a size: expected a number of bytes or one with K, M, G"
-                ))
-            }),
-    }
-}
-
-fn optional_duration<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Duration>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(
-        untagged,
-        expecting = "a duration such as \"30s\", or a number of seconds"
-    )]
-    enum Wall {
-        Seconds(f64),
-        Text(String),
-        /// As this type writes it to the settings.
-        Exact(Option<Duration>),
-    }
-    match Wall::deserialize(d)? {
-        Wall::Seconds(seconds) => parse_duration(&seconds.to_string())
-            .map(Some)
-            .map_err(serde::de::Error::custom),
-        Wall::Text(text) => parse_duration(&text)
-            .map(Some)
-            .map_err(serde::de::Error::custom),
-        Wall::Exact(exact) => Ok(exact),
-    }
-}
-
-/// Far beyond any job, and far from where adding it to a clock overflows.
-const LONGEST: Duration = Duration::from_secs(100 * 365 * 86_400);
-
-/// `"30s"`, `"1m 30s"`, or plain seconds, which may have a fraction. Greater than zero.
-pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let duration = match text.trim().parse::<f64>() {
-        Ok(seconds) => Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string()),
-        Err(_) => humantime::parse_duration(text).map_err(|error| error.to_string()),
-    };
-    match duration {
-        Ok(Duration::ZERO) => Err(format!("{text:?}: a duration must be greater than zero")),
-        Ok(duration) if duration > LONGEST => Err(format!("{text:?} is longer than 100 years")),
-        Ok(duration) => Ok(duration),
-        Err(error) => Err(format!(
-            "{text:?} is not a duration: expected seconds, or text such as \"30s\" ({error})"
-        )),
-    }
+    /// A control group that is delegated to pyspawner; by default its own.
+    pub cgroup: Option<PathBuf>,
 }
 
 impl File {
@@ -299,41 +122,10 @@ pub fn choose_profile(file: &File, name: Option<&str>) -> anyhow::Result<Profile
             bail!("there is no profile {name:?} in the configuration; there are: {known:?}")
         }
     };
-    check_profile(&profile).with_context(|| format!("profile {name:?}"))?;
+    profile
+        .check()
+        .with_context(|| format!("profile {name:?}"))?;
     Ok(profile)
-}
-
-fn check_profile(profile: &Profile) -> anyhow::Result<()> {
-    for layer in &profile.skip_layers {
-        if !Layer::SKIPPABLE.contains(layer) {
-            bail!("skip_layers: {:?} cannot be skipped", layer.name());
-        }
-    }
-    if let Root::Chroot { chroot } = &profile.root {
-        if !chroot.is_absolute() {
-            bail!("chroot: {} is not an absolute path", chroot.display());
-        }
-        if !chroot.is_dir() {
-            bail!("chroot: {} is not a folder", chroot.display());
-        }
-    }
-    let layers = profile.layers();
-    if layers.has(Layer::Seccomp)
-        && !layers.has(Layer::NoNewPrivs)
-        && layers.has(Layer::DropCapabilities)
-    {
-        bail!(
-            "skip_layers: without \"no_new_privs\" and without capabilities a filter cannot be \
-             installed; skip \"seccomp\" or \"drop_capabilities\" too"
-        );
-    }
-    if profile.tmp == 0 {
-        bail!("tmp: 0 would mean a tmpfs without limit; expected a size such as \"64M\"");
-    }
-    if profile.limits.output == 0 {
-        bail!("limits.output: expected a size greater than 0");
-    }
-    Ok(())
 }
 
 /// The child's environment as the C strings of `execve(2)`.
@@ -352,6 +144,8 @@ pub fn environment_block(environment: &BTreeMap<String, String>) -> anyhow::Resu
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn parse(text: &str) -> Result<File, String> {
@@ -382,15 +176,20 @@ mod tests {
             output = 4096
             [profile.jail]
             root = { chroot = "/srv" }
+            [profile.bare]
+            root = { empty = true }
+            binds = [{ source = "/data", writable = true }]
             "#,
         )
         .expect("valid");
         let default = &file.profile["default"];
-        assert_eq!(default.tmp, 64 << 20);
+        assert_eq!(default.tmp(), Some(64 << 20));
         assert_eq!(default.limits.wall, Some(Duration::from_secs(90)));
         assert_eq!(default.limits.output, 4096);
-        let chroot = PathBuf::from("/srv");
-        assert_eq!(file.profile["jail"].root, Root::Chroot { chroot });
+        assert_eq!(file.profile["jail"].root, Root::Chroot("/srv".into()));
+        assert_eq!(file.profile["bare"].root, Root::Empty);
+        let bind = &file.profile["bare"].binds[0];
+        assert_eq!((bind.target(), bind.writable), (Path::new("/data"), true));
     }
 
     #[test]
@@ -404,6 +203,16 @@ mod tests {
             ("preload = 'pandas'\n", 1, "expected a sequence"),
             ("[profile.default]\n\ntmp = 'lots'\n", 3, "not a size"),
             ("[profile.default]\nroot = 'open'\n", 2, "read-only"),
+            (
+                "[profile.default]\nroot = { empty = false }\n",
+                2,
+                "empty = true",
+            ),
+            (
+                "[profile.default]\nbinds = [{ target = '/a' }]\n",
+                2,
+                "source",
+            ),
             (
                 "[profile.default.limits]\nwall = '0s'\n",
                 2,
@@ -425,25 +234,6 @@ mod tests {
     }
 
     #[test]
-    fn settings_survive_their_own_format() {
-        let profile = Profile {
-            root: Root::Chroot {
-                chroot: "/srv".into(),
-            },
-            limits: Limits {
-                wall: Some(Duration::from_millis(1500)),
-                output: 7,
-            },
-            ..Profile::default()
-        };
-        for profile in [Profile::default(), profile] {
-            let text = serde_json::to_string(&profile).expect("serialises");
-            let back: Profile = serde_json::from_str(&text).expect("parses");
-            assert_eq!(format!("{back:?}"), format!("{profile:?}"));
-        }
-    }
-
-    #[test]
     fn callables_are_parsed_in_both_forms() {
         let dotted: Callable = "a.b.main".parse().expect("valid");
         assert_eq!((&*dotted.module, &*dotted.name), ("a.b", "main"));
@@ -452,16 +242,5 @@ mod tests {
         for wrong in ["main", "", ".", "a.", ":f", "a:b:c", "a b.c"] {
             assert!(wrong.parse::<Callable>().is_err(), "{wrong:?}");
         }
-    }
-
-    #[test]
-    fn combinations_that_cannot_work_are_refused() {
-        let skip = |layers: &[Layer]| Profile {
-            skip_layers: layers.to_vec(),
-            ..Profile::default()
-        };
-        assert!(check_profile(&skip(&[Layer::NoNewPrivs])).is_err());
-        assert!(check_profile(&skip(&[Layer::Descriptors])).is_err());
-        assert!(check_profile(&skip(&[Layer::Seccomp])).is_ok());
     }
 }

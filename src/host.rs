@@ -117,7 +117,7 @@ impl Children {
             )
         })?;
         let flags = self.sandbox.clone_flags();
-        match self.cloner.clone_host(py, flags) {
+        match self.cloner.clone_host(py, flags, request.cgroup) {
             Ok(Side::Parent { pid, pidfd }) => Ok(ClonedChild { pid, pidfd }),
             Ok(Side::Child) => process::exit_now(self.live(py, request)),
             Err(error) => Err(format!("clone: {error}")),
@@ -127,7 +127,7 @@ impl Children {
     /// A child's whole life. Returns its exit status.
     fn live(&self, py: Python<'_>, request: &CloneRequest) -> i32 {
         let descriptors = &request.descriptors;
-        if let Err(error) = enter::enter(&self.sandbox, descriptors) {
+        if let Err(error) = enter::enter(&self.sandbox, descriptors, request.cgroup.is_some()) {
             return refuse(ChildReport::SetupFailed(error));
         }
         if request.probe {

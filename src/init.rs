@@ -13,7 +13,7 @@ use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, getpid};
 
-use crate::sys::clone3::{Side, ThreadState, clone3};
+use crate::sys::clone3::{Birth, Side, ThreadState, clone3};
 use crate::sys::process;
 
 /// Process ids below this one are too easy to reach by forking.
@@ -56,8 +56,12 @@ fn start_at_high_pid() -> anyhow::Result<Option<Pid>> {
     );
     let thread = ThreadState::of_this_thread().context("PR_GET_TID_ADDRESS")?;
     for pid in (LOWEST_HOST_PID..highest).rev().take(64) {
+        let birth = Birth {
+            pid: Some(pid),
+            cgroup: None,
+        };
         // SAFETY: there is one thread, so no lock is held and no handler is needed.
-        match unsafe { clone3(0, &thread, Some(pid)) } {
+        match unsafe { clone3(0, &thread, birth) } {
             Ok(Side::Child) => return Ok(None),
             Ok(Side::Parent { pid, .. }) => return Ok(Some(Pid::from_raw(pid))),
             Err(Errno::EEXIST) => {}

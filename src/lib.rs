@@ -28,3 +28,4 @@ pub mod pool;
 pub mod record;
 pub mod sandbox;
 pub mod sys;
+pub mod unprivileged;

@@ -21,7 +21,9 @@ use crate::launch::{self, HostDescriptors};
 use crate::pool::Pool;
 use crate::pool::clone_service::{CloneService, IoEnd, ToMain};
 use crate::pool::interrupt::Interrupt;
-use crate::{host, init, logging};
+use crate::sandbox::cgroup::Cgroups;
+use crate::sandbox::hidden;
+use crate::{host, init, logging, unprivileged};
 
 /// The exit status if pyspawner itself failed.
 pub const FAILED: u8 = 125;
@@ -107,6 +109,8 @@ enum Command {
 struct IoSettings {
     command: Command,
     profile: Profile,
+    /// Below which the children's control groups are made.
+    cgroup: Option<PathBuf>,
     quiet: bool,
 }
 
@@ -157,6 +161,8 @@ fn execute(
     };
     let mut profile = config::choose_profile(&file, options.profile.as_deref())?;
     profile.limits.wall = options.timeout.or(profile.limits.wall);
+    let home = std::env::home_dir();
+    profile.hide.extend(hidden::by_default(home.as_deref()));
     let mut environment = file.environment.clone();
     environment.extend(options.environment);
     let from_file = |text: &Option<String>, name: &str| {
@@ -192,8 +198,10 @@ fn execute(
     let io = IoSettings {
         command: command(&file)?,
         profile,
+        cgroup: file.pool.cgroup.clone(),
         quiet,
     };
+    unprivileged::gain_capabilities()?;
     init::step_aside()?;
     match launch::execute_host(&settings, &io, &environment)? {}
 }
@@ -240,7 +248,9 @@ fn io_run(end: IoEnd, settings: IoSettings) -> anyhow::Result<i32> {
         let interrupt = Interrupt::listen().context("signalfd")?;
         let (clones, ready) = CloneService::start(end).context("eventfd")?;
         let profile = Rc::new(settings.profile);
-        let pool = Pool::new(clones, profile.clone(), interrupt.clone())?;
+        let cgroups = claim_cgroups(&profile, settings.cgroup.as_deref())?.map(Rc::new);
+        let _removed = RemoveAtEnd(cgroups.clone());
+        let pool = Pool::new(clones, profile.clone(), cgroups, interrupt.clone())?;
         let until_ready = async {
             // A main thread that fails while warming prints why and ends the process.
             match ready.await {
@@ -270,6 +280,48 @@ fn io_run(end: IoEnd, settings: IoSettings) -> anyhow::Result<i32> {
             }
         }
     }))
+}
+
+/// The control groups, unless the profile can do without and there are none. Says what is in
+/// force.
+fn claim_cgroups(
+    profile: &Profile,
+    configured: Option<&std::path::Path>,
+) -> anyhow::Result<Option<Cgroups>> {
+    let reason = match Cgroups::claim(configured) {
+        Ok(cgroups) => {
+            log::info!("memory, cpu and pids are limited and counted by control groups");
+            return Ok(Some(cgroups));
+        }
+        Err(reason) => reason,
+    };
+    if profile.cgroups == config::Cgroups::Required {
+        anyhow::bail!(
+            "limits: no control group (cgroup v2) can be had, and the profile requires it: {reason}"
+        );
+    }
+    log::info!("no control groups (cgroup v2): {reason}");
+    if profile.limits.memory.is_some() {
+        log::warn!(
+            "limits.memory holds for the private memory of each process (RLIMIT_DATA), not for \
+             a job as a whole, since there are no control groups: {reason}"
+        );
+    }
+    if profile.limits.cpu.is_some() {
+        log::warn!("limits.cpu is not in force, since there are no control groups: {reason}");
+    }
+    Ok(None)
+}
+
+/// Takes the host's control groups away when its work is done.
+struct RemoveAtEnd(Option<Rc<Cgroups>>);
+
+impl Drop for RemoveAtEnd {
+    fn drop(&mut self) {
+        if let Some(cgroups) = &self.0 {
+            cgroups.remove();
+        }
+    }
 }
 
 /// How long a command may take to end after an interrupt.

@@ -12,13 +12,13 @@ pub mod foreign_threads;
 pub mod fork_protocol;
 pub mod private_memory;
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, RawFd};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use pyo3::prelude::*;
 
-use crate::sys::clone3::{Side, ThreadState, clone3};
+use crate::sys::clone3::{Birth, Side, ThreadState, clone3};
 use crate::sys::process;
 use foreign_threads::ForeignThreads;
 
@@ -87,18 +87,23 @@ impl Cloner {
         self.foreign.names().map_err(CloneError::Threads)
     }
 
-    /// Clones this process. In the child, all fork handlers have run when this returns.
+    /// Clones this process, into the control group of that folder if one is named. In the child, all fork handlers have run when this returns.
     ///
     /// The parent's answer may come after the child has started to run, so the child must
     /// wait for the host's word before it does anything that matters: a clone during which
     /// a foreign thread ran is killed here and made again.
-    pub fn clone_host(&self, _attached: Python<'_>, flags: u64) -> Result<Side, CloneError> {
+    pub fn clone_host(
+        &self,
+        _attached: Python<'_>,
+        flags: u64,
+        cgroup: Option<RawFd>,
+    ) -> Result<Side, CloneError> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             // SAFETY: this thread holds the GIL, as the hooks of fork(2) require.
             unsafe { pyo3::ffi::PyOS_BeforeFork() };
             fork_protocol::prepare();
-            let attempt = self.clone_once(flags);
+            let attempt = self.clone_once(flags, cgroup);
             match attempt {
                 Ok(Attempt::Child) => {
                     private_memory::forget_in_child();
@@ -127,17 +132,18 @@ impl Cloner {
         }
     }
 
-    fn clone_once(&self, flags: u64) -> Result<Attempt, CloneError> {
+    fn clone_once(&self, flags: u64, cgroup: Option<RawFd>) -> Result<Attempt, CloneError> {
         let asleep = match self.foreign.asleep()? {
             Ok(asleep) => asleep,
             Err(busy) => return Ok(Attempt::Disturbed(busy)),
         };
+        let birth = Birth { pid: None, cgroup };
         let side = {
             let _no_shared_state_is_in_use = clone_lock::hold();
             // SAFETY: the I/O thread is outside of everything that the clone lock guards,
             // foreign threads are shown below to have slept, and the caller runs the fork
             // handlers on both sides.
-            unsafe { clone3(flags, &self.thread, None) }
+            unsafe { clone3(flags, &self.thread, birth) }
         };
         let side = side.map_err(|errno| CloneError::Clone { flags, errno })?;
         let Side::Parent { pid, pidfd } = side else {

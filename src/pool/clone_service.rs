@@ -5,7 +5,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::rc::Rc;
 
 use crate::sys::files::watch;
@@ -27,6 +27,8 @@ pub enum ToMain {
 pub struct CloneRequest {
     number: u64,
     pub descriptors: ChildDescriptors,
+    /// The folder of the child's control group.
+    pub cgroup: Option<RawFd>,
     /// A child that only checks that it can reach what it will need.
     pub probe: bool,
 }
@@ -162,6 +164,7 @@ impl CloneService {
     pub async fn clone(
         &self,
         descriptors: ChildDescriptors,
+        cgroup: Option<RawFd>,
         probe: bool,
     ) -> Result<ClonedChild, String> {
         let _room = self.room.acquire().await.expect("it is never closed");
@@ -172,6 +175,7 @@ impl CloneService {
         let request = CloneRequest {
             number,
             descriptors,
+            cgroup,
             probe,
         };
         self.requests

@@ -23,6 +23,8 @@ pub enum Outcome {
     BlockedSyscall,
     /// Ended by the host, at its time limit.
     TimedOut,
+    /// Ended by the kernel, at the job's limit of memory.
+    OutOfMemory,
     /// Ended by the host, for writing more than its limit.
     OutputLimit,
     /// Not run: the input line or the arguments are no job.
@@ -47,6 +49,7 @@ impl Outcome {
     pub fn of(
         ending: Ending,
         stop: Option<Stop>,
+        out_of_memory: bool,
         blocked_call: Option<&str>,
     ) -> (Self, Option<String>) {
         let killed = ending == Ending::Signaled(libc::SIGKILL);
@@ -61,6 +64,7 @@ impl Outcome {
                 Some(format!("wrote more than {limit} bytes to one stream")),
             ),
             (Some(Stop::Cancelled), _) => (Self::Cancelled, None),
+            (None, Ending::Signaled(libc::SIGKILL)) if out_of_memory => (Self::OutOfMemory, None),
             (None, Ending::Exited(0)) => (Self::Ok, None),
             (None, Ending::Exited(_)) => (Self::Exited, None),
             (None, Ending::Signaled(libc::SIGSYS)) => {

@@ -21,9 +21,11 @@ use super::outcome::{JobReport, Outcome, Stop};
 use super::payload::{Job, Stdin, Streams, seal};
 use crate::config::Profile;
 use crate::record;
+use crate::sandbox::cgroup::{Cgroups, JobCgroup, Usage, prefer_as_victim};
 use crate::sandbox::enter::ChildDescriptors;
 use crate::sandbox::from_host::{HostIds, write_id_maps};
 use crate::sandbox::handshake::{ChildReport, GO};
+use crate::sandbox::{Layers, SetupError};
 use crate::sys::files::watch;
 use crate::sys::memory;
 use crate::sys::process::{self, Ending, Reaped};
@@ -37,6 +39,8 @@ const LAST_OUTPUT: Duration = Duration::from_secs(1);
 pub struct Pool {
     clones: CloneService,
     profile: Rc<Profile>,
+    layers: Rc<Layers>,
+    cgroups: Option<Rc<Cgroups>>,
     ids: Rc<RefCell<HostIds>>,
     interrupt: Interrupt,
 }
@@ -60,6 +64,7 @@ struct ChildEnds {
 /// A child on its way, or at work.
 struct Child {
     pidfd: AsyncFd<OwnedFd>,
+    cgroup: Option<JobCgroup>,
     host_id: u32,
     ends: Ends,
     /// Resident memory at the clone: the part of the warm image that the child began with.
@@ -77,11 +82,14 @@ impl Pool {
     pub fn new(
         clones: CloneService,
         profile: Rc<Profile>,
+        cgroups: Option<Rc<Cgroups>>,
         interrupt: Interrupt,
     ) -> anyhow::Result<Self> {
         Ok(Self {
             clones,
+            layers: Rc::new(profile.layers()),
             profile,
+            cgroups,
             ids: Rc::new(RefCell::new(HostIds::choose()?)),
             interrupt,
         })
@@ -130,16 +138,32 @@ impl Pool {
             .borrow_mut()
             .take()
             .ok_or("every host uid of the children is in use")?;
-        let cloned = self.clones.clone(descriptors, probe).await;
-        drop(child_ends);
-        let result = match cloned {
-            Ok(cloned) => self.release(cloned, host_id, ends).await,
-            Err(detail) => Err(detail),
+        let result = match self.create_cgroup() {
+            Ok(cgroup) => {
+                let folder = cgroup.as_ref().map(JobCgroup::descriptor);
+                let cloned = self.clones.clone(descriptors, folder, probe).await;
+                drop(child_ends);
+                match cloned {
+                    Ok(cloned) => self.release(cloned, cgroup, host_id, ends).await,
+                    Err(detail) => {
+                        remove(cgroup).await;
+                        Err(detail)
+                    }
+                }
+            }
+            Err(error) => Err(error.to_string()),
         };
         if result.is_err() {
             self.ids.borrow_mut().give_back(host_id);
         }
         result
+    }
+
+    fn create_cgroup(&self) -> Result<Option<JobCgroup>, SetupError> {
+        let cgroups = self.cgroups.as_ref();
+        cgroups
+            .map(|cgroups| cgroups.create(&self.profile.limits))
+            .transpose()
     }
 
     fn descriptors(&self, job: &Job, child: &ChildEnds) -> ChildDescriptors {
@@ -161,6 +185,7 @@ impl Pool {
     async fn release(
         &self,
         cloned: ClonedChild,
+        cgroup: Option<JobCgroup>,
         host_id: u32,
         ends: Ends,
     ) -> Result<Child, String> {
@@ -169,11 +194,14 @@ impl Pool {
         let resident_at_start = memory::resident(pid).unwrap_or(0);
         let mut child = Child {
             pidfd: watch(pidfd).map_err(|e| format!("watching a pidfd: {e}"))?,
+            cgroup,
             host_id,
             ends,
             resident_at_start,
         };
-        match write_id_maps(pid, host_id, &self.profile.layers()) {
+        let prepared =
+            prefer_as_victim(pid).and_then(|()| write_id_maps(pid, host_id, &self.layers));
+        match prepared {
             Ok(()) => {
                 // A child that has already ended cannot read it; its end says why.
                 child.ends.control.write_all(GO).await.ok();
@@ -182,6 +210,7 @@ impl Pool {
             Err(error) => {
                 kill(&child.pidfd);
                 reap(&child.pidfd).await;
+                remove(child.cgroup.take()).await;
                 Err(error.to_string())
             }
         }
@@ -252,28 +281,45 @@ impl Pool {
             reaped
         };
         self.ids.borrow_mut().give_back(child.host_id);
+        let usage = match &child.cgroup {
+            Some(cgroup) => cgroup.usage(),
+            None => Usage::default(),
+        };
+        remove(child.cgroup.take()).await;
         // What was written may have been cut only because nobody stopped it in time.
         let overflowed = stdout.truncated || stderr.truncated || result.truncated;
         if stop.is_none() && overflowed {
             stop = Some(Stop::OutputLimit(limit));
         }
-        let mut report = classify(&said, &reaped, stop, &result.bytes);
+        let mut report = classify(&said, &reaped, stop, usage.out_of_memory, &result.bytes);
         report.stdout = stdout.bytes;
         report.stderr = stderr.bytes;
         report.truncated = overflowed;
         report.wall = start.elapsed();
-        report.cpu = reaped.cpu;
-        report.peak_memory = reaped.max_rss.saturating_sub(child.resident_at_start);
+        report.cpu = usage.cpu.unwrap_or(reaped.cpu);
+        let grown = reaped.max_rss.saturating_sub(child.resident_at_start);
+        report.peak_memory = usage.peak_memory.unwrap_or(grown);
         report
     }
 }
 
 /// The report's verdict: first whether the job ran at all, then how it ended.
-fn classify(said: &[u8], reaped: &Reaped, stop: Option<Stop>, records: &[u8]) -> JobReport {
+fn classify(
+    said: &[u8],
+    reaped: &Reaped,
+    stop: Option<Stop>,
+    out_of_memory: bool,
+    records: &[u8],
+) -> JobReport {
     let mut report = match (ChildReport::decode(said), stop) {
         (Some(ChildReport::Started), _) => {
             let spoken = Spoken::from(records);
-            let (outcome, detail) = Outcome::of(reaped.ending, stop, spoken.blocked.as_deref());
+            let (outcome, detail) = Outcome::of(
+                reaped.ending,
+                stop,
+                out_of_memory,
+                spoken.blocked.as_deref(),
+            );
             let mut report = JobReport::not_run(outcome, "");
             report.detail = detail;
             if outcome == Outcome::Ok {
@@ -291,7 +337,7 @@ fn classify(said: &[u8], reaped: &Reaped, stop: Option<Stop>, records: &[u8]) ->
         (Some(ChildReport::InvalidJob(text)), _) => JobReport::not_run(Outcome::InvalidJob, text),
         // Ended by the host on its way in.
         (None, Some(stop)) if reaped.ending == Ending::Signaled(libc::SIGKILL) => {
-            let (outcome, detail) = Outcome::of(reaped.ending, Some(stop), None);
+            let (outcome, detail) = Outcome::of(reaped.ending, Some(stop), false, None);
             let detail = detail.map_or_else(String::new, |detail| detail + ", ");
             JobReport::not_run(outcome, detail + "before its code ran")
         }
@@ -379,6 +425,12 @@ fn open_streams(streams: Streams) -> std::io::Result<(Ends, ChildEnds)> {
 fn kill(pidfd: &AsyncFd<OwnedFd>) {
     process::signal(pidfd.get_ref().as_fd(), libc::SIGKILL)
         .expect("pidfd_send_signal of our own child");
+}
+
+async fn remove(cgroup: Option<JobCgroup>) {
+    if let Some(cgroup) = cgroup {
+        cgroup.remove().await;
+    }
 }
 
 /// Waits for the end of a child and reaps it.

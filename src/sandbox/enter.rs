@@ -37,7 +37,11 @@ pub struct ChildDescriptors {
 
 /// Takes a fresh clone into its sandbox. No code of the job has run when this returns, and
 /// none may if it fails.
-pub fn enter(sandbox: &Sandbox, descriptors: &ChildDescriptors) -> Result<(), SetupError> {
+pub fn enter(
+    sandbox: &Sandbox,
+    descriptors: &ChildDescriptors,
+    in_cgroup: bool,
+) -> Result<(), SetupError> {
     let layers = &sandbox.layers;
     if let Err(error) = take_descriptors(descriptors) {
         // The control socket may not be at its fixed number yet.
@@ -50,12 +54,14 @@ pub fn enter(sandbox: &Sandbox, descriptors: &ChildDescriptors) -> Result<(), Se
     unblock_signals()?;
     processes::leave_terminal()?;
     wait_for_host()?;
-    identity::become_sandbox_user(layers)?;
+    identity::become_sandbox_user(layers, sandbox.may_set_groups)?;
     if let Some(root) = &sandbox.root {
-        root::mount_private_places(root, &sandbox.profile)?;
+        root::mount_private_places(root)?;
     }
+    namespaces::enter_cgroup_namespace(layers)?;
     namespaces::set_hostname(layers)?;
-    processes::limit_resources(sandbox.open_files)?;
+    sandbox.limits.apply(in_cgroup)?;
+    sandbox.landlock.restrict(layers)?;
     capabilities::drop_all(layers)?;
     processes::refuse_new_privileges(layers)?;
     processes::tie_to_host()?;

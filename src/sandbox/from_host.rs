@@ -28,6 +28,7 @@ pub fn write_id_maps(pid: libc::pid_t, host_id: u32, layers: &Layers) -> Result<
 #[derive(Debug)]
 pub struct HostIds {
     base: u32,
+    /// Empty if there is but one, which all share.
     taken: Vec<bool>,
     /// Where to look next: an id rests as long as it can, so that what one child left behind
     /// in a writable chroot is not soon another's.
@@ -42,18 +43,27 @@ const MOST_CHILDREN: u32 = 1 << 16;
 impl HostIds {
     /// Chooses a range that this process may map, from `/proc/self/uid_map`.
     ///
+    /// Where fewer than 1,000 ids besides the ordinary ones are mapped, as for a user without
+    /// subordinate ids, all children share the host's own, which the log says.
+    ///
     /// # Errors
-    /// If fewer than 1,000 ids besides the ordinary ones are mapped here.
+    /// If the map cannot be read.
     pub fn choose() -> anyhow::Result<Self> {
         let path = Path::new("/proc/self/uid_map");
         let map = std::fs::read_to_string(path)?;
-        let (base, count) = choose_range(&map).ok_or_else(|| {
-            anyhow::anyhow!(
-                "every child needs a host uid of its own, but {} maps too few: {map:?}; \
-                 hint: give the container at least 65,536 ids",
-                path.display()
-            )
-        })?;
+        let Some((base, count)) = choose_range(&map) else {
+            let own = nix::unistd::geteuid().as_raw();
+            log::warn!(
+                "children have no user of their own: outside they are the user who started \
+                 pyspawner, and can read that user's files unless these are hidden; hint: \
+                 subordinate ids (/etc/subuid, newuidmap), or at least 65,536 ids for a container"
+            );
+            return Ok(Self {
+                base: own,
+                taken: Vec::new(),
+                next: 0,
+            });
+        };
         Ok(Self {
             base,
             taken: vec![false; count as usize],
@@ -64,6 +74,9 @@ impl HostIds {
     /// A uid that no living child has; `None` if all are in use.
     pub fn take(&mut self) -> Option<u32> {
         let count = self.taken.len();
+        if count == 0 {
+            return Some(self.base); // shared by all
+        }
         let free = (self.next..self.next + count)
             .map(|place| place % count)
             .find(|place| !self.taken[*place])?;
@@ -74,7 +87,9 @@ impl HostIds {
 
     /// Gives back the uid of a child that has been reaped.
     pub fn give_back(&mut self, id: u32) {
-        self.taken[(id - self.base) as usize] = false;
+        if let Some(taken) = self.taken.get_mut((id - self.base) as usize) {
+            *taken = false;
+        }
     }
 }
 

@@ -17,19 +17,30 @@ pub fn inside_id(layers: &Layers) -> u32 {
     }
 }
 
+/// Whether groups may be given up here (`user_namespaces(7)`, `/proc/PID/setgroups`).
+pub fn may_set_groups() -> std::io::Result<bool> {
+    let word = std::fs::read_to_string("/proc/self/setgroups")?;
+    Ok(word.trim() == "allow")
+}
+
 /// Gives up all groups, then becomes the sandbox's user, keeping for now the capabilities
 /// that the next steps need.
 ///
 /// Before this step the child runs under an id that its user namespace does not map, which
 /// owns nothing and makes mounts fail with EOVERFLOW.
-pub fn become_sandbox_user(layers: &Layers) -> Result<(), SetupError> {
+///
+/// Where the kernel denies setgroups to a host without privilege (`user_namespaces(7)`), the
+/// host's groups remain.
+pub fn become_sandbox_user(layers: &Layers, may_set_groups: bool) -> Result<(), SetupError> {
     let layer = Layer::Setuid;
     let id = inside_id(layers);
     // Leaving uid 0 clears the capabilities (capabilities(7), "Effect of user ID changes");
     // it is the capability step that drops them, after the mounts.
     prctl(libc::PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP)
         .map_err(at(layer, "prctl(PR_SET_SECUREBITS)"))?;
-    clear_groups().map_err(at(layer, "setgroups([])"))?;
+    if may_set_groups {
+        clear_groups().map_err(at(layer, "setgroups([])"))?;
+    }
     set_gid(id).map_err(at(layer, "setresgid"))?;
     set_uid(id).map_err(at(layer, "setresuid"))
 }

@@ -19,8 +19,9 @@ pub enum Layer {
     Root,
     /// A user and group id of its own, no supplementary groups.
     Setuid,
-    /// Resource limits of the process.
+    /// Control groups and resource limits.
     Limits,
+    Landlock,
     DropCapabilities,
     NoNewPrivs,
     Seccomp,
@@ -37,6 +38,7 @@ impl Layer {
         Layer::CgroupNamespace,
         Layer::Root,
         Layer::Setuid,
+        Layer::Landlock,
         Layer::DropCapabilities,
         Layer::NoNewPrivs,
         Layer::Seccomp,
@@ -55,6 +57,7 @@ impl Layer {
             Layer::Root => "root",
             Layer::Setuid => "setuid",
             Layer::Limits => "limits",
+            Layer::Landlock => "landlock",
             Layer::DropCapabilities => "drop_capabilities",
             Layer::NoNewPrivs => "no_new_privs",
             Layer::Seccomp => "seccomp",
@@ -128,6 +131,14 @@ impl SetupError {
             }
             (Layer::UserNamespace, Errno::EINVAL) => {
                 "; hint: the host's own user namespace does not map the children's ids"
+            }
+            (Layer::Root, Errno::EROFS) if self.step.starts_with("create") => {
+                "; hint: a bind's target must exist in the host's tree, be below /tmp, or be in an \
+                 empty root (root = { empty = true })"
+            }
+            (Layer::Landlock, Errno::ENOSYS | Errno::EOPNOTSUPP) => {
+                "; hint: this kernel is older than 5.13 or was started without Landlock (lsm=); to \
+                 do without it: skip_layers = [\"landlock\"]"
             }
             (Layer::Seccomp, Errno::EINVAL) => "; hint: this kernel lacks CONFIG_SECCOMP_FILTER",
             _ => "",

@@ -2,17 +2,22 @@
 //! the page of steps that each child goes through before any of the job's code runs.
 
 pub mod capabilities;
+pub mod cgroup;
 pub mod enter;
 pub mod from_host;
 pub mod handshake;
+pub mod hidden;
 pub mod identity;
+pub mod landlock;
 pub mod layer;
+pub mod limits;
 pub mod namespaces;
 pub mod processes;
 pub mod read_back;
 pub mod root;
 pub mod seccomp;
 
+use anyhow::Context;
 use nix::errno::Errno;
 
 use crate::config::Profile;
@@ -25,7 +30,9 @@ pub struct Sandbox {
     /// `None`: the layer is skipped.
     root: Option<root::PreparedRoot>,
     seccomp: seccomp::Program,
-    open_files: processes::Limit,
+    may_set_groups: bool,
+    landlock: landlock::Rules,
+    limits: limits::ResourceLimits,
 }
 
 impl Sandbox {
@@ -37,15 +44,30 @@ impl Sandbox {
     pub fn prepare(profile: &Profile, needed: &[std::path::PathBuf]) -> anyhow::Result<Self> {
         let layers = profile.layers();
         let seccomp = seccomp::Program::compile()?;
+        let may_set_groups = identity::may_set_groups().context("/proc/self/setgroups")?;
+        if !may_set_groups && !nix::unistd::getgroups()?.is_empty() {
+            log::warn!(
+                "children keep the supplementary groups of the user who started pyspawner, since \
+                 no group ids are mapped"
+            );
+        }
+        let limits = limits::ResourceLimits::prepare(&profile.limits, &layers)?;
+        if layers.has(Layer::Landlock)
+            && let Some(missing) = landlock::missing_here()
+        {
+            log::info!("{missing}");
+        }
         let root = match layers.has(Layer::Root) {
-            true => Some(root::PreparedRoot::prepare(&profile.root, needed)?),
+            true => Some(root::PreparedRoot::prepare(profile, needed)?),
             false => None,
         };
         Ok(Self {
             profile: profile.clone(),
             layers,
             root,
-            open_files: processes::raise_open_files()?,
+            may_set_groups,
+            landlock: landlock::Rules::new(profile),
+            limits,
             seccomp,
         })
     }

@@ -1,7 +1,8 @@
-//! Which namespaces a child is born into.
+//! Which namespaces a child is born into, and the one that it enters later.
 
 use super::at;
 use super::layer::{Layer, Layers, SetupError};
+use crate::sys::process::unshare;
 
 const FLAGS: &[(Layer, libc::c_int)] = &[
     (Layer::UserNamespace, libc::CLONE_NEWUSER),
@@ -10,7 +11,6 @@ const FLAGS: &[(Layer, libc::c_int)] = &[
     (Layer::NetworkNamespace, libc::CLONE_NEWNET),
     (Layer::IpcNamespace, libc::CLONE_NEWIPC),
     (Layer::UtsNamespace, libc::CLONE_NEWUTS),
-    (Layer::CgroupNamespace, libc::CLONE_NEWCGROUP),
 ];
 
 /// The `CLONE_NEW*` flags for these layers (`namespaces(7)`).
@@ -19,6 +19,15 @@ pub fn clone_flags(layers: &Layers) -> u64 {
         .iter()
         .filter(|(layer, _)| layers.has(*layer))
         .fold(0, |flags, (_, flag)| flags | *flag as u64)
+}
+
+/// Enters a cgroup namespace whose root is the child's own group (`cgroup_namespaces(7)`). One made
+/// by the clone would have the host's group as its root.
+pub fn enter_cgroup_namespace(layers: &Layers) -> Result<(), SetupError> {
+    if !layers.has(Layer::CgroupNamespace) {
+        return Ok(());
+    }
+    unshare(libc::CLONE_NEWCGROUP).map_err(at(Layer::CgroupNamespace, "unshare(CLONE_NEWCGROUP)"))
 }
 
 /// Gives the child a host name that tells nothing about the host (`sethostname(2)`).

@@ -1,7 +1,6 @@
-//! What the kernel does with the child as a process: session, core dumps, privileges, and
-//! its end when the host ends.
+//! What the kernel does with the child as a process: session, privileges, and its end when
+//! the host ends.
 
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::setsid;
 
 use super::at;
@@ -12,25 +11,6 @@ use crate::sys::process::prctl;
 /// host's (CVE-2005-4890 and its many successors).
 pub fn leave_terminal() -> Result<(), SetupError> {
     setsid().map(drop).map_err(at(Layer::Descriptors, "setsid"))
-}
-
-/// A soft and a hard limit.
-pub type Limit = (u64, u64);
-
-/// Raises the host's limit of open files as far as it may, since each job takes some in the
-/// host. Returns what it was, which is what children get.
-pub fn raise_open_files() -> Result<Limit, SetupError> {
-    let step = at(Layer::Limits, "setrlimit(RLIMIT_NOFILE)");
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(&step)?;
-    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map_err(&step)?;
-    Ok((soft, hard))
-}
-
-/// No core dump: it would hold the warm interpreter's memory. Open files as for any process.
-pub fn limit_resources((soft, hard): Limit) -> Result<(), SetupError> {
-    setrlimit(Resource::RLIMIT_NOFILE, soft, hard)
-        .map_err(at(Layer::Limits, "setrlimit(RLIMIT_NOFILE)"))?;
-    setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(at(Layer::Limits, "setrlimit(RLIMIT_CORE)"))
 }
 
 /// `no_new_privs`: from here on no executable gives privilege (`PR_SET_NO_NEW_PRIVS(2const)`).

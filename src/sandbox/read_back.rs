@@ -26,7 +26,7 @@ pub fn check_promises(sandbox: &Sandbox) -> Result<(), SetupError> {
     if gids != Ok([id; 3]) {
         return broken(Layer::Setuid, "the group ids are not the sandbox's");
     }
-    if !getgroups().is_ok_and(|groups| groups.is_empty()) {
+    if sandbox.may_set_groups && !getgroups().is_ok_and(|groups| groups.is_empty()) {
         return broken(Layer::Setuid, "supplementary groups are left");
     }
     if layers.has(Layer::PidNamespace) && nix::unistd::getpid().as_raw() != 1 {

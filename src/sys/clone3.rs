@@ -64,6 +64,18 @@ impl ThreadState {
     }
 }
 
+/// Where a clone is born, if not where its parent is.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Birth {
+    /// The process id it shall have (`clone(2)`, `set_tid`).
+    pub pid: Option<libc::pid_t>,
+    /// The folder of the control group it shall be in (`clone(2)`, `CLONE_INTO_CGROUP`).
+    pub cgroup: Option<RawFd>,
+}
+
+/// Beyond the 32 bits that `libc` gives clone flags.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
 /// Clones the calling process with `flags` (`CLONE_NEW*`), `CLONE_PIDFD` and SIGCHLD as
 /// the exit signal. The thread id that glibc caches is renewed by the kernel
 /// (`CLONE_CHILD_SETTID`) at the address found in `thread`.
@@ -74,18 +86,15 @@ impl ThreadState {
 /// The child has one thread and a copy of every lock of this process. The caller must
 /// make sure that no other thread holds a lock that the child will take, and must run the
 /// fork handlers on both sides.
-pub unsafe fn clone3(
-    flags: u64,
-    thread: &ThreadState,
-    set_tid: Option<libc::pid_t>,
-) -> Result<Side, Errno> {
+pub unsafe fn clone3(flags: u64, thread: &ThreadState, birth: Birth) -> Result<Side, Errno> {
     let mut pidfd: RawFd = -1;
-    let tids = [set_tid.unwrap_or(0)];
+    let tids = [birth.pid.unwrap_or(0)];
     let args = libc::clone_args {
         flags: flags
             | libc::CLONE_PIDFD as u64
             | libc::CLONE_CHILD_SETTID as u64
-            | libc::CLONE_CHILD_CLEARTID as u64,
+            | libc::CLONE_CHILD_CLEARTID as u64
+            | birth.cgroup.map_or(0, |_| CLONE_INTO_CGROUP),
         pidfd: (&raw mut pidfd) as u64,
         child_tid: thread.tid_address,
         parent_tid: 0,
@@ -93,13 +102,13 @@ pub unsafe fn clone3(
         stack: 0,
         stack_size: 0,
         tls: 0,
-        set_tid: if set_tid.is_some() {
+        set_tid: if birth.pid.is_some() {
             tids.as_ptr() as u64
         } else {
             0
         },
-        set_tid_size: set_tid.is_some().into(),
-        cgroup: 0,
+        set_tid_size: birth.pid.is_some().into(),
+        cgroup: birth.cgroup.unwrap_or(0) as u64,
     };
     // SAFETY: `args` is valid for its size; without CLONE_VM the child runs on its own copy
     // of this stack, so returning from here twice is what fork(2) does too.

@@ -23,6 +23,17 @@ pub fn resident(pid: libc::pid_t) -> std::io::Result<u64> {
     Ok(pages * page_size() as u64)
 }
 
+/// Private writable memory of this process in bytes, as RLIMIT_DATA counts it: `VmData`
+/// (`proc_pid_status(5)`).
+pub fn private_data() -> std::io::Result<u64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let kibibytes: Option<u64> = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmData:"))
+        .and_then(|rest| rest.trim().strip_suffix(" kB")?.parse().ok());
+    Ok(kibibytes.ok_or(std::io::ErrorKind::InvalidData)? << 10)
+}
+
 /// Reserves `length` bytes of address space with no memory behind them
 /// (`mmap(2)`, `PROT_NONE`): costs nothing until opened with [`make_usable`].
 pub fn reserve(length: usize) -> Result<NonNull<u8>, Errno> {

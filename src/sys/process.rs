@@ -116,6 +116,21 @@ pub fn unshare(flags: libc::c_int) -> Result<(), Errno> {
     check(unsafe { libc::unshare(flags) }.into()).map(drop)
 }
 
+/// The version of the kernel's Landlock (`landlock_create_ruleset(2)`,
+/// `LANDLOCK_CREATE_RULESET_VERSION`).
+pub fn landlock_abi() -> Result<i64, Errno> {
+    const VERSION: libc::c_int = 1;
+    // SAFETY: with this flag the attribute is null and its size 0.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_landlock_create_ruleset,
+            std::ptr::null::<u8>(),
+            0,
+            VERSION,
+        )
+    })
+}
+
 /// `prctl(2)` with integer arguments.
 pub fn prctl(option: libc::c_int, argument: libc::c_ulong) -> Result<i64, Errno> {
     // SAFETY: used only with options whose arguments are integers.

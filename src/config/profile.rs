@@ -1,0 +1,339 @@
+//! `[profile.NAME]`: how a sandbox is built, and what may not be combined.
+
+use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{bail, ensure};
+use serde::{Deserialize, Deserializer, Serialize};
+
+use super::units::{optional_duration, optional_size, size};
+use crate::sandbox::{Layer, Layers};
+
+/// `[profile.NAME]`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Profile {
+    pub root: Root,
+    /// Ask [`Profile::proc`], which knows the default.
+    proc: Option<Proc>,
+    /// Ask [`Profile::tmp`], which knows the default.
+    #[serde(deserialize_with = "optional_size")]
+    tmp: Option<u64>,
+    /// Further files and folders of the host that children see.
+    pub binds: Vec<Bind>,
+    /// What children must not see, besides what is hidden by default.
+    pub hide: Vec<PathBuf>,
+    pub network: Network,
+    /// Whether limits may be enforced without control groups, as far as that goes.
+    pub cgroups: Cgroups,
+    pub limits: Limits,
+    /// Layers that are left out. For tests: each makes the sandbox weaker.
+    pub skip_layers: Vec<Layer>,
+}
+
+/// What a child sees as `/`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Root {
+    /// The host's tree, read-only, with places of the child's own.
+    #[default]
+    ReadOnly,
+    /// Exactly this folder.
+    Chroot(PathBuf),
+    /// Nothing but what the profile adds.
+    Empty,
+}
+
+impl<'de> Deserialize<'de> for Root {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Table {
+            chroot: Option<PathBuf>,
+            empty: Option<bool>,
+        }
+        struct Visitor;
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = Root;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("\"read-only\", { chroot = \"/path\" } or { empty = true }")
+            }
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Root, E> {
+                match text {
+                    "read-only" => Ok(Root::ReadOnly),
+                    // As this type writes it to the settings.
+                    "empty" => Ok(Root::Empty),
+                    other => Err(E::invalid_value(serde::de::Unexpected::Str(other), &self)),
+                }
+            }
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, map: A) -> Result<Root, A::Error> {
+                let table = Table::deserialize(serde::de::value::MapAccessDeserializer::new(map))?;
+                match (table.chroot, table.empty) {
+                    (Some(folder), None) => Ok(Root::Chroot(folder)),
+                    (None, Some(true)) => Ok(Root::Empty),
+                    _ => Err(serde::de::Error::custom(
+                        "root: expected \"read-only\", { chroot = \"/path\" } or { empty = true }",
+                    )),
+                }
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+/// `/proc` in the child: its own processes, or nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Proc {
+    Private,
+    None,
+}
+
+/// A file or folder of the host in the child's root.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Bind {
+    pub source: PathBuf,
+    /// By default the same path.
+    target: Option<PathBuf>,
+    #[serde(default)]
+    pub writable: bool,
+}
+
+impl Bind {
+    pub fn target(&self) -> &Path {
+        self.target.as_deref().unwrap_or(&self.source)
+    }
+}
+
+/// The child's network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Network {
+    #[default]
+    None,
+}
+
+/// What is good enough for `memory`, `cpu` and `pids`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cgroups {
+    /// Without cgroup v2 nothing runs.
+    Required,
+    /// Without it, resource limits of the process enforce what they can.
+    #[default]
+    IfAvailable,
+}
+
+/// `[profile.NAME.limits]`. What is absent is not limited.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// From the start of a job to its forced end.
+    #[serde(deserialize_with = "optional_duration")]
+    pub wall: Option<Duration>,
+    /// Bytes each of standard output, standard error and result.
+    #[serde(deserialize_with = "size")]
+    pub output: u64,
+    /// Bytes of memory that the job adds to what the clone shares with the host.
+    #[serde(deserialize_with = "optional_size")]
+    pub memory: Option<u64>,
+    /// Processors' worth of time.
+    pub cpu: Option<f64>,
+    /// Processes and threads.
+    pub pids: u64,
+    /// Open descriptors of one process.
+    pub open_files: Option<u64>,
+    /// Bytes of one file.
+    #[serde(deserialize_with = "optional_size")]
+    pub file_size: Option<u64>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            wall: None,
+            output: 1 << 20,
+            memory: None,
+            cpu: None,
+            pids: 1024,
+            open_files: None,
+            file_size: None,
+        }
+    }
+}
+
+impl Profile {
+    pub fn layers(&self) -> Layers {
+        Layers::all_but(&self.skip_layers)
+    }
+
+    /// Whether children see the host's files at all.
+    pub fn shows_host_tree(&self) -> bool {
+        self.root == Root::ReadOnly
+    }
+
+    /// What is mounted on `/proc`: nothing in a chroot, unless the profile says so.
+    pub fn proc(&self) -> Proc {
+        match (self.proc, &self.root) {
+            (Some(proc), _) => proc,
+            (None, Root::Chroot(_)) => Proc::None,
+            (None, _) => Proc::Private,
+        }
+    }
+
+    /// The size of the child's own `/tmp` and `/dev/shm` in bytes. In a chroot there are none
+    /// unless the profile says so.
+    pub fn tmp(&self) -> Option<u64> {
+        match (self.tmp, &self.root) {
+            (None, Root::Chroot(_)) => None,
+            (size, _) => Some(size.unwrap_or(64 << 20)),
+        }
+    }
+
+    pub(super) fn check(&self) -> anyhow::Result<()> {
+        self.check_layers()?;
+        self.check_root()?;
+        self.limits.check()
+    }
+
+    fn check_layers(&self) -> anyhow::Result<()> {
+        for layer in &self.skip_layers {
+            if !Layer::SKIPPABLE.contains(layer) {
+                bail!("skip_layers: {:?} cannot be skipped", layer.name());
+            }
+        }
+        let layers = self.layers();
+        if layers.has(Layer::Seccomp)
+            && !layers.has(Layer::NoNewPrivs)
+            && layers.has(Layer::DropCapabilities)
+        {
+            bail!(
+                "skip_layers: without \"no_new_privs\" and without capabilities a filter cannot \
+                 be installed; skip \"seccomp\" or \"drop_capabilities\" too"
+            );
+        }
+        Ok(())
+    }
+
+    fn check_root(&self) -> anyhow::Result<()> {
+        if let Root::Chroot(folder) = &self.root {
+            check_path("chroot", folder)?;
+            ensure!(
+                folder.is_dir(),
+                "chroot: {} is not a folder",
+                folder.display()
+            );
+        }
+        ensure!(
+            self.tmp != Some(0),
+            "tmp: 0 would mean a tmpfs without limit; expected a size such as \"64M\""
+        );
+        for bind in &self.binds {
+            check_path("binds: source", &bind.source)?;
+            check_path("binds: target", bind.target())?;
+            ensure!(
+                bind.source.exists(),
+                "binds: source {} does not exist",
+                bind.source.display()
+            );
+            for place in ["/", "/proc", "/dev", "/sys"] {
+                ensure!(
+                    bind.target() != Path::new(place),
+                    "binds: target {place} is made by pyspawner; choose root for the whole tree"
+                );
+            }
+        }
+        for path in &self.hide {
+            check_path("hide", path)?;
+        }
+        Ok(())
+    }
+}
+
+fn check_path(key: &str, path: &Path) -> anyhow::Result<()> {
+    ensure!(
+        path.is_absolute() && !path.components().any(|part| part == Component::ParentDir),
+        "{key}: expected an absolute path without \"..\", not {}",
+        path.display()
+    );
+    Ok(())
+}
+
+impl Limits {
+    fn check(&self) -> anyhow::Result<()> {
+        ensure!(self.output > 0, "limits.output: expected more than 0 bytes");
+        ensure!(
+            self.memory.is_none_or(|bytes| bytes >= 1 << 20),
+            "limits.memory: expected at least \"1M\""
+        );
+        ensure!(
+            self.cpu.is_none_or(|cpu| (0.01..=4096.0).contains(&cpu)),
+            "limits.cpu: expected a number of processors from 0.01 up"
+        );
+        ensure!(self.pids > 0, "limits.pids: expected at least 1");
+        ensure!(
+            self.open_files.is_none_or(|files| files >= 16),
+            "limits.open_files: expected at least 16"
+        );
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_survive_their_own_format() {
+        let full = Profile {
+            root: Root::Chroot("/srv".into()),
+            proc: Some(Proc::None),
+            tmp: Some(5),
+            binds: vec![Bind {
+                source: "/a".into(),
+                target: None,
+                writable: true,
+            }],
+            limits: Limits {
+                wall: Some(Duration::from_millis(1500)),
+                output: 7,
+                memory: Some(1 << 30),
+                cpu: Some(0.5),
+                ..Limits::default()
+            },
+            ..Profile::default()
+        };
+        let empty = Profile {
+            root: Root::Empty,
+            ..Profile::default()
+        };
+        for profile in [Profile::default(), full, empty] {
+            let text = serde_json::to_string(&profile).expect("serialises");
+            let back: Profile = serde_json::from_str(&text).expect("parses");
+            assert_eq!(format!("{back:?}"), format!("{profile:?}"));
+        }
+    }
+
+    #[test]
+    fn combinations_that_cannot_work_are_refused() {
+        let skip = |layers: &[Layer]| Profile {
+            skip_layers: layers.to_vec(),
+            ..Profile::default()
+        };
+        assert!(skip(&[Layer::NoNewPrivs]).check().is_err());
+        assert!(skip(&[Layer::Descriptors]).check().is_err());
+        assert!(skip(&[Layer::Seccomp]).check().is_ok());
+    }
+
+    #[test]
+    fn a_chroot_has_nothing_added_unless_asked_for() {
+        let mut profile = Profile {
+            root: Root::Chroot("/srv".into()),
+            ..Profile::default()
+        };
+        assert_eq!((profile.proc(), profile.tmp()), (Proc::None, None));
+        profile.tmp = Some(1 << 20);
+        assert_eq!(profile.tmp(), Some(1 << 20));
+    }
+}

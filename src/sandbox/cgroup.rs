@@ -1,0 +1,352 @@
+//! Control groups (cgroup v2): each child is born in one of its own, which counts and limits
+//! what all of the job's processes use together, and ends them all.
+//!
+//! Source: the kernel's `Documentation/admin-guide/cgroup-v2.rst`.
+
+use std::cell::Cell;
+use std::fs;
+use std::io::ErrorKind;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::errno::Errno;
+
+use super::layer::{Layer, SetupError};
+use crate::config::Limits;
+
+const CONTROLLERS: &[&str] = &["cpu", "memory", "pids"];
+
+/// The folder that this host made for its children's groups.
+pub struct Cgroups {
+    folder: PathBuf,
+    /// Where the host went out of the way: a group that has processes cannot have groups with
+    /// controllers ("no internal process constraint"). `None` where it could stay.
+    moved_from: Option<PathBuf>,
+    next: Cell<u64>,
+}
+
+impl Cgroups {
+    /// Finds a group below which this process may make others, and makes a folder in it:
+    /// `configured`, or the process's own group, or the root of the hierarchy.
+    ///
+    /// # Errors
+    /// With the reason why none will do.
+    pub fn claim(configured: Option<&Path>) -> Result<Self, String> {
+        let candidates = match configured {
+            Some(path) => vec![path.to_owned()],
+            None => own_group_and_root()?,
+        };
+        let mut reasons = Vec::new();
+        for parent in candidates {
+            match Self::below(&parent) {
+                Ok(cgroups) => return Ok(cgroups),
+                Err(reason) => reasons.push(format!("{}: {reason}", parent.display())),
+            }
+        }
+        Err(reasons.join("; "))
+    }
+
+    fn below(parent: &Path) -> Result<Self, String> {
+        let offered = read(parent, "cgroup.controllers")?;
+        let offered: Vec<&str> = offered.split_whitespace().collect();
+        if let Some(missing) = CONTROLLERS.iter().find(|name| !offered.contains(name)) {
+            return Err(format!("it has no controller {missing:?}"));
+        }
+        remove_stale(parent);
+        let folder = parent.join(format!("pyspawner-{}", std::process::id()));
+        fs::create_dir(&folder).map_err(|error| format!("mkdir: {error}"))?;
+        let mut cgroups = Self {
+            folder,
+            moved_from: None,
+            next: Cell::new(1),
+        };
+        cgroups.delegate(parent).inspect_err(|_| cgroups.remove())?;
+        Ok(cgroups)
+    }
+
+    /// Hands the controllers down, to the folder and to what is made in it.
+    fn delegate(&mut self, parent: &Path) -> Result<(), String> {
+        if enable_controllers(parent).is_err() {
+            self.step_aside(parent)?;
+            enable_controllers(parent).map_err(|error| {
+                format!(
+                    "{error}; hint: it must hold no process but pyspawner's (systemd-run --scope \
+                     -p Delegate=yes, or a container of its own)"
+                )
+            })?;
+        }
+        enable_controllers(&self.folder)
+    }
+
+    /// Moves the host, and the init in front of it, into a group of their own.
+    fn step_aside(&mut self, parent: &Path) -> Result<(), String> {
+        let aside = self.folder.join("host");
+        fs::create_dir(&aside).map_err(|error| format!("mkdir host: {error}"))?;
+        let members = read(parent, "cgroup.procs")?;
+        let init = nix::unistd::getppid().to_string();
+        let own = std::process::id().to_string();
+        for pid in members
+            .lines()
+            .filter(|pid| *pid == own || *pid == init && is_this_program(pid))
+        {
+            write(&aside, "cgroup.procs", pid)?;
+            self.moved_from = Some(parent.to_owned());
+        }
+        Ok(())
+    }
+
+    /// Makes a group for one child.
+    pub fn create(&self, limits: &Limits) -> Result<JobCgroup, SetupError> {
+        let number = self.next.get();
+        self.next.set(number + 1);
+        let path = self.folder.join(format!("job-{number}"));
+        fs::create_dir(&path).map_err(|e| setup_error(format!("mkdir {}", path.display()), &e))?;
+        let group = JobCgroup {
+            folder: open_folder(&path)
+                .map_err(|e| setup_error(format!("open {}", path.display()), &e.into()))?,
+            path,
+        };
+        for (file, value) in settings(limits) {
+            fs::write(group.path.join(file), &value)
+                .map_err(|e| setup_error(format!("write {file} {value:?}"), &e))?;
+        }
+        Ok(group)
+    }
+
+    /// Takes away what [`Cgroups::claim`] made, as far as nothing lives in it.
+    pub fn remove(&self) {
+        if let Some(parent) = &self.moved_from {
+            // Only without controllers below may the group have processes again.
+            let disable: String = CONTROLLERS.iter().map(|name| format!("-{name} ")).collect();
+            let back = write(&self.folder, "cgroup.subtree_control", &disable)
+                .and_then(|()| write(parent, "cgroup.subtree_control", &disable))
+                .and_then(|()| read(&self.folder.join("host"), "cgroup.procs"))
+                .and_then(|pids| {
+                    pids.lines()
+                        .try_for_each(|pid| write(parent, "cgroup.procs", pid))
+                });
+            if let Err(reason) = back {
+                log::debug!("leaving {} behind: {reason}", self.folder.display());
+            }
+        }
+        remove_tree(&self.folder);
+    }
+}
+
+/// The files of a group that enforce these limits, with their contents. Without swap, a limit
+/// of memory is one; and if the kernel must end a process for memory, it ends the job.
+fn settings(limits: &Limits) -> Vec<(&'static str, String)> {
+    const PERIOD_MICROSECONDS: f64 = 100_000.0;
+    let mut settings = vec![("pids.max", limits.pids.to_string())];
+    if let Some(bytes) = limits.memory {
+        settings.push(("memory.max", bytes.to_string()));
+        settings.push(("memory.swap.max", "0".to_owned()));
+    }
+    settings.push(("memory.oom.group", "1".to_owned()));
+    if let Some(cpu) = limits.cpu {
+        let quota = (cpu * PERIOD_MICROSECONDS) as u64;
+        settings.push(("cpu.max", format!("{quota} {PERIOD_MICROSECONDS}")));
+    }
+    settings
+}
+
+/// The group of one job.
+pub struct JobCgroup {
+    path: PathBuf,
+    folder: OwnedFd,
+}
+
+/// What a job used, all its processes together.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Usage {
+    /// `memory.peak` in bytes; `None` before Linux 5.19.
+    pub peak_memory: Option<u64>,
+    pub cpu: Option<Duration>,
+    /// Whether the kernel ended the job for its limit of memory.
+    pub out_of_memory: bool,
+}
+
+impl JobCgroup {
+    /// For `CLONE_INTO_CGROUP` (`clone(2)`).
+    pub fn descriptor(&self) -> RawFd {
+        self.folder.as_raw_fd()
+    }
+
+    /// Ends every process in it (`cgroup.kill`, Linux 5.14).
+    pub fn kill(&self) {
+        match fs::write(self.path.join("cgroup.kill"), "1") {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                log::error!("write cgroup.kill in {}: {error}", self.path.display());
+            }
+            _ => {}
+        }
+    }
+
+    pub fn usage(&self) -> Usage {
+        let number = |file: &str, key: &str| {
+            let text = read(&self.path, file).ok()?;
+            text.lines().find_map(|line| {
+                line.strip_prefix(key)
+                    .and_then(|value| value.trim().parse::<u64>().ok())
+            })
+        };
+        Usage {
+            peak_memory: number("memory.peak", ""),
+            cpu: number("cpu.stat", "usage_usec ").map(Duration::from_micros),
+            out_of_memory: number("memory.events", "oom_kill ").is_some_and(|count| count > 0),
+        }
+    }
+
+    /// Removes it. What may still live in it, where no PID namespace ended it, is ended.
+    pub async fn remove(self) {
+        const ATTEMPTS: u32 = 200;
+        for attempt in 0..ATTEMPTS {
+            match fs::remove_dir(&self.path) {
+                Ok(()) => return,
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) => self.kill(),
+                Err(error) => {
+                    log::error!("rmdir {}: {error}", self.path.display());
+                    return;
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(u64::from(attempt.min(20)))).await;
+        }
+        log::error!("rmdir {}: still busy", self.path.display());
+    }
+}
+
+/// The host rather loses a child than itself where the machine, or the container, is out of
+/// memory; and a child must not inherit the host's own exemption (`proc_pid_oom_score_adj(5)`).
+pub fn prefer_as_victim(pid: libc::pid_t) -> Result<(), SetupError> {
+    const FIRST: &str = "1000";
+    fs::write(format!("/proc/{pid}/oom_score_adj"), FIRST)
+        .map_err(|e| setup_error(format!("write oom_score_adj {FIRST:?}"), &e))
+}
+
+fn setup_error(step: String, error: &std::io::Error) -> SetupError {
+    let errno = Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO));
+    SetupError::new(Layer::Limits, step, errno)
+}
+
+/// This process's group and the root of the hierarchy, as paths.
+fn own_group_and_root() -> Result<Vec<PathBuf>, String> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(|e| e.to_string())?;
+    let (root, point) = mounts
+        .lines()
+        .find_map(cgroup2_mount)
+        .ok_or("no cgroup v2 file system is mounted")?;
+    let groups = fs::read_to_string("/proc/self/cgroup").map_err(|e| e.to_string())?;
+    let own = groups
+        .lines()
+        .find_map(|line| line.strip_prefix("0::"))
+        .ok_or("this process is in no cgroup v2 group")?;
+    let own = Path::new(own)
+        .strip_prefix(root)
+        .map_err(|_| format!("the group {own} is outside of what is mounted"))?;
+    let own = point.join(own);
+    Ok(if own == point {
+        vec![point]
+    } else {
+        vec![own, point]
+    })
+}
+
+/// Root and place of a line of mountinfo, if it is of a cgroup v2 file system
+/// (`proc_pid_mountinfo(5)`).
+fn cgroup2_mount(line: &str) -> Option<(PathBuf, PathBuf)> {
+    let (fields, file_system) = line.split_once(" - ")?;
+    if !file_system.starts_with("cgroup2 ") {
+        return None;
+    }
+    let mut fields = fields.split(' ').skip(3);
+    Some((fields.next()?.into(), fields.next()?.into()))
+}
+
+fn enable_controllers(folder: &Path) -> Result<(), String> {
+    let enable: String = CONTROLLERS.iter().map(|name| format!("+{name} ")).collect();
+    write(folder, "cgroup.subtree_control", &enable)
+}
+
+/// What hosts left behind that were killed. A folder with a living process is not removed, nor
+/// one whose host lives and is idle.
+fn remove_stale(parent: &Path) {
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let pid = name
+            .to_str()
+            .and_then(|name| name.strip_prefix("pyspawner-"));
+        if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            remove_tree(&entry.path());
+        }
+    }
+}
+
+/// Removes a group and those in it, deepest first, as far as they are empty.
+fn remove_tree(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_tree(&entry.path());
+        }
+    }
+    if let Err(error) = fs::remove_dir(folder) {
+        log::debug!("rmdir {}: {error}", folder.display());
+    }
+}
+
+fn is_this_program(pid: &str) -> bool {
+    let program = |pid: &str| fs::read_link(format!("/proc/{pid}/exe")).ok();
+    program(pid).is_some_and(|exe| Some(exe) == program("self"))
+}
+
+fn open_folder(path: &Path) -> Result<OwnedFd, Errno> {
+    use nix::fcntl::{OFlag, open};
+    let flags = OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+    open(path, flags, nix::sys::stat::Mode::empty())
+}
+
+fn read(folder: &Path, file: &str) -> Result<String, String> {
+    fs::read_to_string(folder.join(file)).map_err(|error| format!("read {file}: {error}"))
+}
+
+fn write(folder: &Path, file: &str, text: &str) -> Result<(), String> {
+    fs::write(folder.join(file), text).map_err(|error| format!("write {file} {text:?}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cgroup2_mount_is_found() {
+        let line = "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw";
+        let found = cgroup2_mount(line).expect("a cgroup2 mount");
+        assert_eq!(found, ("/".into(), "/sys/fs/cgroup".into()));
+        assert_eq!(cgroup2_mount("30 23 0:26 / /x rw - cgroup cgroup rw"), None);
+    }
+
+    #[test]
+    fn limits_become_settings() {
+        let limits = Limits {
+            memory: Some(64 << 20),
+            cpu: Some(0.2),
+            pids: 32,
+            ..Limits::default()
+        };
+        let settings = settings(&limits);
+        for expected in [
+            ("pids.max", "32"),
+            ("memory.max", "67108864"),
+            ("memory.swap.max", "0"),
+            ("memory.oom.group", "1"),
+            ("cpu.max", "20000 100000"),
+        ] {
+            assert!(
+                settings
+                    .iter()
+                    .any(|(file, value)| (*file, value.as_str()) == expected),
+                "{settings:?}"
+            );
+        }
+    }
+}

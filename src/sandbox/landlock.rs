@@ -1,0 +1,152 @@
+//! Landlock (`landlock(7)`), on top of the mounts: a mistake in a mount alone does not open the
+//! host. Writing is confined to the child's own places, FIFOs of the host included, and where
+//! the kernel knows how, so are signals and Unix sockets.
+
+use std::path::{Path, PathBuf};
+
+use landlock::{
+    ABI, Access, AccessFs, BitFlags, CompatLevel, Compatible, LandlockStatus, PathBeneath, PathFd,
+    RestrictionStatus, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus,
+    Scope,
+};
+use nix::errno::Errno;
+
+use super::layer::{Layer, Layers, SetupError};
+use crate::config::{Profile, Root};
+
+/// The newest interface that this code knows; an older kernel enforces what it has.
+const KNOWN: ABI = ABI::V10;
+
+/// The rules of a profile's children.
+pub struct Rules {
+    /// A chroot is as writable as its modes say.
+    whole_root_is_writable: bool,
+    writable: Vec<PathBuf>,
+    devices: Vec<PathBuf>,
+}
+
+impl Rules {
+    pub fn new(profile: &Profile) -> Self {
+        let binds = profile.binds.iter().filter(|bind| bind.writable);
+        Self {
+            whole_root_is_writable: matches!(profile.root, Root::Chroot(_)),
+            writable: ["/tmp", "/dev/shm"]
+                .iter()
+                .map(PathBuf::from)
+                .chain(binds.map(|bind| bind.target().to_owned()))
+                .collect(),
+            devices: ["null", "zero", "full", "random", "urandom"]
+                .iter()
+                .map(|name| Path::new("/dev").join(name))
+                .collect(),
+        }
+    }
+
+    /// Restricts the calling child. Needs CAP_SYS_ADMIN in its user namespace, or
+    /// `no_new_privs`.
+    pub fn restrict(&self, layers: &Layers) -> Result<(), SetupError> {
+        if !layers.has(Layer::Landlock) {
+            return Ok(());
+        }
+        let status = self.apply().map_err(|failure| {
+            let errno = Errno::from_raw(failure.errno);
+            SetupError::new(Layer::Landlock, failure.step, errno)
+        })?;
+        if status.ruleset == RulesetStatus::NotEnforced {
+            let errno = match status.landlock {
+                LandlockStatus::NotEnabled => Errno::EOPNOTSUPP,
+                _ => Errno::ENOSYS,
+            };
+            return Err(SetupError::new(
+                Layer::Landlock,
+                "landlock_restrict_self",
+                errno,
+            ));
+        }
+        Ok(())
+    }
+
+    fn apply(&self) -> Result<RestrictionStatus, Failure> {
+        let all = AccessFs::from_all(KNOWN);
+        let read = AccessFs::Execute | AccessFs::ReadFile | AccessFs::ReadDir;
+        let mut ruleset = Ruleset::default()
+            .set_compatibility(CompatLevel::BestEffort)
+            .handle_access(all)?
+            .scope(Scope::from_all(KNOWN))?
+            .create()?
+            .no_new_privs(false);
+        let mut allow = |path: &Path, access: BitFlags<AccessFs>| -> Result<(), Failure> {
+            let folder = match PathFd::new(path) {
+                Ok(folder) => folder,
+                // Nothing there, nothing to allow.
+                Err(landlock::PathFdError::OpenCall { source, .. })
+                    if source.raw_os_error() == Some(libc::ENOENT) =>
+                {
+                    return Ok(());
+                }
+                Err(error) => return Err(Failure::new("open", &error)),
+            };
+            (&mut ruleset).add_rule(PathBeneath::new(folder, access))?;
+            Ok(())
+        };
+        let root = if self.whole_root_is_writable {
+            all
+        } else {
+            read
+        };
+        allow(Path::new("/"), root)?;
+        for path in &self.writable {
+            let access = if path.is_dir() {
+                all
+            } else {
+                all & AccessFs::from_file(KNOWN)
+            };
+            allow(path, access)?;
+        }
+        for path in &self.devices {
+            allow(path, AccessFs::ReadFile | AccessFs::WriteFile)?;
+        }
+        Ok(ruleset.restrict_self()?)
+    }
+}
+
+/// The call that failed, in the words of the library, and its errno.
+struct Failure {
+    step: String,
+    errno: i32,
+}
+
+impl Failure {
+    fn new(step: &str, error: &(dyn std::error::Error + 'static)) -> Self {
+        let mut source = Some(error);
+        let mut errno = libc::EINVAL;
+        while let Some(error) = source {
+            if let Some(io) = error.downcast_ref::<std::io::Error>() {
+                errno = io.raw_os_error().unwrap_or(errno);
+            }
+            source = error.source();
+        }
+        Self {
+            step: format!("{step}: {error}"),
+            errno,
+        }
+    }
+}
+
+impl From<RulesetError> for Failure {
+    fn from(error: RulesetError) -> Self {
+        Self::new("landlock", &error)
+    }
+}
+
+/// What this kernel's Landlock lacks of what children are to get, for the log.
+pub fn missing_here() -> Option<String> {
+    match crate::sys::process::landlock_abi() {
+        Ok(6..) => None,
+        Ok(abi) => Some(format!(
+            "this kernel's Landlock (ABI {abi}, 6 is complete) confines no signals and no abstract \
+             sockets; the namespaces do"
+        )),
+        Err(errno) => Some(format!("this kernel has no Landlock: {errno}")),
+    }
+}

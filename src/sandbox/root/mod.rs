@@ -1,0 +1,273 @@
+//! The children's root file system.
+//!
+//! Prepared once, in a mount namespace that only the cloning thread is in: the host's tree
+//! read-only, a chroot, or nothing, with what the profile binds into it and without what it
+//! hides. A clone inherits it, locked by the kernel since the child's user namespace is a
+//! lesser one (`mount_namespaces(7)`), and adds what must be its own: `/proc`, `/tmp`,
+//! `/dev/shm`. There is no old root to detach in the child: it was detached before the first
+//! clone.
+
+mod covers;
+mod kernel;
+mod steps;
+
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::unistd::{chdir, fchdir};
+
+use self::covers::{Covers, closed_folder_above};
+use self::kernel::Devices;
+use self::steps::{create_mount_point, error, mount_tmpfs};
+use super::layer::SetupError;
+use crate::config::{Proc, Profile, Root};
+use crate::sys::mounts::{attach_tree, copy_tree, pivot_to_working_directory, set_attributes};
+use crate::sys::process::unshare;
+
+/// Where each child has a tmpfs of its own, if the profile gives it one.
+const PRIVATE_PLACES: &[&str] = &["/tmp", "/dev/shm"];
+
+const UNTRUSTED: u64 = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
+const READ_ONLY: u64 = UNTRUSTED | libc::MOUNT_ATTR_RDONLY;
+
+/// The children's root, prepared, and what each child has still to do in it.
+pub struct PreparedRoot {
+    proc: Proc,
+    /// Where the child mounts a tmpfs, and its options.
+    private_places: Vec<PathBuf>,
+    tmpfs_options: String,
+    /// Paths that a private `/tmp` would hide.
+    kept: Vec<PathBuf>,
+    /// Where children start.
+    working_directory: PathBuf,
+}
+
+/// A bind of the profile, taken from the host's tree.
+struct BoundTree {
+    target: PathBuf,
+    is_folder: bool,
+    tree: OwnedFd,
+}
+
+impl PreparedRoot {
+    /// Moves the calling thread, and so all later clones, into the children's root.
+    pub fn prepare(profile: &Profile, needed: &[PathBuf]) -> Result<Self, SetupError> {
+        let working_directory = std::env::current_dir().unwrap_or_else(|_| "/".into());
+        leave_host_mount_namespace()?;
+        let binds = take_binds(profile)?;
+        let mut covers = Covers::default();
+        match &profile.root {
+            Root::ReadOnly => enter_host_tree(profile, needed, &mut covers)?,
+            Root::Chroot(folder) => enter_copy_of(folder, UNTRUSTED)?,
+            Root::Empty => enter_empty_tree(&mut covers)?,
+        }
+        if profile.proc() == Proc::Private {
+            kernel::mount_visible_proc()?;
+        }
+        mount_binds(&binds)?;
+        if profile.shows_host_tree() && profile.proc() == Proc::None {
+            covers.cover(Path::new("/proc"), &[])?;
+        }
+        covers.seal()?;
+
+        let kept = below_private_places(needed, &binds);
+        Ok(Self {
+            proc: profile.proc(),
+            private_places: private_places(profile)?,
+            tmpfs_options: format!("mode=1777,size={}", profile.tmp().unwrap_or(0)),
+            working_directory: match profile.root {
+                Root::ReadOnly => reachable_or_root(working_directory, &kept),
+                _ => "/".into(),
+            },
+            kept,
+        })
+    }
+}
+
+/// A mount namespace of this thread alone, cut off from the host's in both directions.
+fn leave_host_mount_namespace() -> Result<(), SetupError> {
+    unshare(libc::CLONE_NEWNS).map_err(|e| error("unshare(CLONE_NEWNS)".into(), e))?;
+    let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+    mount(None::<&str>, "/", None::<&str>, private, None::<&str>)
+        .map_err(|e| error("mount / private".into(), e))
+}
+
+/// Copies what is to be bound, while the host's tree is in sight.
+fn take_binds(profile: &Profile) -> Result<Vec<BoundTree>, SetupError> {
+    let mut binds = Vec::new();
+    for bind in &profile.binds {
+        let step = |what: &str| {
+            let step = format!("{what} {}", bind.source.display());
+            move |errno| error(step, errno)
+        };
+        let tree = copy_tree(&bind.source, true).map_err(step("open_tree"))?;
+        let attributes = if bind.writable { UNTRUSTED } else { READ_ONLY };
+        set_attributes(&tree, attributes, 0).map_err(step("mount_setattr"))?;
+        binds.push(BoundTree {
+            target: bind.target().to_owned(),
+            is_folder: bind.source.is_dir(),
+            tree,
+        });
+    }
+    // The outer ones first, or they would cover the inner ones.
+    binds.sort_by(|a, b| a.target.cmp(&b.target));
+    Ok(binds)
+}
+
+/// The host's tree, read-only, without the kernel's file systems and what is hidden.
+fn enter_host_tree(
+    profile: &Profile,
+    needed: &[PathBuf],
+    covers: &mut Covers,
+) -> Result<(), SetupError> {
+    let devices = Devices::take()?;
+    enter_copy_of(Path::new("/"), READ_ONLY)?;
+    // Each child mounts its own over it. Covered here too, the host's is never in sight.
+    covers.cover(Path::new("/tmp"), needed)?;
+    kernel::remove_kernel_file_systems(covers)?;
+    devices.mount()?;
+    for path in &profile.hide {
+        covers.hide(path, needed)?;
+    }
+    covers.open_the_way_to(needed)
+}
+
+/// An empty tree with `/dev`, `/proc` and `/tmp`.
+fn enter_empty_tree(covers: &mut Covers) -> Result<(), SetupError> {
+    let devices = Devices::take()?;
+    // Mounted where there always is a folder; the place is gone with the old root.
+    let place = Path::new("/proc");
+    mount_tmpfs(place, "mode=755,size=1m")?;
+    chdir(place).map_err(|e| error("chdir /proc".into(), e))?;
+    leave_old_root("an empty tree")?;
+    for folder in ["/dev", "/proc", "/tmp"] {
+        create_mount_point(Path::new(folder), true)?;
+    }
+    devices.mount()?;
+    covers.cover(Path::new("/tmp"), &[])?;
+    covers.adopt(Path::new("/"));
+    Ok(())
+}
+
+/// Makes a restricted copy of the tree at `source` the root and detaches the old one.
+fn enter_copy_of(source: &Path, attributes: u64) -> Result<(), SetupError> {
+    let step = |what: &str| {
+        let step = format!("{what} {}", source.display());
+        move |errno| error(step, errno)
+    };
+    let tree = copy_tree(source, true).map_err(step("open_tree"))?;
+    set_attributes(&tree, attributes, 0).map_err(step("mount_setattr"))?;
+    // Attached where there always is a folder; the place is gone with the old root.
+    attach_tree(&tree, Path::new("/proc")).map_err(step("move_mount"))?;
+    fchdir(&tree).map_err(step("fchdir"))?;
+    leave_old_root(&source.display().to_string())
+}
+
+/// Makes the working directory the root and detaches the old one.
+fn leave_old_root(new: &str) -> Result<(), SetupError> {
+    let step = |what: &str| {
+        let step = format!("{what} {new}");
+        move |errno| error(step, errno)
+    };
+    pivot_to_working_directory().map_err(step("pivot_root"))?;
+    umount2(".", MntFlags::MNT_DETACH).map_err(step("detach the old root of"))?;
+    chdir("/").map_err(step("chdir"))
+}
+
+fn mount_binds(binds: &[BoundTree]) -> Result<(), SetupError> {
+    for bind in binds {
+        if !bind.target.exists() {
+            create_mount_point(&bind.target, bind.is_folder)?;
+        }
+        attach_tree(&bind.tree, &bind.target)
+            .map_err(|e| error(format!("bind on {}", bind.target.display()), e))?;
+    }
+    Ok(())
+}
+
+/// Where children mount a tmpfs. A chroot that is to have one must have the folder.
+fn private_places(profile: &Profile) -> Result<Vec<PathBuf>, SetupError> {
+    if profile.tmp().is_none() {
+        return Ok(Vec::new());
+    }
+    let places: Vec<PathBuf> = PRIVATE_PLACES
+        .iter()
+        .map(PathBuf::from)
+        .filter(|place| place.is_dir())
+        .collect();
+    if places.is_empty() {
+        return Err(error("tmpfs on /tmp".into(), Errno::ENOENT));
+    }
+    Ok(places)
+}
+
+/// The paths that lie in a place which each child mounts anew.
+fn below_private_places(needed: &[PathBuf], binds: &[BoundTree]) -> Vec<PathBuf> {
+    let mut kept: Vec<PathBuf> = needed
+        .iter()
+        .filter_map(|path| fs::canonicalize(path).ok())
+        .chain(binds.iter().map(|bind| bind.target.clone()))
+        .filter(|path| PRIVATE_PLACES.iter().any(|place| path.starts_with(place)))
+        .collect();
+    kept.sort();
+    kept.dedup_by(|path, above| path.starts_with(above));
+    kept
+}
+
+/// The caller's working directory where children can reach it, else `/`.
+fn reachable_or_root(directory: PathBuf, kept: &[PathBuf]) -> PathBuf {
+    let hidden = PRIVATE_PLACES
+        .iter()
+        .any(|place| directory.starts_with(place))
+        && !kept.iter().any(|path| directory.starts_with(path));
+    if !hidden && directory.is_dir() && closed_folder_above(&directory.join("."), &[]).is_none() {
+        return directory;
+    }
+    log::info!(
+        "children cannot reach the working directory {} and start in /; modules that they \
+         import later must be in a --path",
+        directory.display()
+    );
+    "/".into()
+}
+
+/// Mounts what must be a child's own: in the child, as the sandbox's user, while it still
+/// holds its capabilities.
+pub fn mount_private_places(root: &PreparedRoot) -> Result<(), SetupError> {
+    let mut kept = Vec::new();
+    for path in &root.kept {
+        let tree =
+            copy_tree(path, true).map_err(|e| error(format!("open_tree {}", path.display()), e))?;
+        kept.push((path, tree));
+    }
+    if root.proc == Proc::Private {
+        mount_own_proc()?;
+    }
+    for place in &root.private_places {
+        mount_tmpfs(place, &root.tmpfs_options)?;
+    }
+    for (path, tree) in kept {
+        create_mount_point(path, is_folder(&tree)?)?;
+        attach_tree(&tree, path).map_err(|e| error(format!("move_mount {}", path.display()), e))?;
+    }
+    // By its path: the folder itself may be one that was just mounted over, through which the
+    // host's files would be in reach.
+    let directory = &root.working_directory;
+    chdir(directory).map_err(|e| error(format!("chdir {}", directory.display()), e))
+}
+
+fn is_folder(tree: &OwnedFd) -> Result<bool, SetupError> {
+    let stat = nix::sys::stat::fstat(tree).map_err(|e| error("fstat".into(), e))?;
+    Ok(stat.st_mode & libc::S_IFMT == libc::S_IFDIR)
+}
+
+/// Read-only: nothing in it needs writing, and much in it has been written to in attacks
+/// (/proc/sys, /proc/self/attr, uid_map).
+fn mount_own_proc() -> Result<(), SetupError> {
+    let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("proc"), "/proc", Some("proc"), flags, None::<&str>)
+        .map_err(|e| error("mount /proc".into(), e))
+}

@@ -1,0 +1,70 @@
+//! The mount calls that this layer is made of, with errors that name it.
+
+use std::fs;
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+use crate::sandbox::layer::{Layer, SetupError};
+
+pub(super) fn error(step: String, errno: Errno) -> SetupError {
+    SetupError::new(Layer::Root, step, errno)
+}
+
+pub(super) fn io_error(step: String, source: &std::io::Error) -> SetupError {
+    error(
+        step,
+        Errno::from_raw(source.raw_os_error().unwrap_or(libc::EIO)),
+    )
+}
+
+pub(super) fn mount_tmpfs(path: &Path, options: &str) -> Result<(), SetupError> {
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    mount(Some("tmpfs"), path, Some("tmpfs"), flags, Some(options))
+        .map_err(|e| error(format!("mount tmpfs on {} ({options})", path.display()), e))
+}
+
+pub(super) fn make_read_only(path: &Path) -> Result<(), SetupError> {
+    let flags = MsFlags::MS_REMOUNT
+        | MsFlags::MS_BIND
+        | MsFlags::MS_RDONLY
+        | MsFlags::MS_NOSUID
+        | MsFlags::MS_NODEV;
+    mount(None::<&str>, path, None::<&str>, flags, None::<&str>)
+        .map_err(|e| error(format!("remount {} read-only", path.display()), e))
+}
+
+/// Detaches everything that is mounted at `path`, one above the other. `false` if something is
+/// left: mounts that come from a more privileged namespace are locked
+/// (`mount_namespaces(7)`), and the kernel calls that EINVAL, as for a path that is no mount.
+pub(super) fn detach_all(path: &Path) -> Result<bool, SetupError> {
+    loop {
+        match umount2(path, MntFlags::MNT_DETACH) {
+            Ok(()) => {}
+            Err(Errno::ENOENT) => return Ok(true),
+            Err(Errno::EINVAL) => return Ok(!is_mount(path)),
+            Err(e) => return Err(error(format!("detach {}", path.display()), e)),
+        }
+    }
+}
+
+fn is_mount(path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let device = |path: &Path| fs::symlink_metadata(path).map(|m| (m.dev(), m.ino()));
+    match (device(path), path.parent().map(device)) {
+        (Ok(here), Some(Ok(above))) => here.0 != above.0,
+        _ => false,
+    }
+}
+
+/// An empty file or folder, with the folders above it, for something to be mounted on.
+pub(super) fn create_mount_point(path: &Path, is_folder: bool) -> Result<(), SetupError> {
+    let created = if is_folder {
+        fs::create_dir_all(path)
+    } else {
+        fs::create_dir_all(path.parent().expect("a file is in a folder"))
+            .and_then(|()| fs::write(path, ""))
+    };
+    created.map_err(|e| io_error(format!("create {}", path.display()), &e))
+}
