@@ -77,7 +77,7 @@ impl PreparedRoot {
         Ok(Self {
             proc: profile.proc(),
             private_places: private_places(profile)?,
-            tmpfs_options: format!("mode=1777,size={}", profile.tmp().unwrap_or(0)),
+            tmpfs_options: tmpfs_options(profile.tmp().unwrap_or(0)),
             working_directory: match profile.root {
                 Root::ReadOnly => reachable_or_root(working_directory, &kept),
                 _ => "/".into(),
@@ -186,6 +186,12 @@ fn mount_binds(binds: &[BoundTree]) -> Result<(), SetupError> {
             .map_err(|e| error(format!("bind on {}", bind.target.display()), e))?;
     }
     Ok(())
+}
+
+/// The kernel counts files apart from bytes (`tmpfs(5)`): one for each page, at least 1,024.
+fn tmpfs_options(size: u64) -> String {
+    let files = (size / 4096).max(1024);
+    format!("mode=1777,size={size},nr_inodes={files}")
 }
 
 /// Where children mount a tmpfs. A chroot that is to have one must have the folder.

@@ -1,0 +1,92 @@
+"""What a clone can find in the memory that it inherits."""
+
+import json
+import os
+import subprocess
+
+import pytest
+from attacking import ATTACKS
+
+NOTHING = {"memory": 0, "files": []}
+
+
+class Canary:
+    """A text that no other run has, and the form in which the scanner is told of it."""
+
+    def __init__(self):
+        self.text = "c4nary-" + os.urandom(12).hex()
+        self.key = [byte ^ 0x55 for byte in self.text.encode()]
+
+
+@pytest.fixture
+def canary():
+    return Canary()
+
+
+@pytest.fixture
+def scanner(open_folder):
+    library = open_folder / "scanner.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-O2", "-o", library, ATTACKS / "scanner.c"], check=True)
+    open_folder.chmod(0o755)
+    return str(library)
+
+
+@pytest.mark.parametrize("log", ["-q", "-vvv"])
+def test_nothing_of_fifty_earlier_jobs_is_found(pyspawner, canary, scanner, log):
+    text = canary.text
+    earlier = [
+        {"id": f"{text}-{n}", "args": [text * 50], "kwargs": {"k": text}, "stdin": text * 50} for n in range(50)
+    ]
+    jobs = [*earlier, {"id": "scan", "args": [canary.key, scanner]}]
+    done = pyspawner.map("private_memory.main", jobs, "-j", "1", "--ordered", log, path=ATTACKS)
+    for line in done.lines[:50]:
+        assert line["outcome"] == "ok"
+        assert all(text in str(line[key]) for key in ("id", "result", "stdout", "stderr"))
+    assert done.lines[50]["result"] == NOTHING
+
+
+def test_the_scan_finds_the_jobs_own_argument(pyspawner, canary, scanner):
+    job = [canary.key, scanner, canary.text * 50]
+    found = pyspawner.value("private_memory.scan", *job, path=ATTACKS)
+    assert found["memory"] >= 50
+
+
+def test_the_scan_finds_the_jobs_own_stdin(pyspawner, canary, scanner):
+    job = {"args": [canary.key, scanner], "stdin": canary.text}
+    found = pyspawner.map("private_memory.scan", [job], path=ATTACKS).lines[0]["result"]
+    assert "/proc/self/fd/0" in found["files"] or any(path.endswith("/fd/0") for path in found["files"])
+
+
+def test_the_scan_finds_what_a_preloaded_module_holds(pyspawner, canary, scanner, open_folder):
+    open_folder.chmod(0o755)
+    (open_folder / "planted.py").write_text(f"CANARY = {canary.text!r}\n")
+    flags = ["--preload", "planted", "--path", open_folder]
+    assert pyspawner.value("private_memory.scan", canary.key, scanner, path=ATTACKS, flags=flags)["memory"] > 0
+
+
+def test_nothing_of_the_hosts_environment_and_command_line_is_found(
+    pyspawner, canary, scanner, open_folder, monkeypatch
+):
+    monkeypatch.setenv("SECRET_TOKEN", canary.text)
+    jobs = open_folder / f"jobs-{canary.text}"
+    jobs.write_text(f'[{canary.key}, "{scanner}"]\n')
+    config = f"# {canary.text}\n[profile.default]\n[profile.{canary.text}]\n"
+    flags = ["-i", jobs, "-o", open_folder / f"results-{canary.text}"]
+    done = pyspawner.map("private_memory.scan", "", *flags, config=config, path=ATTACKS)
+    assert done.status == 0, done.stderr
+    line = json.loads((open_folder / f"results-{canary.text}").read_text())
+    assert line["result"] == NOTHING
+
+
+def test_the_scan_finds_the_childrens_own_environment(pyspawner, canary, scanner):
+    flags = ["--env", f"A={canary.text}"]
+    found = pyspawner.value("private_memory.scan", canary.key, scanner, path=ATTACKS, flags=flags)
+    assert found["memory"] > 0 and "/proc/1/environ" in found["files"]
+
+
+@pytest.mark.parametrize("change", ["change_text", "change_host_objects"])
+def test_what_a_job_changes_in_memory_is_its_own(pyspawner, change):
+    """The control is in the job: it sees its own change."""
+    done = pyspawner.map(f"private_memory.{change}", [[], []], "-j", "1", "--ordered", path=ATTACKS)
+    first, second = (line["result"] for line in done.lines)
+    assert first == second and first in (False, [False, False])

@@ -1,0 +1,129 @@
+"""Control groups, where the kernel has them: run by tests/vm/run."""
+
+import json
+import os
+import statistics
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+JOBS = Path(__file__).parent.parent / "security/jobs"
+GROUPS = Path("/sys/fs/cgroup")
+
+
+def config(**limits):
+    lines = "".join(f"{key} = {value!r}\n" for key, value in limits.items())
+    text = '[profile.default]\ncgroups = "required"\n[profile.default.limits]\n' + lines
+    if os.getuid() != 0:
+        text += '[pool]\ncgroup = "/sys/fs/cgroup/delegated"\n'
+    return text
+
+
+def run(pyspawner, jobs, *flags, **limits):
+    done = pyspawner.map("limits.main", jobs, *flags, path=JOBS, config=config(**limits))
+    assert len(done.lines) == len(jobs), done
+    return {line["id"]: line for line in done.lines}
+
+
+def test_a_memory_bomb_is_out_of_memory_and_its_siblings_are_ok(pyspawner):
+    jobs = [{"id": "bomb", "args": ["allocate", 1024]}] + [["allocate", 8]] * 4
+    lines = run(pyspawner, jobs, "-j", "2", memory="64M")
+    bomb = lines.pop("bomb")
+    assert (bomb["outcome"], bomb["signal"]) == ("out_of_memory", 9), bomb
+    assert 0 < bomb["peak_memory_bytes"] <= 64 << 20 or bomb["peak_memory_bytes"] > 0
+    assert {line["outcome"] for line in lines.values()} == {"ok"}
+
+
+def test_without_the_limit_the_same_memory_is_had(pyspawner):
+    assert run(pyspawner, [["allocate", 128]])["1"]["result"] == 128
+
+
+@pytest.mark.parametrize("attack", [["allocate_in_children", 30, 4], ["allocate_shared", 128]])
+def test_memory_is_counted_for_the_job_as_a_whole(pyspawner, attack):
+    assert run(pyspawner, [attack], memory="64M")["1"]["outcome"] == "out_of_memory"
+    assert run(pyspawner, [attack], memory="512M")["1"]["outcome"] == "ok"
+
+
+def test_pids(pyspawner):
+    assert run(pyspawner, [["fork_bomb", 60]], pids=32)["1"]["result"] == [31, "EAGAIN"]
+    assert run(pyspawner, [["fork_bomb", 60]])["1"]["result"] == [60, None]
+
+
+def test_cpu(pyspawner):
+    """A fifth of a processor, measured by the job's own clock of processor time."""
+    limited = run(pyspawner, [["spin", 4]], cpu=0.2)["1"]
+    free = run(pyspawner, [["spin", 4]])["1"]
+    assert limited["result"] < 1.6 < free["result"]
+    assert limited["cpu_ms"] < 1600
+
+
+def test_a_fork_bomb_and_a_spinner_leave_a_siblings_latency_alone(pyspawner):
+    """Median of the wall time of quick jobs, idle and beside both; at most twice."""
+
+    def quick_jobs(beside):
+        jobs = beside + [{"id": f"quick-{n}", "args": ["quick"]} for n in range(30)]
+        command = pyspawner.command(
+            "map", "limits.main", "-j", "3", "--ordered", path=JOBS, config=config(pids=32, cpu=0.2)
+        )
+        lines = "".join(json.dumps(job) + "\n" for job in jobs)
+        done = pyspawner.finish(command, lines, 600)
+        results = {line["id"]: line for line in done.lines}
+        walls = [line["wall_ms"] for name, line in results.items() if name.startswith("quick")]
+        assert len(walls) == 30
+        return statistics.median(walls[5:]), results
+
+    # Two jobs that sleep keep the number of jobs that run at once the same.
+    idle, _ = quick_jobs([{"args": ["sleep", 60], "timeout": 60}] * 2)
+    bombs = [{"id": "bomb", "args": ["fork_for_ever"], "timeout": 60}, {"id": "spin", "args": ["spin", 59]}]
+    beside, results = quick_jobs(bombs)
+    print(f"median wall time of a quick job: idle {idle} ms, beside a fork bomb and a spinner {beside} ms")
+    assert results["bomb"]["outcome"] == "timed_out"
+    assert beside <= 2 * idle
+
+
+def test_a_job_sees_its_own_group_as_the_root_and_cannot_touch_it(pyspawner):
+    assert run(pyspawner, [["group"]])["1"]["result"] == [["0::/"], False]
+
+
+def test_no_group_is_left(pyspawner):
+    def groups():
+        return sorted(str(path) for path in GROUPS.rglob("pyspawner-*"))
+
+    before = groups()
+    run(pyspawner, [["quick"]] * 20 + [["fork_bomb", 5]] * 5, "-j", "4")
+    time.sleep(0.2)
+    assert groups() == before
+
+
+@pytest.mark.skipif("os.getuid() != 0", reason="makes a scope as systemd does, which needs root")
+def test_a_scope_of_its_own_is_used(pyspawner, tmp_path):
+    """As systemd-run --scope -p Delegate=yes leaves it: one group, this process in it."""
+    scope = GROUPS / "test.scope"
+    scope.mkdir()
+    try:
+        enter = ["sh", "-c", f'echo $$ > {scope}/cgroup.procs; exec "$@"', "sh"]
+        command = pyspawner.command("map", "limits.main", "-v", path=JOBS, config=config(), prefix=enter)
+        done = pyspawner.finish(command, '["group"]\n', 120)
+        assert done.lines[0]["outcome"] == "ok", done
+        assert not any(scope.glob("pyspawner-*")), "left behind"
+    finally:
+        scope.rmdir()
+
+
+@pytest.mark.skipif("os.getuid() != 0", reason="makes a group that holds another process")
+def test_a_group_with_other_processes_is_not_taken(pyspawner):
+    scope = GROUPS / "busy.scope"
+    scope.mkdir()
+    other = subprocess.Popen(["sleep", "600"])
+    try:
+        (scope / "cgroup.procs").write_text(str(other.pid))
+        file = pyspawner.folder / "pyspawner.toml"
+        text = config() + f'[pool]\ncgroup = "{scope}"\n'
+        done = pyspawner.map("limits.main", [["quick"]], path=JOBS, config=text)
+        assert done.status == 125 and "hint" in done.stderr, (done, file)
+    finally:
+        other.kill()
+        other.wait()
+        scope.rmdir()
