@@ -107,7 +107,13 @@ impl Covers {
             }
             _ => {}
         }
-        self.0.iter().try_for_each(|folder| make_read_only(folder))
+        for folder in &self.0 {
+            // One within a folder that was covered later is gone with it.
+            if folder.is_dir() {
+                make_read_only(folder)?;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -1,0 +1,173 @@
+"""What a profile adds to the children's root, and what it takes out."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+JOBS = Path(__file__).parent / "jobs"
+
+
+def profile(**keys):
+    def toml(value):
+        if isinstance(value, dict):
+            return "{ " + ", ".join(f"{key} = {toml(inner)}" for key, inner in value.items()) + " }"
+        if isinstance(value, list):
+            return "[" + ", ".join(map(toml, value)) + "]"
+        return json.dumps(str(value) if isinstance(value, Path) else value)
+
+    return "[profile.default]\n" + "".join(f"{key} = {toml(value)}\n" for key, value in keys.items())
+
+
+def job(pyspawner, name, *args, **keys):
+    return pyspawner.value(f"files.{name}", *map(str, args), path=JOBS, config=profile(**keys))
+
+
+@pytest.fixture
+def data(open_folder):
+    folder = open_folder / "data"
+    folder.mkdir()
+    folder.chmod(0o777)
+    (folder / "file").write_text("content")
+    (folder / "file").chmod(0o666)
+    return folder
+
+
+def test_a_bind_shows_a_folder_read_only(pyspawner, data):
+    binds = [{"source": data, "target": "/srv"}]
+    assert job(pyspawner, "read", "/srv/file", binds=binds) == "content"
+    assert set(job(pyspawner, "all_of", "/srv", binds=binds).values()) <= {"EROFS", "EACCES", "EEXIST", "EXDEV"}
+    assert [path.name for path in data.iterdir()] == ["file"]
+
+
+def test_a_writable_bind_can_be_written(pyspawner, data):
+    binds = [{"source": data, "writable": True}]
+    changes = job(pyspawner, "all_of", data, binds=binds)
+    assert set(changes.values()) - {"ok"} <= {"ENOENT"}, changes
+    assert not (data / "file").exists()
+
+
+def test_a_bind_of_a_file_and_one_below_tmp(pyspawner, data):
+    binds = [
+        {"source": data / "file", "target": "/tmp/here/file", "writable": True},
+        {"source": data, "target": "/tmp/there"},
+    ]
+    assert job(pyspawner, "write", "/tmp/here/file", binds=binds) == "ok"
+    assert (data / "file").read_text() == "owned"
+    assert job(pyspawner, "write", "/tmp/there/file", binds=binds) in ("EROFS", "EACCES")
+    assert job(pyspawner, "write", "/tmp/free", binds=binds) == "ok"
+
+
+@pytest.mark.parametrize("trick", ["through_symlink", "through_dotdot"])
+def test_links_in_a_writable_bind_lead_nowhere_else(pyspawner, data, open_folder, trick):
+    outside = open_folder / "outside"
+    outside.write_text("of the host")
+    outside.chmod(0o666)
+    binds = [{"source": data, "target": "/mnt", "writable": True}]
+    result = job(pyspawner, trick, "/mnt", outside, binds=binds)
+    assert outside.read_text() == "of the host" and "ok" not in result[-1:], result
+    # The control: into what is bound, the same link leads.
+    assert job(pyspawner, "write", "/mnt/file", binds=binds) == "ok"
+
+
+def test_a_link_that_a_job_left_does_not_lead_the_next_one_out(pyspawner, data):
+    """And the host itself follows none when it prepares the next run."""
+    binds = [{"source": data, "target": "/mnt", "writable": True}]
+    job(pyspawner, "through_symlink", "/mnt", "/etc/shadow", binds=binds)
+    assert job(pyspawner, "read", "/mnt/link", binds=binds) in ("", "EACCES", "ENOENT")
+
+
+@pytest.mark.parametrize(
+    "bind, words",
+    [
+        ({"source": "/nonexistent"}, "does not exist"),
+        ({"source": "etc"}, "absolute"),
+        ({"source": "/etc", "target": "/a/../b"}, '".."'),
+        ({"source": "/etc", "target": "/proc"}, "made by pyspawner"),
+        ({"source": "/etc", "target": "/not-there"}, "must exist"),
+    ],
+)
+def test_binds_that_cannot_be_are_refused(pyspawner, bind, words):
+    done = pyspawner.map("files.whoami", [[]], path=JOBS, config=profile(binds=[bind]))
+    assert (done.status, done.stdout) == (125, "") and words in done.stderr, done.stderr
+
+
+def test_an_empty_root_has_only_what_is_bound(pyspawner, data):
+    keys = {"root": {"empty": True}, "binds": [{"source": data, "target": "/in/the/data"}]}
+    assert job(pyspawner, "listing", "/", **keys) == ["dev", "in", "proc", "tmp"]
+    assert job(pyspawner, "read", "/in/the/data/file", **keys) == "content"
+    assert job(pyspawner, "write", "/new", **keys) in ("EROFS", "EACCES")
+    assert job(pyspawner, "write", "/tmp/new", **keys) == "ok"
+    assert job(pyspawner, "listing", "/etc", **keys) == "ENOENT"
+
+
+def test_hidden_files_and_folders(pyspawner, data):
+    inside = data / "folder"
+    inside.mkdir()
+    (inside / "secret").write_text("x")
+    inside.chmod(0o755)
+    hide = [data / "file", inside]
+    assert job(pyspawner, "read", data / "file", hide=hide) == ""
+    assert job(pyspawner, "listing", inside, hide=hide) == []
+    assert job(pyspawner, "append", data / "file", hide=hide) in ("EROFS", "EACCES")
+    # The control.
+    assert job(pyspawner, "read", data / "file") == "content"
+    assert job(pyspawner, "listing", inside) == ["secret"]
+
+
+def test_a_link_to_a_secret_does_not_show_it(pyspawner, data):
+    (data / "link").symlink_to(data / "file")
+    assert job(pyspawner, "read", data / "file", hide=[data / "link"]) == ""
+
+
+def test_a_bind_shows_a_part_of_what_is_hidden(pyspawner, data):
+    keys = {"hide": [data.parent], "binds": [{"source": data / "file"}]}
+    assert job(pyspawner, "read", data / "file", **keys) == "content"
+    assert job(pyspawner, "listing", data, **keys) == ["file"]
+
+
+SECRETS = ["/etc/shadow", "/run/secrets/token", "/root/.ssh/id", "/home/somebody/.aws/credentials", "/etc/ssh/key"]
+
+
+@pytest.mark.parametrize("path", SECRETS)
+def test_secrets_of_the_host_are_hidden_by_default(pyspawner, path, tmp_path):
+    """Even where their modes are wrong. In a mount namespace that has them."""
+    folder = Path(path).parent
+    make = tmp_path / "make"
+    make.write_text(
+        "set -e\n"
+        f"for place in /run /root/.ssh /home /etc/ssh; do mkdir -p $place; mount -t tmpfs -o mode=755 x $place; done\n"
+        f"mkdir -p {folder}\n"
+        + (f"echo secret > {path}; chmod 644 {path}\n" if path != "/etc/shadow" else
+           "echo secret > /home/open; chmod 644 /home/open; mount --bind /home/open /etc/shadow\n")
+        + 'exec "$@"\n'
+    )
+    prefix = ["unshare", "-m", "sh", make]
+
+    def read(**options):
+        done = pyspawner.map("files.read", [[path]], path=JOBS, prefix=prefix, **options)
+        assert done.lines, done.stderr
+        return done.lines[0]["result"]
+
+    assert read() in ("", "ENOENT", "EACCES")
+    # The control: without the root layer, or with a bind that shows it, it is read.
+    assert read(config=profile(skip_layers=["root", "landlock"])) == "secret\n" or path.startswith("/root")
+    if path != "/etc/shadow":
+        assert read(config=profile(binds=[{"source": folder}])) == "secret\n"
+
+
+def test_a_chroot_may_have_proc_and_tmp_if_it_says_so(pyspawner, open_folder):
+    for name in ("proc", "tmp"):
+        (open_folder / name).mkdir()
+    root = {"chroot": open_folder}
+    assert job(pyspawner, "listing", "/proc", root=root) == []
+    assert "self" in job(pyspawner, "listing", "/proc", root=root, proc="private")
+    assert job(pyspawner, "write", "/tmp/x", root=root, tmp="1M") == "ok"
+    assert list((open_folder / "tmp").iterdir()) == []
+
+
+def test_a_chroot_without_the_folder_for_its_tmp_is_refused(pyspawner, open_folder):
+    config = profile(root={"chroot": open_folder}, tmp="1M")
+    done = pyspawner.map("files.whoami", [[]], path=JOBS, config=config)
+    assert done.status == 125 and "tmpfs on /tmp" in done.stderr and "hint" in done.stderr
