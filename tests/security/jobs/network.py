@@ -38,7 +38,7 @@ def victim(kind, name):
     """Listen for a sibling, and give it a descriptor where that is possible."""
     with socket.socket(socket.AF_UNIX if kind == "unix" else socket.AF_INET) as server:
         server.bind(name.replace("@", "\0") if kind == "unix" else ("127.0.0.1", name))
-        if name[:1] == "/":
+        if kind == "unix" and name.startswith("/"):
             os.chmod(name, 0o777)
         server.listen()
         named("victim")

@@ -1,0 +1,105 @@
+"""System calls that no honest program makes, and attempts to get around the filter."""
+
+import ctypes
+import os
+import signal
+
+from syscalls import call, libc, number, outcome, raw
+
+
+def main(what, *args):
+    return globals()[what](*args)
+
+
+def calls(name, *args):
+    return call(name, *args)
+
+
+def numbers(wanted):
+    """For each call by number, in a child process: the errno, or the signal that ended it."""
+    found = {}
+    for one in wanted:
+        pid = os.fork()
+        if pid == 0:
+            ctypes.set_errno(0)
+            raw(one, -1, -1, -1, -1, -1, -1)
+            os._exit(ctypes.get_errno())
+        status = os.waitpid(pid, 0)[1]
+        found[one] = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+    return found
+
+
+def install_handler_then_call(name):
+    """Put a handler in the way of SIGSYS, then make a blocked call."""
+    try:
+        signal.signal(signal.SIGSYS, lambda *_: None)
+        installed = True
+    except OSError:
+        installed = False
+    return installed, call(name)
+
+
+def set_action(number_of_signal):
+    """rt_sigaction by number: the kernel reads an int, a filter 64 bits."""
+    action = (ctypes.c_uint64 * 8)(1)  # SIG_IGN
+    return outcome(raw(number("rt_sigaction"), number_of_signal, action, 0, 8))
+
+
+def block_then_call():
+    """With SIGSYS blocked, no handler runs."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGSYS})
+    return call("unshare", 0)
+
+
+def call_without_result_channel():
+    os.close(3)
+    return call("unshare", 0)
+
+
+def call_in_thread():
+    import threading
+
+    thread = threading.Thread(target=call, args=("unshare", 0))
+    thread.start()
+    thread.join()
+    return "alive"
+
+
+def call_in_child():
+    """A subprocess that makes a blocked call ends alone."""
+    pid = os.fork()
+    if pid == 0:
+        call("unshare", 0)
+        os._exit(0)
+    status = os.waitpid(pid, 0)[1]
+    return [os.WIFSIGNALED(status), os.WTERMSIG(status)]
+
+
+def own_filter():
+    """A filter of its own that would allow all."""
+
+    class Program(ctypes.Structure):
+        _fields_ = [("length", ctypes.c_ushort), ("code", ctypes.c_void_p)]
+
+    code = (ctypes.c_uint64 * 1)(0x7FFF0000_00000006)
+    program = Program(1, ctypes.addressof(code))
+    return call("seccomp", 1, 0, ctypes.byref(program)), call("prctl", 22, 2, ctypes.byref(program), 0, 0)
+
+
+def ioctl(request):
+    fd = os.open("/dev/null", os.O_RDONLY)
+    return outcome(libc.ioctl(fd, ctypes.c_ulong(request), None))
+
+
+def run_program(path):
+    import subprocess
+
+    done = subprocess.run([path], capture_output=True, text=True, check=False)
+    return [done.returncode, done.stdout]
+
+
+def clone_with(flag):
+    pid = raw(number("clone"), flag | 17, 0, 0, 0, 0)
+    if pid == 0:
+        os._exit(0)
+    return outcome(pid)

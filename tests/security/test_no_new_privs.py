@@ -1,0 +1,53 @@
+"""Programs that promise more: set-uid, set-gid, and with file capabilities."""
+
+import os
+import shutil
+import struct
+
+import pytest
+from attacking import attack
+
+# What else is in the way of such a program: another view of ids, "nosuid", an empty bounding set.
+OTHERS = ["user_namespace", "root", "seccomp", "drop_capabilities"]
+
+
+@pytest.fixture
+def program(open_folder):
+    open_folder.chmod(0o755)
+
+    def make(source, mode):
+        program = open_folder / "program"
+        shutil.copy(source, program)
+        os.chown(program, 0, 0)
+        program.chmod(mode)
+        return program
+
+    return make
+
+
+@pytest.mark.parametrize(("mode", "gained"), [(0o4755, "euid=0(root)"), (0o2755, "egid=0(root)")])
+def test_set_id_programs(pyspawner, program, mode, gained):
+    path = str(program("/usr/bin/id", mode))
+    for off in ([], ["no_new_privs"], OTHERS):
+        assert gained not in attack(pyspawner, "identity.run_program", path, off=off)
+    assert gained in attack(pyspawner, "identity.run_program", path, off=[*OTHERS, "no_new_privs"])
+
+
+def test_file_capabilities(pyspawner, program):
+    path = program("/usr/bin/grep", 0o755)
+    # vfs_cap_data, revision 2, effective: capabilities(7)
+    data = struct.pack("<5I", 0x02000001, 1 << 10, 0, 0, 0)
+    os.setxattr(path, "security.capability", data)
+
+    def effective(*off):
+        arguments = [str(path), "CapEff", "/proc/self/status"]
+        return int(attack(pyspawner, "identity.run_program", *arguments, off=off).split()[1], 16)
+
+    assert effective() == effective("no_new_privs") == 0
+    assert effective(*OTHERS) == 0
+    assert effective(*OTHERS, "no_new_privs") == 1 << 10
+
+
+def test_no_new_privs_cannot_be_taken_back(pyspawner):
+    assert attack(pyspawner, "identity.drop_no_new_privs") == "EINVAL"
+    assert attack(pyspawner, "identity.drop_no_new_privs", off=["seccomp"]) == "EINVAL"

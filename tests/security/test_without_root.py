@@ -1,0 +1,156 @@
+"""The same sandbox for an ordinary user, with and without subordinate ids."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import children_of, host_of
+
+JOBS = Path(__file__).parent / "jobs"
+BASIC = Path(__file__).parent.parent / "jobs"
+USER = 54321
+RANGE = (700_000, 65_536)
+
+# In a mount namespace of its own, so that nothing of the machine changes: the way to the
+# interpreter is opened for the user, and the user gets subordinate ids, or none.
+BECOME = """
+set -e
+open_the_way() { # to an interpreter below a closed folder
+    [ -e "$1" ] || return 0
+    home=/$(echo "$1" | cut -d/ -f2)
+    [ "$(stat -c %a "$home" | tail -c 2)" = 0 ] || return 0
+    inside=/$(echo "$1" | cut -d/ -f2,3)
+    keep=$(mktemp -d)
+    mount --rbind "$inside" "$keep"
+    mount -t tmpfs -o mode=755 tmpfs "$home"
+    mkdir "$inside"
+    mount --rbind "$keep" "$inside"
+    umount -l "$keep"
+}
+open_the_way "@PREFIX@"
+ids=$(mktemp)
+printf '@RANGE@' > "$ids"
+chmod 644 "$ids"
+for file in /etc/subuid /etc/subgid; do
+    [ -e $file ] || touch $file
+    mount --bind "$ids" $file
+done
+names=$(mktemp) # newuidmap asks for the user's
+{ cat /etc/passwd; echo "ordinary:x:@USER@:@USER@::/:/bin/sh"; } > "$names"
+chmod 644 "$names"
+mount --bind "$names" /etc/passwd
+exec setpriv --reuid=@USER@ --regid=@USER@ --groups=@USER@,54322 "$@"
+"""
+
+
+@pytest.fixture(params=["subordinate", "single"])
+def user(request, tmp_path):
+    """The words before a command that make it an ordinary user's."""
+    if os.getuid() != 0:
+        pytest.skip("becomes an ordinary user, which needs root")
+    ids = f"{USER}:{RANGE[0]}:{RANGE[1]}\\n" if request.param == "subordinate" else ""
+    script = tmp_path / "become"
+    text = BECOME.replace("@PREFIX@", sys.base_prefix).replace("@RANGE@", ids)
+    script.write_text(text.replace("@USER@", str(USER)))
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.is_relative_to("/tmp") and str(folder) != "/tmp":
+            folder.chmod(0o755)
+    prefix = ["unshare", "-m", "sh", str(script)]
+    return request.param, prefix
+
+
+def test_what_a_child_sees(pyspawner, user):
+    kind, prefix = user
+    done = pyspawner.map("basic.surroundings", [[]], prefix=prefix)
+    assert done.status == 0, done.stderr
+    seen = done.lines[0]["result"]
+    assert seen["processes"] == [1] and seen["route"] == ""
+    assert (seen["uid"], seen["gid"]) == (1000, 1000)
+    assert set(seen["descriptors"]) == {"0", "1", "2", "3"}
+    for capabilities in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+        assert int(seen["status"][capabilities], 16) == 0
+    assert seen["status"]["NoNewPrivs"] == "1" and seen["status"]["Seccomp"] == "2"
+    if kind == "subordinate":
+        assert seen["groups"] == [] and "warn" not in done.stderr
+    else:
+        # Denied by the kernel, and said.
+        assert "supplementary groups" in done.stderr and "no user of their own" in done.stderr
+
+
+def test_the_uid_outside(pyspawner, user):
+    kind, prefix = user
+    command = pyspawner.command("map", "basic.sleep", "-j", "2", prefix=prefix)
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process.stdin.write(b"[2]\n[2]\n")
+    process.stdin.close()
+    time.sleep(1.5)
+    uids = [os.stat(f"/proc/{child}").st_uid for child in children_of(host_of(process))]
+    process.stdout.read()
+    assert process.wait() == 0
+    if kind == "subordinate":
+        assert len(set(uids)) == 2 and all(RANGE[0] <= uid < sum(RANGE) for uid in uids)
+    else:
+        assert uids == [USER, USER]
+
+
+def test_the_users_own_files(pyspawner, user, open_folder):
+    """A private file is closed to a child that has a user of its own; else it must be hidden."""
+    kind, prefix = user
+    secret = open_folder / "secret"
+    secret.write_text("private")
+    secret.chmod(0o600)
+    os.chown(secret, USER, USER)
+
+    def read(config=""):
+        done = pyspawner.map("files.read", [[str(secret)]], path=JOBS, prefix=prefix, config=config)
+        return done.lines[0]["result"]
+
+    assert read() == ("EACCES" if kind == "subordinate" else "private")
+    assert read(f'[profile.default]\nhide = ["{secret}"]\n') == ""
+
+
+def test_nothing_can_be_written_outside(pyspawner, user, open_folder):
+    _, prefix = user
+    os.chown(open_folder, USER, USER)
+    changes = pyspawner.map("files.all_of", [[str(open_folder)]], path=JOBS, prefix=prefix).lines[0]["result"]
+    assert "ok" not in changes.values()
+    assert list(open_folder.iterdir()) == []
+    # The control: bound as writable, the folder is, where the child is the same user outside.
+    config = f'[profile.default]\nbinds = [{{ source = "{open_folder}", writable = true }}]\n'
+    done = pyspawner.map("files.all_of", [[str(open_folder)]], path=JOBS, prefix=prefix, config=config)
+    assert "ok" in done.lines[0]["result"].values(), done
+
+
+def test_limits_and_honest_work(pyspawner, user):
+    _, prefix = user
+    config = "[profile.default.limits]\npids = 8\n"
+    done = pyspawner.map("limits.fork_bomb", [[40]], path=JOBS, prefix=prefix, config=config)
+    assert done.lines[0]["result"] == [7, "EAGAIN"], done
+    done = pyspawner.map("files.ordinary_work", [[]], path=JOBS, prefix=prefix)
+    assert done.lines[0]["result"] == [[1, 2], "sub\n"], done
+
+
+def test_a_hundred_jobs_leave_nothing(pyspawner, user):
+    _, prefix = user
+    done = pyspawner.map("basic.nothing", [[]] * 100, "-j", "4", prefix=prefix, path=BASIC)
+    assert [line["outcome"] for line in done.lines] == ["ok"] * 100, done.stderr
+
+
+def test_root_without_cap_sys_admin_makes_a_namespace_too(pyspawner):
+    """As in a container that keeps most of its root's capabilities."""
+    if os.getuid() != 0:
+        pytest.skip("gives up a capability that only root has")
+    prefix = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"]
+    done = pyspawner.map("files.whoami", [[]], path=JOBS, prefix=prefix)
+    assert done.lines[0]["result"]["groups"] == [] and "warn" not in done.stderr, done
+
+
+def test_where_namespaces_are_refused_nothing_runs(pyspawner):
+    refuse = "echo 0 > /proc/sys/user/max_user_namespaces; exec \"$@\""
+    prefix = ["unshare", "--user", "--map-root-user", "sh", "-c", refuse, "sh"]
+    done = pyspawner.map("files.whoami", [[]], path=JOBS, prefix=prefix)
+    assert (done.status, done.stdout) == (125, "")
+    assert "ENOSPC" in done.stderr and "namespaces" in done.stderr, done.stderr
