@@ -15,6 +15,7 @@ need cc gcc libc6-dev
 need pkg-config pkg-config
 need /usr/include/seccomp.h libseccomp-dev
 need unshare util-linux
+need newuidmap uidmap
 python=${PYTHON:-python3}
 has_shared_library() {
     "$1" -c 'import sysconfig, sys, venv, ensurepip

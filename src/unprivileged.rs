@@ -79,13 +79,11 @@ impl IdMaps {
                 groups: identity(&fs::read_to_string("/proc/self/gid_map")?),
             });
         }
-        let name = User::from_uid(getuid())
-            .ok()
-            .flatten()
-            .map(|user| user.name);
+        // newuidmap(1) knows users by their names alone.
+        let user = User::from_uid(getuid()).ok().flatten();
         let range = |file| {
-            let text = fs::read_to_string(file).unwrap_or_default();
-            subordinate_range(&text, name.as_deref(), getuid().as_raw())
+            let text = fs::read_to_string(file).ok()?;
+            subordinate_range(&text, &user.as_ref()?.name, getuid().as_raw())
         };
         Ok(match (range("/etc/subuid"), range("/etc/subgid")) {
             (Some(user), Some(group)) if is_installed("newuidmap") => {
@@ -161,11 +159,11 @@ fn identity(map: &str) -> String {
 }
 
 /// The first range of a user in a file of the form of `subuid(5)`: `name-or-id:first:count`.
-fn subordinate_range(text: &str, name: Option<&str>, uid: u32) -> Option<(u32, u32)> {
+fn subordinate_range(text: &str, name: &str, uid: u32) -> Option<(u32, u32)> {
     text.lines().find_map(|line| {
         let mut fields = line.trim().split(':');
         let owner = fields.next()?;
-        if Some(owner) != name && owner.parse() != Ok(uid) {
+        if owner != name && owner.parse() != Ok(uid) {
             return None;
         }
         let first = fields.next()?.parse().ok()?;
@@ -187,12 +185,9 @@ mod tests {
     #[test]
     fn a_subordinate_range_is_found_by_name_or_id() {
         let text = "other:1:2\nme:100000:65536\n1000:7:8\n";
-        assert_eq!(
-            subordinate_range(text, Some("me"), 5),
-            Some((100_000, 65_536))
-        );
-        assert_eq!(subordinate_range(text, None, 1000), Some((7, 8)));
-        assert_eq!(subordinate_range(text, Some("nobody"), 5), None);
+        assert_eq!(subordinate_range(text, "me", 5), Some((100_000, 65_536)));
+        assert_eq!(subordinate_range(text, "who", 1000), Some((7, 8)));
+        assert_eq!(subordinate_range(text, "nobody", 5), None);
     }
 
     #[test]

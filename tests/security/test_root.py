@@ -21,8 +21,9 @@ def test_files_cannot_be_written(pyspawner, open_folder, around):
     target = open_folder / "file"
     assert attack(pyspawner, "root.write_file", f"{around}{target}") == "EROFS"
     assert not target.exists()
-    # The machine's own PID 1 is not everybody's to look into.
+    # In the machine's /proc a job's number is another; this process stands for one of the host.
     off = ALL_BUT_PID if "/1/" in around else ["root"]
+    around = around.replace("/1/", f"/{os.getpid()}/")
     assert attack(pyspawner, "root.write_file", f"{around}{target}", off=off) == "ok"
     assert target.read_text() == "owned"
 

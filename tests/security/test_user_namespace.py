@@ -46,8 +46,10 @@ def test_a_new_namespace_would_give_capabilities(pyspawner):
 
 @pytest.mark.parametrize("kind", ["user", "mnt", "net", "ipc", "uts", "cgroup", "pid"])
 def test_other_namespaces_cannot_be_entered(pyspawner, kind):
-    assert attack(pyspawner, "identity.enter", kind) == "blocked setns"
-    # Without seccomp there is only its own to enter; with nothing, the machine's.
-    assert attack(pyspawner, "identity.enter", kind, off=["seccomp"]) in ("EPERM", "EINVAL")
-    control = attack(pyspawner, "identity.enter", kind, off=ALL_BUT_PID)
+    assert attack(pyspawner, "identity.enter", kind, 1) == "blocked setns"
+    # Without seccomp there is only its own to enter, and that takes a capability.
+    assert attack(pyspawner, "identity.enter", kind, 1, off=["seccomp"]) in ("EPERM", "EINVAL")
+    assert attack(pyspawner, "identity.enter", kind, os.getpid(), off=["seccomp"]) == "EBADF"
+    control = attack(pyspawner, "identity.enter", kind, os.getpid(), off=ALL_BUT_PID)
+    # A process cannot enter the user namespace it is in, nor a PID namespace above its own.
     assert control == ("EINVAL" if kind in ("user", "pid") else "ok")
