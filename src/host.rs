@@ -8,6 +8,7 @@ use std::os::fd::{FromRawFd, OwnedFd};
 use std::path::PathBuf;
 
 use anyhow::Context;
+use nix::errno::Errno;
 use pyo3::prelude::*;
 
 use crate::clone::Cloner;
@@ -19,7 +20,7 @@ use crate::pool::clone_service::{self, CloneRequest, ClonedChild, IoEnd, MainEnd
 use crate::pool::interrupt;
 use crate::sandbox::enter::{self, NEVER_STARTED, PAYLOAD_FD};
 use crate::sandbox::handshake::ChildReport;
-use crate::sandbox::{Layer, Sandbox};
+use crate::sandbox::{Layer, Sandbox, SetupError};
 use crate::sys::clone3::Side;
 use crate::sys::{files, process};
 
@@ -119,7 +120,13 @@ impl Children {
         let flags = self.sandbox.clone_flags();
         match self.cloner.clone_host(py, flags, request.cgroup) {
             Ok(Side::Parent { pid, pidfd }) => Ok(ClonedChild { pid, pidfd }),
-            Ok(Side::Child) => process::exit_now(self.live(py, request)),
+            Ok(Side::Child) => {
+                // A panic must not unwind into the frames of the host, whose channels it would
+                // close: they have locks that another thread may have held.
+                let life = || self.live(py, request);
+                let status = std::panic::catch_unwind(std::panic::AssertUnwindSafe(life));
+                process::exit_now(status.unwrap_or(NEVER_STARTED))
+            }
             Err(error) => Err(format!("clone: {error}")),
         }
     }
@@ -137,10 +144,11 @@ impl Children {
             return refuse(ChildReport::HookFailed(format!("after_clone:\n{text}")));
         }
         let wants_result = descriptors.result.is_some();
-        let job = match self
-            .read_payload()
-            .and_then(|payload| self.entry.decode(py, &payload, wants_result))
-        {
+        let payload = match read_payload() {
+            Ok(payload) => payload,
+            Err(error) => return refuse(ChildReport::SetupFailed(error)),
+        };
+        let job = match self.entry.decode(py, &payload, wants_result) {
             Ok(job) => job,
             Err(text) => return refuse(ChildReport::InvalidJob(text)),
         };
@@ -149,13 +157,6 @@ impl Children {
             return NEVER_STARTED;
         }
         self.entry.call(py, &job, wants_result)
-    }
-
-    /// Reads the arguments to their end and closes their descriptor.
-    fn read_payload(&self) -> Result<Vec<u8>, String> {
-        // SAFETY: `enter` put the payload there, and nothing else in this child owns it.
-        let payload = unsafe { OwnedFd::from_raw_fd(PAYLOAD_FD) };
-        files::read_to_end(payload).map_err(|error| format!("reading the arguments: {error}"))
     }
 
     /// Whether this child can read what its interpreter will need.
@@ -177,6 +178,16 @@ impl Children {
             NEVER_STARTED
         }
     }
+}
+
+/// Reads the arguments to their end and closes their descriptor.
+fn read_payload() -> Result<Vec<u8>, SetupError> {
+    // SAFETY: `enter` put the payload there, and nothing else in this child owns it.
+    let payload = unsafe { OwnedFd::from_raw_fd(PAYLOAD_FD) };
+    files::read_to_end(payload).map_err(|error| {
+        let errno = Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO));
+        SetupError::new(Layer::Descriptors, "read(arguments)", errno)
+    })
 }
 
 fn reach(path: &std::path::Path) -> std::io::Result<()> {

@@ -9,7 +9,7 @@
 
 use anyhow::Context;
 use nix::errno::Errno;
-use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, getpid};
 
@@ -27,15 +27,15 @@ pub fn step_aside() -> anyhow::Result<()> {
     }
     let everything = SigSet::all();
     let mut before = SigSet::empty();
-    nix::sys::signal::sigprocmask(
-        nix::sys::signal::SigmaskHow::SIG_SETMASK,
+    sigprocmask(
+        SigmaskHow::SIG_SETMASK,
         Some(&everything),
         Some(&mut before),
     )?;
     match start_at_high_pid()? {
         Some(host) => process::exit_now(attend(host)),
         None => {
-            before.thread_set_mask()?;
+            sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
             process::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong)?;
             Ok(())
         }

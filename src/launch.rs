@@ -53,7 +53,7 @@ pub fn execute_host(
     ] {
         let fd = files::sealed_memfd(name, &[&json]).with_context(|| format!("memfd {name}"))?;
         if fd.as_raw_fd() != number {
-            files::duplicate_onto(fd.as_raw_fd(), number)?;
+            files::duplicate_onto(fd.as_raw_fd(), number, false)?;
             continue;
         }
         files::set_close_on_exec(fd.as_fd(), false)?;

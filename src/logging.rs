@@ -61,5 +61,10 @@ pub fn install(filter: &str) -> anyhow::Result<()> {
     log::set_max_level(filter.filter());
     let start = Instant::now();
     log::set_boxed_logger(Box::new(Lines { filter, start }))?;
+    // std's own hook takes the lock of its standard error.
+    std::panic::set_hook(Box::new(|panic| {
+        let line = format!("pyspawner: internal error: {panic}\n");
+        crate::sys::files::write_once(libc::STDERR_FILENO, line.as_bytes());
+    }));
     Ok(())
 }

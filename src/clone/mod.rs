@@ -25,6 +25,9 @@ use foreign_threads::ForeignThreads;
 /// How long a clone waits for the threads of preloaded modules to fall asleep.
 const PATIENCE: Duration = Duration::from_millis(500);
 
+/// The exit status of a clone in which the C library's state could not be renewed.
+const NOT_A_WHOLE_CLONE: i32 = 125;
+
 /// Why a clone could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum CloneError {
@@ -108,9 +111,11 @@ impl Cloner {
                 Ok(Attempt::Child) => {
                     private_memory::forget_in_child();
                     fork_protocol::after_in_child();
-                    // A refusal here means that robust mutexes are not released at this
-                    // child's death; EINVAL for a wrong length is the only errno there is.
-                    self.thread.restore_robust_list().expect("set_robust_list");
+                    if let Err(errno) = self.thread.restore_robust_list() {
+                        // Robust mutexes would not be released at this child's death.
+                        log::error!("set_robust_list in a clone: {errno}");
+                        process::exit_now(NOT_A_WHOLE_CLONE);
+                    }
                     // SAFETY: as PyOS_BeforeFork; the child's only thread.
                     unsafe { pyo3::ffi::PyOS_AfterFork_Child() };
                     return Ok(Side::Child);

@@ -36,7 +36,9 @@ impl Entry {
         // SAFETY: plain integers; the C library's generators are process-wide state.
         unsafe {
             let mut seed = [0u32; 2];
-            libc::getrandom((&raw mut seed).cast(), size_of_val(&seed), 0);
+            if libc::getrandom((&raw mut seed).cast(), size_of_val(&seed), 0) < 0 {
+                return Err(format!("getrandom: {}", std::io::Error::last_os_error()));
+            }
             libc::srand(seed[0]); // and with it random(3)
             libc::srand48(seed[1].into());
         }

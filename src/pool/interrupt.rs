@@ -5,7 +5,7 @@ use crate::sys::process;
 use std::sync::OnceLock;
 
 use nix::errno::Errno;
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use tokio::sync::watch;
 
@@ -14,7 +14,8 @@ const SIGNALS: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
 /// Blocks the signals for the calling thread and those it starts. Comes first in the
 /// process, so that no thread of a preloaded module receives them instead.
 pub fn block_signals() -> nix::Result<()> {
-    signals().thread_block()
+    // Not SigSet::thread_block: see src/sandbox/enter.rs.
+    sigprocmask(SigmaskHow::SIG_BLOCK, Some(&signals()), None)
 }
 
 /// Those that the host was not started to ignore (`nohup`). Asked once, before Python sets

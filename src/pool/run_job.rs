@@ -390,7 +390,41 @@ fn checked_result(json: &[u8]) -> Result<Box<RawValue>, String> {
     if json.contains(&b'\n') || json.contains(&b'\r') {
         return Err("the result is not one line of JSON".to_owned());
     }
-    serde_json::from_slice(json).map_err(|error| format!("the result is not JSON: {error}"))
+    let result =
+        serde_json::from_slice(json).map_err(|error| format!("the result is not JSON: {error}"))?;
+    match beyond_ordinary_readers(json) {
+        Some(what) => Err(format!("the result has {what}")),
+        None => Ok(result),
+    }
+}
+
+/// What ordinary JSON readers stop at, though the grammar allows it: Python's raises
+/// RecursionError near 1,000 levels, and ValueError for a number of more than 4,300 digits.
+fn beyond_ordinary_readers(json: &[u8]) -> Option<&'static str> {
+    const LEVELS: usize = 900;
+    const DIGITS: usize = 4300;
+    let (mut level, mut digits, mut in_text, mut escaped) = (0, 0, false, false);
+    for byte in json {
+        if in_text {
+            in_text = escaped || *byte != b'"';
+            escaped = !escaped && *byte == b'\\';
+            continue;
+        }
+        digits = if byte.is_ascii_digit() { digits + 1 } else { 0 };
+        match byte {
+            b'"' => in_text = true,
+            b'[' | b'{' => level += 1,
+            b']' | b'}' => level -= 1,
+            _ => {}
+        }
+        if level > LEVELS {
+            return Some("more than 900 levels");
+        }
+        if digits > DIGITS {
+            return Some("a number of more than 4,300 digits");
+        }
+    }
+    None
 }
 
 fn open_streams(streams: Streams) -> std::io::Result<(Ends, ChildEnds)> {
@@ -443,5 +477,22 @@ async fn reap(pidfd: &AsyncFd<OwnedFd>) -> Reaped {
             Err(Errno::EINTR) => {}
             Err(errno) => panic!("waitid of our own child: {errno}"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::beyond_ordinary_readers as beyond;
+
+    #[test]
+    fn only_what_readers_stop_at_is_beyond_them() {
+        let nested = |levels| "[".repeat(levels) + &"]".repeat(levels);
+        assert_eq!(beyond(nested(900).as_bytes()), None);
+        assert!(beyond(nested(901).as_bytes()).is_some());
+        assert_eq!(beyond("1".repeat(4300).as_bytes()), None);
+        assert!(beyond("1".repeat(4301).as_bytes()).is_some());
+        // In text, neither is anything but text.
+        let text = format!(r#"["{}\"{}"]"#, "[".repeat(2000), "1".repeat(5000));
+        assert_eq!(beyond(text.as_bytes()), None);
     }
 }

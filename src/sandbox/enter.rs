@@ -7,6 +7,7 @@
 use std::os::fd::RawFd;
 
 use nix::errno::Errno;
+use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 
 use super::handshake::{ChildReport, GO};
 use super::layer::{Layer, SetupError};
@@ -43,14 +44,7 @@ pub fn enter(
     in_cgroup: bool,
 ) -> Result<(), SetupError> {
     let layers = &sandbox.layers;
-    if let Err(error) = take_descriptors(descriptors) {
-        // The control socket may not be at its fixed number yet.
-        report_to(
-            descriptors.control,
-            &ChildReport::SetupFailed(error.clone()),
-        );
-        process::exit_now(NEVER_STARTED);
-    }
+    take_descriptors(descriptors);
     unblock_signals()?;
     processes::leave_terminal()?;
     wait_for_host()?;
@@ -71,8 +65,23 @@ pub fn enter(
     read_back::check_promises(sandbox)
 }
 
-/// Moves the child's descriptors to their fixed numbers and closes all others.
-fn take_descriptors(descriptors: &ChildDescriptors) -> Result<(), SetupError> {
+/// Moves the child's descriptors to their fixed numbers and closes all others. If that fails,
+/// reports and ends: the control socket is not at its fixed number then.
+fn take_descriptors(descriptors: &ChildDescriptors) {
+    let fail = |control, error| -> ! {
+        report_to(control, &ChildReport::SetupFailed(error));
+        process::exit_now(NEVER_STARTED)
+    };
+    // Out of the way of the fixed numbers, and open until all is done.
+    let control = files::duplicate_above(descriptors.control, 2 * CONTROL_FD)
+        .map_err(at(Layer::Descriptors, "fcntl(F_DUPFD)"))
+        .unwrap_or_else(|error| fail(descriptors.control, error));
+    if let Err(error) = move_descriptors(descriptors) {
+        fail(control, error);
+    }
+}
+
+fn move_descriptors(descriptors: &ChildDescriptors) -> Result<(), SetupError> {
     let wanted = [
         (Some(descriptors.stdin), 0),
         (Some(descriptors.stdout), 1),
@@ -91,7 +100,7 @@ fn take_descriptors(descriptors: &ChildDescriptors) -> Result<(), SetupError> {
     }
     for (copy, (_, number)) in moved.into_iter().zip(wanted) {
         match copy {
-            Some(copy) => files::duplicate_onto(copy, number),
+            Some(copy) => files::duplicate_onto(copy, number, number >= PAYLOAD_FD),
             None => {
                 // Nothing may be left where the job expects no descriptor.
                 nix::unistd::close(number).or_else(|errno| match errno {
@@ -102,19 +111,15 @@ fn take_descriptors(descriptors: &ChildDescriptors) -> Result<(), SetupError> {
         }
         .map_err(at(Layer::Descriptors, "dup2"))?;
     }
-    files::close_from(CONTROL_FD + 1).map_err(at(Layer::Descriptors, "close_range"))?;
-    for private in [PAYLOAD_FD, CONTROL_FD] {
-        // SAFETY: both were opened just above and stay open until the child reports.
-        let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(private) };
-        files::set_close_on_exec(fd, true).map_err(at(Layer::Descriptors, "fcntl(F_SETFD)"))?;
-    }
-    Ok(())
+    files::close_from(CONTROL_FD + 1).map_err(at(Layer::Descriptors, "close_range"))
 }
 
 /// The host blocks the signals it reads from a descriptor; a job starts with none blocked.
 fn unblock_signals() -> Result<(), SetupError> {
-    nix::sys::signal::SigSet::empty()
-        .thread_set_mask()
+    // Not SigSet::thread_set_mask: pthread_sigmask(3) returns its errno, which nix takes for
+    // success.
+    let none = SigSet::empty();
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&none), None)
         .map_err(at(Layer::Descriptors, "sigprocmask"))
 }
 

@@ -47,11 +47,11 @@ pub fn close_from(first: RawFd) -> Result<(), Errno> {
     check(unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) }).map(drop)
 }
 
-/// `dup2(2)` onto a number that this process fixes by convention. The new descriptor has
-/// no close-on-exec flag.
-pub fn duplicate_onto(fd: RawFd, number: RawFd) -> Result<(), Errno> {
+/// `dup3(2)` onto another number, one that this process fixes by convention.
+pub fn duplicate_onto(fd: RawFd, number: RawFd, close_on_exec: bool) -> Result<(), Errno> {
+    let flags = if close_on_exec { libc::O_CLOEXEC } else { 0 };
     // SAFETY: plain integers; a wrong one is EBADF.
-    check(unsafe { libc::dup2(fd, number) }.into()).map(drop)
+    check(unsafe { libc::dup3(fd, number, flags) }.into()).map(drop)
 }
 
 /// `F_DUPFD_CLOEXEC`: a copy of `fd` numbered `lowest` or higher.

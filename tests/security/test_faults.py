@@ -26,7 +26,12 @@ WAY_IN = [
     ("groups", "setuid", "PR_SET_SECUREBITS setgroups", ""),
     ("gid", "setuid", "setresgid", ""),
     ("uid", "setuid", "setresuid", ""),
-    ("root", "root", "mount open_tree move_mount mount_setattr chdir", "openat newfstatat fstat mkdir mkdirat"),
+    (
+        "root",
+        "root",
+        "mount open_tree move_mount mount_setattr chdir",
+        "openat newfstatat fstatat fstat mkdir mkdirat",
+    ),
     ("cgroup", "cgroup_namespace", "unshare", ""),
     ("host name", "uts_namespace", "sethostname", ""),
     ("limits", "limits", "prlimit64", ""),
@@ -34,7 +39,7 @@ WAY_IN = [
         "landlock",
         "landlock",
         "landlock_create_ruleset landlock_add_rule landlock_restrict_self",
-        "openat newfstatat fstat",
+        "openat newfstatat fstatat fstat",
     ),
     (
         "capabilities",
@@ -56,9 +61,9 @@ WAY_IN = [
 ]
 REPORT = "write(5)"
 
-# What says so where it is not a layer's name: outcome and the beginning of `detail`.
+# Where no layer is named: the outcome and the beginning of `detail`.
 OTHER_VERDICTS = {
-    # Of all steps only this one is put down to the job.
+    # Still before any code of the job; the outcome is as for arguments that are not JSON.
     "arguments": ("invalid_job", "reading the arguments: "),
     # A child that cannot report ends, and its end says so.
     "report": ("setup_failed", "the child exited with status 125 on its way into the sandbox"),
@@ -66,12 +71,12 @@ OTHER_VERDICTS = {
 
 # Calls whose failure need not end the child: no layer depends on them.
 HARMLESS = {
-    "set_robust_list": "the clone's own, before the way in: the child panics and ends",
+    "set_robust_list": "before the way in: robust mutexes would go unnoticed at this child's death",
     "gettid": "the interpreter's fork hook: the thread's number for `threading.get_native_id`",
-    "getrandom": "seeds of generators and of hash tables; libraries turn to /dev/urandom",
+    "getrandom": "seeds of generators and hash tables, which libraries also take from /dev/urandom",
     "openat": "the C library's, for getgroups: /proc/sys/kernel/ngroups_max has a default",
     "read(6)": "as openat",
-    "close": "what close(2) is called for is closed even where it reports an error",
+    "close": "a descriptor is closed even where close(2) reports an error",
     "statx": "whether a writable place is a folder (if unknown, Landlock allows less); a size hint",
     "lseek": "a size hint for reading the arguments",
     "brk": "the allocator: it maps memory instead, or the child ends",
@@ -102,7 +107,7 @@ def system_calls():
     return {int(number): name for name, number in re.findall(r"#define __NR(?:3264)?_(\w+) (\d+)\n", macros)}
 
 
-@dataclass
+@dataclass(repr=False)
 class Host:
     """A running `map` that serves one job at a time, and the tool beside it."""
 
@@ -112,7 +117,7 @@ class Host:
 
     def job(self):
         # The limit is for what must not happen: a child that hangs.
-        self.process.stdin.write(b'{"timeout": 20}\n')
+        self.process.stdin.write(b'{"timeout": 10}\n')
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
 

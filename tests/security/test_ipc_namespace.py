@@ -4,8 +4,7 @@ import ctypes
 import os
 
 import pytest
-from attacking import ATTACKS, attack, verdict
-from conftest import skipping
+from attacking import ATTACKS, attack, verdict, without
 
 KEY = 0x5079_0001
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -27,7 +26,7 @@ FIND = {
 
 
 def one_after_the_other(pyspawner, *jobs, off=()):
-    config = skipping(*off)
+    config = without(off)
     done = pyspawner.map("ipc.main", jobs, "-j", "1", "--ordered", config=config, path=ATTACKS)
     return [verdict(line) for line in done.lines]
 

@@ -1,8 +1,7 @@
-"""Programs that promise more: set-uid, set-gid, and with file capabilities."""
+"""Programs that promise more: set-uid and set-gid. Those with capabilities: test_capabilities.py."""
 
 import os
 import shutil
-import struct
 
 import pytest
 from attacking import attack
@@ -32,21 +31,6 @@ def test_set_id_programs(pyspawner, program, mode, gained):
     for off in ([], ALONE, OTHERS):
         assert gained not in attack(pyspawner, "identity.run_program", path, off=off)
     assert gained in attack(pyspawner, "identity.run_program", path, off=[*OTHERS, "no_new_privs"])
-
-
-def test_file_capabilities(pyspawner, program):
-    path = program("/usr/bin/grep", 0o755)
-    # vfs_cap_data, revision 2, effective: capabilities(7)
-    data = struct.pack("<5I", 0x02000001, 1 << 10, 0, 0, 0)
-    os.setxattr(path, "security.capability", data)
-
-    def effective(*off):
-        arguments = [str(path), "CapEff", "/proc/self/status"]
-        return int(attack(pyspawner, "identity.run_program", *arguments, off=off).split()[1], 16)
-
-    assert effective() == effective(*ALONE) == 0
-    assert effective(*OTHERS) == 0
-    assert effective(*OTHERS, "no_new_privs") == 1 << 10
 
 
 def test_no_new_privs_cannot_be_taken_back(pyspawner):

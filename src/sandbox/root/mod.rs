@@ -129,10 +129,11 @@ fn enter_host_tree(
     covers.cover(Path::new("/tmp"), needed)?;
     kernel::remove_kernel_file_systems(covers)?;
     devices.mount()?;
-    for path in &profile.hide {
-        covers.hide(path, needed)?;
-    }
-    covers.open_the_way_to(needed)
+    covers.open_the_way_to(needed)?;
+    profile
+        .hide
+        .iter()
+        .try_for_each(|path| covers.hide(path, needed))
 }
 
 /// An empty tree with `/dev`, `/proc` and `/tmp`.

@@ -4,7 +4,7 @@ import os
 import socket
 import subprocess
 
-from syscalls import attempt, call, libc, number, outcome, raw
+from syscalls import attempt, call, errno_name, libc, number, outcome, raw
 
 
 def main(what, *args):
@@ -32,7 +32,10 @@ def cgroup():
 
 
 def run_program(path, *args):
-    return subprocess.run([path, *args], capture_output=True, text=True, check=False).stdout
+    try:
+        return subprocess.run([path, *args], capture_output=True, text=True, check=False).stdout
+    except OSError as error:
+        return errno_name(error.errno)
 
 
 def become(name, *args):

@@ -5,7 +5,7 @@ import os
 import signal
 import time
 
-from syscalls import attempt, call, libc, named, outcome, raw
+from syscalls import attempt, call, libc, named, outcome
 
 
 def main(what, *args):
@@ -113,12 +113,3 @@ def leave_descendant(seconds):
         os._exit(0)
     os.close(write)
     return int(os.read(read, 20))
-
-
-def clone_parent():
-    from syscalls import number
-
-    pid = raw(number("clone"), 0x8000 | 17, 0, 0, 0, 0)
-    if pid == 0:
-        os._exit(0)
-    return outcome(pid)

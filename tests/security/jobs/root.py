@@ -126,7 +126,7 @@ def mount_tmpfs():
 
 
 def bind():
-    return call("mount", b"/etc", b"/tmp", 0, 4096, 0)
+    return call("mount", b"/usr/bin", b"/tmp", 0, 4096, 0)
 
 
 def remount():
@@ -153,7 +153,7 @@ def new_mount():
 
 
 def open_tree():
-    return call("open_tree", -100, b"/etc", 1)
+    return call("open_tree", -100, b"/usr/bin", 1)
 
 
 def mount_setattr():
