@@ -1,5 +1,6 @@
 # make demo    set everything up and run the main job on real data
-# make test    set everything up and run all tests
+# make test    set everything up and run all tests, some in a virtual machine
+# make test-vm the attack suite in the virtual machine, as root and as users (an hour)
 # PYTHON=...   the interpreter to link and to test with; VENV=... where its packages go
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ export PYTHON VENV
 # The interpreter that setup links: the one that the environment was made from.
 CARGO_ENV = PYO3_PYTHON=$$(readlink -f $(VENV)/bin/python)
 
-.PHONY: demo test soak lint setup clean
+.PHONY: demo test test-vm soak lint setup clean
 
 setup:
 	@scripts/setup.sh
@@ -20,6 +21,17 @@ demo: setup
 test: setup
 	$(CARGO_ENV) cargo test --release --locked --quiet --lib
 	$(VENV)/bin/python -m pytest tests
+	tests/vm/run -- $(VENV)/bin/python -m pytest --color=no tests/vm
+
+# The attack suite in a virtual machine with Debian's stock kernel, as root and as users.
+test-vm: setup
+	tests/vm/run --timeout 5400 -- $(VENV)/bin/python -m pytest --color=no tests/vm tests/security tests/test_run.py
+	tests/vm/run --timeout 3600 --user tester -- $(VENV)/bin/python -m pytest --color=no $(AS_USER)
+	tests/vm/run --timeout 3600 --user plain -- $(VENV)/bin/python -m pytest --color=no $(AS_USER)
+
+# What an ordinary user can arrange.
+AS_USER = tests/vm tests/test_run.py tests/security/test_limits.py tests/security/test_landlock.py \
+	tests/security/test_binds_and_hidden_paths.py
 
 # Longer than a test run should take: tens of thousands of clones.
 soak: setup

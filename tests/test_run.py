@@ -7,7 +7,7 @@ import subprocess
 import time
 
 import pytest
-from conftest import children_of, host_of
+from conftest import children_of, host_of, wait_until
 
 
 def test_arguments_arrive_as_strings_and_output_goes_through(pyspawner):
@@ -119,7 +119,8 @@ def test_the_terminal_is_left_as_it_was(pyspawner):
 def test_child_ends_with_its_host(pyspawner):
     command = pyspawner.command("run", "basic.sleep") + ["--", "61.25"]
     process = subprocess.Popen(command)
-    time.sleep(1.5)
+    wait_until(lambda: (host := host_of(process)) and len(children_of(host)) == 1)
+    time.sleep(0.5)  # past the first child, which only looks around
     host = host_of(process)
     children = children_of(host)
     assert len(children) == 1

@@ -130,6 +130,7 @@ def test_a_bind_shows_a_part_of_what_is_hidden(pyspawner, data):
 SECRETS = ["/etc/shadow", "/run/secrets/token", "/root/.ssh/id", "/home/somebody/.aws/credentials", "/etc/ssh/key"]
 
 
+@pytest.mark.root
 @pytest.mark.parametrize("path", SECRETS)
 def test_secrets_of_the_host_are_hidden_by_default(pyspawner, path, tmp_path):
     """Even where their modes are wrong. In a mount namespace that has them."""

@@ -63,8 +63,7 @@ REPORT = "write(5)"
 
 # Where no layer is named: the outcome and the beginning of `detail`.
 OTHER_VERDICTS = {
-    # Still before any code of the job; the outcome is as for arguments that are not JSON.
-    "arguments": ("invalid_job", "reading the arguments: "),
+    "arguments": ("setup_failed", "descriptors: read(arguments): "),
     # A child that cannot report ends, and its end says so.
     "report": ("setup_failed", "the child exited with status 125 on its way into the sandbox"),
 }

@@ -3,11 +3,10 @@
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
-from conftest import children_of, host_of
+from conftest import children_of, host_of, wait_until
 
 JOBS = Path(__file__).parent / "jobs"
 
@@ -108,14 +107,12 @@ def test_a_job_cannot_outlive_a_host_that_is_killed(pyspawner, bomb):
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
     process.stdin.write(b"[60]\n")
     process.stdin.flush()
-    time.sleep(1)
+    wait_until(lambda: (host := host_of(process)) and children_of(host))
     host = host_of(process)
     children = children_of(host)
-    assert children
     os.kill(host, signal.SIGKILL)
     process.wait()
-    time.sleep(0.5)
-    assert not any(is_alive(child) for child in children)
+    wait_until(lambda: not any(is_alive(child) for child in children))
 
 
 def is_alive(pid):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import children_of, host_of
 
+pytestmark = pytest.mark.root
 JOBS = Path(__file__).parent / "jobs"
 BASIC = Path(__file__).parent.parent / "jobs"
 USER = 54321
@@ -49,8 +50,6 @@ exec setpriv --reuid=@USER@ --regid=@USER@ --groups=@USER@,54322 "$@"
 @pytest.fixture(params=["subordinate", "single"])
 def user(request, tmp_path):
     """The words before a command that make it an ordinary user's."""
-    if os.getuid() != 0:
-        pytest.skip("becomes an ordinary user, which needs root")
     ids = f"{USER}:{RANGE[0]}:{RANGE[1]}\\n" if request.param == "subordinate" else ""
     script = tmp_path / "become"
     text = BECOME.replace("@PREFIX@", sys.base_prefix).replace("@RANGE@", ids)
@@ -124,6 +123,20 @@ def test_nothing_can_be_written_outside(pyspawner, user, open_folder):
     assert "ok" in done.lines[0]["result"].values(), done
 
 
+@pytest.mark.parametrize("root", ["{ empty = true }", '{ chroot = "FOLDER" }'])
+def test_other_roots(pyspawner, user, open_folder, root):
+    _, prefix = user
+    for name in ("proc", "tmp"):
+        (open_folder / name).mkdir()
+    root = root.replace("FOLDER", str(open_folder))
+    config = f'[profile.default]\nroot = {root}\nproc = "private"\ntmp = "1M"\n'
+    jobs = [["/"], ["/proc"], ["/tmp"]]
+    done = pyspawner.map("files.listing", jobs, "--ordered", path=JOBS, prefix=prefix, config=config)
+    seen = [line["result"] for line in done.lines]
+    assert set(seen[0]) - {"dev"} == {"proc", "tmp"}, done
+    assert [name for name in seen[1] if name.isdigit()] == ["1"] and seen[2] == []
+
+
 def test_limits_and_honest_work(pyspawner, user):
     _, prefix = user
     config = "[profile.default.limits]\npids = 8\n"
@@ -141,8 +154,6 @@ def test_a_hundred_jobs_leave_nothing(pyspawner, user):
 
 def test_root_without_cap_sys_admin_makes_a_namespace_too(pyspawner):
     """As in a container that keeps most of its root's capabilities."""
-    if os.getuid() != 0:
-        pytest.skip("gives up a capability that only root has")
     prefix = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"]
     done = pyspawner.map("files.whoami", [[]], path=JOBS, prefix=prefix)
     assert done.lines[0]["result"]["groups"] == [] and "warn" not in done.stderr, done

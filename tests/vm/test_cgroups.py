@@ -97,7 +97,7 @@ def test_no_group_is_left(pyspawner):
     assert groups() == before
 
 
-@pytest.mark.skipif("os.getuid() != 0", reason="makes a scope as systemd does, which needs root")
+@pytest.mark.root
 def test_a_scope_of_its_own_is_used(pyspawner, tmp_path):
     """As systemd-run --scope -p Delegate=yes leaves it: one group, this process in it."""
     scope = GROUPS / "test.scope"
@@ -112,7 +112,7 @@ def test_a_scope_of_its_own_is_used(pyspawner, tmp_path):
         scope.rmdir()
 
 
-@pytest.mark.skipif("os.getuid() != 0", reason="makes a group that holds another process")
+@pytest.mark.root
 def test_a_group_with_other_processes_is_not_taken(pyspawner):
     scope = GROUPS / "busy.scope"
     scope.mkdir()

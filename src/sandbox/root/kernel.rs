@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 
 use super::covers::Covers;
@@ -105,15 +106,18 @@ pub(super) fn remove_kernel_file_systems(covers: &mut Covers) -> Result<(), Setu
 
 /// Mounts a `/proc` for the kernel to see: it lets a child mount its own only where one is
 /// fully visible (`mount_too_revealing`, fs/namespace.c). A host without privilege may not mount
-/// one, since its PID namespace is another's; there the host's own is left, and covered in
-/// each child.
-pub(super) fn mount_visible_proc() -> Result<(), SetupError> {
+/// one, since its PID namespace is another's; there the host's own stays, or is put in, and
+/// each child covers it.
+pub(super) fn mount_visible_proc(hosts: &OwnedFd) -> Result<(), SetupError> {
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     if !detach_all(Path::new("/proc"))? {
         return Ok(());
     }
-    mount(Some("proc"), "/proc", Some("proc"), flags, None::<&str>)
-        .map_err(|e| error("mount /proc".into(), e))
+    match mount(Some("proc"), "/proc", Some("proc"), flags, None::<&str>) {
+        Err(Errno::EPERM) => attach_tree(hosts, Path::new("/proc")),
+        other => other,
+    }
+    .map_err(|e| error("mount /proc".into(), e))
 }
 
 /// The mounts of [`KERNEL_FILE_SYSTEMS`] in this root, besides `/proc`

@@ -58,6 +58,8 @@ impl PreparedRoot {
         let working_directory = std::env::current_dir().unwrap_or_else(|_| "/".into());
         leave_host_mount_namespace()?;
         let binds = take_binds(profile)?;
+        let hosts_proc =
+            copy_tree(Path::new("/proc"), true).map_err(|e| error("open_tree /proc".into(), e))?;
         let mut covers = Covers::default();
         match &profile.root {
             Root::ReadOnly => enter_host_tree(profile, needed, &mut covers)?,
@@ -65,7 +67,7 @@ impl PreparedRoot {
             Root::Empty => enter_empty_tree(&mut covers)?,
         }
         if profile.proc() == Proc::Private {
-            kernel::mount_visible_proc()?;
+            kernel::mount_visible_proc(&hosts_proc)?;
         }
         mount_binds(&binds)?;
         if profile.shows_host_tree() && profile.proc() == Proc::None {

@@ -101,9 +101,17 @@ def hidden_places():
 
 
 def mounts():
-    """Type and flags of every mount."""
-    lines = open("/proc/self/mountinfo").read().splitlines()
-    return [[line.split()[4], line.split(" - ")[1].split()[0], line.split()[5]] for line in lines]
+    """Type and flags of every mount that can be reached: one may be covered by a later one."""
+    found = {}
+    for line in open("/proc/self/mountinfo").read().splitlines():
+        place, kind = line.split()[4], line.split(" - ")[1].split()[0]
+        try:
+            flags = os.statvfs(place).f_flag
+        except OSError:
+            continue
+        names = {"ro": os.ST_RDONLY, "nosuid": os.ST_NOSUID, "nodev": os.ST_NODEV}
+        found[place] = [kind, [name for name, flag in names.items() if flags & flag]]
+    return [[place, *rest] for place, rest in found.items()]
 
 
 def make_device():
