@@ -6,40 +6,47 @@ use std::path::{Path, PathBuf};
 
 use landlock::{
     ABI, Access, AccessFs, BitFlags, CompatLevel, Compatible, LandlockStatus, PathBeneath, PathFd,
-    RestrictionStatus, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus,
-    Scope,
+    PathFdError, RestrictionStatus, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError,
+    RulesetStatus, Scope,
 };
 use nix::errno::Errno;
 
 use super::layer::{Layer, Layers, SetupError};
+use super::root::DEVICES;
 use crate::config::{Profile, Root};
 
 /// The newest interface that this code knows; an older kernel enforces what it has.
 const KNOWN: ABI = ABI::V10;
 
-/// The rules of a profile's children.
-pub struct Rules {
-    /// A chroot is as writable as its modes say.
-    whole_root_is_writable: bool,
-    writable: Vec<PathBuf>,
-    devices: Vec<PathBuf>,
-}
+/// The rules of a profile's children: what is allowed below each path. Only paths that pyspawner
+/// made itself are named, since a job could have put anything at others.
+pub struct Rules(Vec<(PathBuf, BitFlags<AccessFs>)>);
 
 impl Rules {
     pub fn new(profile: &Profile) -> Self {
-        let binds = profile.binds.iter().filter(|bind| bind.writable);
-        Self {
-            whole_root_is_writable: matches!(profile.root, Root::Chroot(_)),
-            writable: ["/tmp", "/dev/shm"]
-                .iter()
-                .map(PathBuf::from)
-                .chain(binds.map(|bind| bind.target().to_owned()))
-                .collect(),
-            devices: ["null", "zero", "full", "random", "urandom"]
-                .iter()
-                .map(|name| Path::new("/dev").join(name))
-                .collect(),
+        let all = AccessFs::from_all(KNOWN);
+        let root = PathBuf::from("/");
+        if matches!(profile.root, Root::Chroot(_)) {
+            // As writable as its modes say.
+            return Self(vec![(root, all)]);
         }
+        let read = AccessFs::Execute | AccessFs::ReadFile | AccessFs::ReadDir;
+        let mut rules = vec![(root, read)];
+        for place in ["/tmp", "/dev/shm"] {
+            rules.push((place.into(), all));
+        }
+        for bind in profile.binds.iter().filter(|bind| bind.writable) {
+            let of_kind = match bind.source.is_dir() {
+                true => all,
+                false => all & AccessFs::from_file(KNOWN),
+            };
+            rules.push((bind.target().to_owned(), of_kind));
+        }
+        for device in DEVICES {
+            let access = AccessFs::ReadFile | AccessFs::WriteFile;
+            rules.push((Path::new("/dev").join(device), access));
+        }
+        Self(rules)
     }
 
     /// Restricts the calling child. Needs CAP_SYS_ADMIN in its user namespace, or
@@ -67,44 +74,24 @@ impl Rules {
     }
 
     fn apply(&self) -> Result<RestrictionStatus, Failure> {
-        let all = AccessFs::from_all(KNOWN);
-        let read = AccessFs::Execute | AccessFs::ReadFile | AccessFs::ReadDir;
         let mut ruleset = Ruleset::default()
             .set_compatibility(CompatLevel::BestEffort)
-            .handle_access(all)?
+            .handle_access(AccessFs::from_all(KNOWN))?
             .scope(Scope::from_all(KNOWN))?
             .create()?
             .no_new_privs(false);
-        let mut allow = |path: &Path, access: BitFlags<AccessFs>| -> Result<(), Failure> {
-            let folder = match PathFd::new(path) {
-                Ok(folder) => folder,
+        for (path, access) in &self.0 {
+            let place = match PathFd::new(path) {
+                Ok(place) => place,
                 // Nothing there, nothing to allow.
-                Err(landlock::PathFdError::OpenCall { source, .. })
+                Err(PathFdError::OpenCall { source, .. })
                     if source.raw_os_error() == Some(libc::ENOENT) =>
                 {
-                    return Ok(());
+                    continue;
                 }
                 Err(error) => return Err(Failure::new("open", &error)),
             };
-            (&mut ruleset).add_rule(PathBeneath::new(folder, access))?;
-            Ok(())
-        };
-        let root = if self.whole_root_is_writable {
-            all
-        } else {
-            read
-        };
-        allow(Path::new("/"), root)?;
-        for path in &self.writable {
-            let access = if path.is_dir() {
-                all
-            } else {
-                all & AccessFs::from_file(KNOWN)
-            };
-            allow(path, access)?;
-        }
-        for path in &self.devices {
-            allow(path, AccessFs::ReadFile | AccessFs::WriteFile)?;
+            (&mut ruleset).add_rule(PathBeneath::new(place, *access))?;
         }
         Ok(ruleset.restrict_self()?)
     }

@@ -59,6 +59,7 @@ def test_cpu(pyspawner):
     assert limited["cpu_ms"] < 1600
 
 
+@pytest.mark.soak  # it measures time
 def test_a_fork_bomb_and_a_spinner_leave_a_siblings_latency_alone(pyspawner):
     """Median of the wall time of quick jobs, idle and beside both; at most twice."""
 

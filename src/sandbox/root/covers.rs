@@ -68,6 +68,9 @@ impl Covers {
         let Ok(real) = fs::canonicalize(path) else {
             return Ok(());
         };
+        if self.0.contains(&real) {
+            return Ok(()); // under another name
+        }
         if real.is_dir() {
             return self.cover(&real, needed);
         }

@@ -15,7 +15,7 @@ use crate::sandbox::layer::SetupError;
 use crate::sys::mounts::{attach_tree, copy_tree, set_attributes};
 
 /// Host device nodes that are harmless to share: they hold no state.
-const DEVICES: &[&str] = &["null", "zero", "full", "random", "urandom"];
+pub const DEVICES: &[&str] = &["null", "zero", "full", "random", "urandom"];
 
 const DEVICE_SET: u64 = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC;
 
@@ -109,7 +109,7 @@ pub(super) fn remove_kernel_file_systems(covers: &mut Covers) -> Result<(), Setu
 /// one, since its PID namespace is another's; there the host's own stays, or is put in, and
 /// each child covers it.
 pub(super) fn mount_visible_proc(hosts: &OwnedFd) -> Result<(), SetupError> {
-    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     if !detach_all(Path::new("/proc"))? {
         return Ok(());
     }

@@ -19,6 +19,8 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::unistd::{chdir, fchdir};
 
+pub use self::kernel::DEVICES;
+
 use self::covers::{Covers, closed_folder_above};
 use self::kernel::Devices;
 use self::steps::{create_mount_point, error, mount_tmpfs};

@@ -4,7 +4,7 @@ import ctypes
 import os
 import stat
 
-from syscalls import attempt, call, errno_name, libc, number, outcome, raw
+from syscalls import attempt, call, errno_name, libc, named, number, outcome, raw
 
 
 def main(what, *args):
@@ -216,14 +216,9 @@ def watch_folder(path):
     told = []
     signal.signal(signal.SIGIO, lambda *_: told.append(1))
     fd = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.fcntl(fd, fcntl.F_NOTIFY, fcntl.DN_CREATE | fcntl.DN_MULTISHOT)
-    except OSError as error:
-        return errno_name(error.errno)
-    from syscalls import named
-
+    attempt(fcntl.fcntl, fd, fcntl.F_NOTIFY, fcntl.DN_CREATE | fcntl.DN_MULTISHOT)
     named("victim")
-    deadline = time.monotonic() + 3
+    deadline = time.monotonic() + 2
     while not told and time.monotonic() < deadline:
         time.sleep(0.02)
     return "told" if told else "nothing"
