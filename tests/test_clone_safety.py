@@ -176,33 +176,3 @@ def test_nothing_is_left_behind_20000(pyspawner):
     early, late = leaks(pyspawner, 20_000)
     print(f"after 2,000: {early}\nafter 20,000: {late}")
     check_leaks(early, late)
-
-
-def test_jobs_do_not_find_each_others_payloads(pyspawner):
-    """A canary sent through every channel of 50 earlier jobs is nowhere in a later child."""
-    halves = ["c4nary-7f3a91", "-e55b02d8"]
-    canary = "".join(halves)
-    earlier = [
-        {"id": f"{canary}-{n}", "args": [canary * 50], "kwargs": {"k": canary}, "stdin": canary * 50}
-        for n in range(50)
-    ]
-    jobs = [*earlier, {"id": "scan", "args": [halves]}]
-    done = pyspawner.map("echo_or_scan.main", jobs, "-j", "1", "--ordered", path=JOBS)
-    results = done.lines
-    assert all(canary in json.dumps(line["result"]) and canary in line["stdout"] for line in results[:50])
-    # Two: the needle that the scan builds, and its encoded form.
-    assert results[50]["outcome"] == "ok", results[50]
-    assert results[50]["result"] <= 2
-
-
-def test_the_scan_finds_what_is_there(pyspawner):
-    """The control: a child's own argument is in its memory."""
-    halves = ["c4nary-7f3a91", "-e55b02d8"]
-    assert pyspawner.value("inherited.scan_own_argument", "".join(halves) * 50, halves) > 50
-
-
-def test_the_hosts_environment_and_command_line_are_not_inherited(pyspawner, monkeypatch):
-    halves = ["c4nary-0b81d2", "-9ae4f7c3"]
-    monkeypatch.setenv("SECRET_TOKEN", "".join(halves))
-    line = pyspawner.map("inherited.scan", [{"args": [halves]}], "-i", "/dev/stdin", "--env", "A=b").lines[0]
-    assert line["outcome"] == "ok" and line["result"] <= 2

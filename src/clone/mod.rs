@@ -154,16 +154,14 @@ impl Cloner {
         let Side::Parent { pid, pidfd } = side else {
             return Ok(Attempt::Child);
         };
-        match self.foreign.still(&asleep) {
-            Ok(Ok(())) => Ok(Attempt::Made(Side::Parent { pid, pidfd })),
-            disturbed => {
-                discard(&pidfd);
-                match disturbed? {
-                    Err(busy) => Ok(Attempt::Disturbed(busy)),
-                    Ok(()) => unreachable!("matched above"),
-                }
-            }
+        let undisturbed = self.foreign.still(&asleep);
+        if !matches!(undisturbed, Ok(Ok(()))) {
+            discard(&pidfd);
         }
+        Ok(match undisturbed? {
+            Ok(()) => Attempt::Made(Side::Parent { pid, pidfd }),
+            Err(busy) => Attempt::Disturbed(busy),
+        })
     }
 }
 

@@ -7,6 +7,8 @@ pub mod interrupt;
 pub mod outcome;
 pub mod payload;
 pub mod run_job;
+mod spoken;
+mod streams;
 
 pub use outcome::{JobReport, Outcome};
 pub use payload::Job;

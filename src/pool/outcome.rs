@@ -183,26 +183,38 @@ mod tests {
     fn the_hosts_own_stop_outranks_the_status() {
         let killed = Ending::Signaled(libc::SIGKILL);
         let stop = Some(Stop::Timeout(Duration::from_secs(1)));
-        assert_eq!(Outcome::of(killed, stop, None).0, Outcome::TimedOut);
-        assert_eq!(Outcome::of(Ending::Exited(0), stop, None).0, Outcome::Ok);
+        assert_eq!(Outcome::of(killed, stop, false, None).0, Outcome::TimedOut);
+        assert_eq!(
+            Outcome::of(Ending::Exited(0), stop, false, None).0,
+            Outcome::Ok
+        );
         let stop = Some(Stop::OutputLimit(1));
         assert_eq!(
-            Outcome::of(Ending::Exited(0), stop, None).0,
+            Outcome::of(Ending::Exited(0), stop, false, None).0,
             Outcome::OutputLimit
         );
-        assert_eq!(Outcome::of(killed, None, None).0, Outcome::Signaled);
+        assert_eq!(Outcome::of(killed, None, false, None).0, Outcome::Signaled);
+        assert_eq!(
+            Outcome::of(killed, None, true, None).0,
+            Outcome::OutOfMemory
+        );
+        // One of its children, long before.
+        assert_eq!(
+            Outcome::of(Ending::Exited(0), None, true, None).0,
+            Outcome::Ok
+        );
     }
 
     #[test]
     fn a_blocked_call_is_told_by_the_status_and_named_by_the_child() {
         let sigsys = Ending::Signaled(libc::SIGSYS);
-        let (outcome, detail) = Outcome::of(sigsys, None, Some("mount"));
+        let (outcome, detail) = Outcome::of(sigsys, None, false, Some("mount"));
         assert_eq!(
             (outcome, detail.as_deref()),
             (Outcome::BlockedSyscall, Some("mount"))
         );
         // A job that only claims it has simply ended.
-        let (outcome, detail) = Outcome::of(Ending::Exited(0), None, Some("mount"));
+        let (outcome, detail) = Outcome::of(Ending::Exited(0), None, false, Some("mount"));
         assert_eq!((outcome, detail), (Outcome::Ok, None));
     }
 

@@ -6,12 +6,8 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
-use serde_json::value::RawValue;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
-use tokio::net::unix::pipe;
 use tokio::sync::Notify;
 
 use super::capture::Capture;
@@ -19,8 +15,9 @@ use super::clone_service::{CloneService, ClonedChild};
 use super::interrupt::Interrupt;
 use super::outcome::{JobReport, Outcome, Stop};
 use super::payload::{Job, Stdin, Streams, seal};
+use super::spoken::Spoken;
+use super::streams::{self, ChildEnds, Ends};
 use crate::config::Profile;
-use crate::record;
 use crate::sandbox::cgroup::{Cgroups, JobCgroup, Usage, prefer_as_victim};
 use crate::sandbox::enter::ChildDescriptors;
 use crate::sandbox::from_host::{HostIds, write_id_maps};
@@ -43,22 +40,6 @@ pub struct Pool {
     cgroups: Option<Rc<Cgroups>>,
     ids: Rc<RefCell<HostIds>>,
     interrupt: Interrupt,
-}
-
-/// The parent's ends of a child's streams.
-struct Ends {
-    control: UnixStream,
-    stdout: Option<pipe::Receiver>,
-    stderr: Option<pipe::Receiver>,
-    result: Option<pipe::Receiver>,
-}
-
-/// The child's ends, closed here once the clone has its copies.
-struct ChildEnds {
-    control: OwnedFd,
-    stdout: Option<OwnedFd>,
-    stderr: Option<OwnedFd>,
-    result: Option<OwnedFd>,
 }
 
 /// A child on its way, or at work.
@@ -131,7 +112,7 @@ impl Pool {
     }
 
     async fn start(&self, job: &Job, probe: bool) -> Result<Child, String> {
-        let (ends, child_ends) = open_streams(job.streams).map_err(|e| format!("pipes: {e}"))?;
+        let (ends, child_ends) = streams::open(job.streams).map_err(|e| format!("pipes: {e}"))?;
         let descriptors = self.descriptors(job, &child_ends);
         let host_id = self
             .ids
@@ -354,108 +335,6 @@ fn classify(
     report
 }
 
-/// What a job said on its result channel.
-struct Spoken {
-    result: Result<Box<RawValue>, String>,
-    blocked: Option<String>,
-}
-
-impl Spoken {
-    fn from(mut records: &[u8]) -> Self {
-        let mut spoken = Self {
-            result: Err("it ended before child_main returned".to_owned()),
-            blocked: None,
-        };
-        while let Some((tag, payload, rest)) = record::split_first(records) {
-            match tag {
-                record::RESULT => spoken.result = checked_result(payload),
-                record::BLOCKED => {
-                    spoken.blocked = Some(String::from_utf8_lossy(payload).into_owned());
-                }
-                record::PROGRESS => log::info!("progress: {:?}", String::from_utf8_lossy(payload)),
-                other => log::debug!("a child wrote an unknown record {other}"),
-            }
-            records = rest;
-        }
-        if !records.is_empty() {
-            spoken.result = Err("the result is incomplete".to_owned());
-        }
-        spoken
-    }
-}
-
-/// The child wrote it: it is passed on only if it is JSON, and on one line. JSON may have line
-/// feeds between its tokens, and each would begin a line of output that is no job's.
-fn checked_result(json: &[u8]) -> Result<Box<RawValue>, String> {
-    if json.contains(&b'\n') || json.contains(&b'\r') {
-        return Err("the result is not one line of JSON".to_owned());
-    }
-    let result =
-        serde_json::from_slice(json).map_err(|error| format!("the result is not JSON: {error}"))?;
-    match beyond_ordinary_readers(json) {
-        Some(what) => Err(format!("the result has {what}")),
-        None => Ok(result),
-    }
-}
-
-/// What ordinary JSON readers stop at, though the grammar allows it: Python's raises
-/// RecursionError near 1,000 levels, and ValueError for a number of more than 4,300 digits.
-fn beyond_ordinary_readers(json: &[u8]) -> Option<&'static str> {
-    const LEVELS: usize = 900;
-    const DIGITS: usize = 4300;
-    let (mut level, mut digits, mut in_text, mut escaped) = (0, 0, false, false);
-    for byte in json {
-        if in_text {
-            in_text = escaped || *byte != b'"';
-            escaped = !escaped && *byte == b'\\';
-            continue;
-        }
-        digits = if byte.is_ascii_digit() { digits + 1 } else { 0 };
-        match byte {
-            b'"' => in_text = true,
-            b'[' | b'{' => level += 1,
-            b']' | b'}' => level -= 1,
-            _ => {}
-        }
-        if level > LEVELS {
-            return Some("more than 900 levels");
-        }
-        if digits > DIGITS {
-            return Some("a number of more than 4,300 digits");
-        }
-    }
-    None
-}
-
-fn open_streams(streams: Streams) -> std::io::Result<(Ends, ChildEnds)> {
-    let (control, child_control) = std::os::unix::net::UnixStream::pair()?;
-    control.set_nonblocking(true)?;
-    let mut ends = Ends {
-        control: UnixStream::from_std(control)?,
-        stdout: None,
-        stderr: None,
-        result: None,
-    };
-    let mut child = ChildEnds {
-        control: child_control.into(),
-        stdout: None,
-        stderr: None,
-        result: None,
-    };
-    if streams == Streams::Capture {
-        for (end, child_end) in [
-            (&mut ends.stdout, &mut child.stdout),
-            (&mut ends.stderr, &mut child.stderr),
-            (&mut ends.result, &mut child.result),
-        ] {
-            let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
-            *end = Some(pipe::Receiver::from_owned_fd(read)?);
-            *child_end = Some(write);
-        }
-    }
-    Ok((ends, child))
-}
-
 fn kill(pidfd: &AsyncFd<OwnedFd>) {
     process::signal(pidfd.get_ref().as_fd(), libc::SIGKILL)
         .expect("pidfd_send_signal of our own child");
@@ -477,22 +356,5 @@ async fn reap(pidfd: &AsyncFd<OwnedFd>) -> Reaped {
             Err(Errno::EINTR) => {}
             Err(errno) => panic!("waitid of our own child: {errno}"),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::beyond_ordinary_readers as beyond;
-
-    #[test]
-    fn only_what_readers_stop_at_is_beyond_them() {
-        let nested = |levels| "[".repeat(levels) + &"]".repeat(levels);
-        assert_eq!(beyond(nested(900).as_bytes()), None);
-        assert!(beyond(nested(901).as_bytes()).is_some());
-        assert_eq!(beyond("1".repeat(4300).as_bytes()), None);
-        assert!(beyond("1".repeat(4301).as_bytes()).is_some());
-        // In text, neither is anything but text.
-        let text = format!(r#"["{}\"{}"]"#, "[".repeat(2000), "1".repeat(5000));
-        assert_eq!(beyond(text.as_bytes()), None);
     }
 }

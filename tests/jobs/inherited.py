@@ -88,26 +88,3 @@ def allocate(megabytes):
     for block in blocks:
         block[::4096] = b"x" * 256
     return len(blocks)
-
-
-def scan(canary):
-    """How often ``canary``, given in two halves so as not to be it, is in readable memory."""
-    needle = "".join(canary).encode()
-    found = 0
-    with open("/proc/self/maps") as maps, open("/proc/self/mem", "rb", 0) as memory:
-        for line in maps.read().splitlines():
-            addresses, flags = line.split()[:2]
-            if not flags.startswith("r") or "[v" in line:
-                continue
-            start, end = (int(address, 16) for address in addresses.split("-"))
-            memory.seek(start)
-            try:
-                found += memory.read(end - start).count(needle)
-            except OSError:
-                continue
-    # The joined needle itself, and the pieces that this scan copied it to.
-    return found
-
-
-def scan_own_argument(whole, canary):
-    return scan(canary)

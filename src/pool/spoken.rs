@@ -1,0 +1,97 @@
+//! What a job said on its result channel: the word of code that nobody trusts.
+
+use serde_json::value::RawValue;
+
+use crate::record;
+
+/// What a job said on its result channel.
+pub struct Spoken {
+    pub result: Result<Box<RawValue>, String>,
+    /// The name of the system call that ended it.
+    pub blocked: Option<String>,
+}
+
+impl Spoken {
+    /// Reads the records of a channel, as far as they are whole.
+    pub fn from(mut records: &[u8]) -> Self {
+        let mut spoken = Self {
+            result: Err("it ended before child_main returned".to_owned()),
+            blocked: None,
+        };
+        while let Some((tag, payload, rest)) = record::split_first(records) {
+            match tag {
+                record::RESULT => spoken.result = checked_result(payload),
+                record::BLOCKED => {
+                    spoken.blocked = Some(String::from_utf8_lossy(payload).into_owned());
+                }
+                record::PROGRESS => log::info!("progress: {:?}", String::from_utf8_lossy(payload)),
+                other => log::debug!("a child wrote an unknown record {other}"),
+            }
+            records = rest;
+        }
+        if !records.is_empty() {
+            spoken.result = Err("the result is incomplete".to_owned());
+        }
+        spoken
+    }
+}
+
+/// The child wrote it: it is passed on only if it is JSON, and on one line. JSON may have line
+/// feeds between its tokens, and each would begin a line of output that is no job's.
+fn checked_result(json: &[u8]) -> Result<Box<RawValue>, String> {
+    if json.contains(&b'\n') || json.contains(&b'\r') {
+        return Err("the result is not one line of JSON".to_owned());
+    }
+    let result =
+        serde_json::from_slice(json).map_err(|error| format!("the result is not JSON: {error}"))?;
+    match beyond_ordinary_readers(json) {
+        Some(what) => Err(format!("the result has {what}")),
+        None => Ok(result),
+    }
+}
+
+/// What ordinary JSON readers stop at, though the grammar allows it: Python's raises
+/// RecursionError near 1,000 levels, and ValueError for a number of more than 4,300 digits.
+fn beyond_ordinary_readers(json: &[u8]) -> Option<&'static str> {
+    const LEVELS: usize = 900;
+    const DIGITS: usize = 4300;
+    let (mut level, mut digits, mut in_text, mut escaped) = (0, 0, false, false);
+    for byte in json {
+        if in_text {
+            in_text = escaped || *byte != b'"';
+            escaped = !escaped && *byte == b'\\';
+            continue;
+        }
+        digits = if byte.is_ascii_digit() { digits + 1 } else { 0 };
+        match byte {
+            b'"' => in_text = true,
+            b'[' | b'{' => level += 1,
+            b']' | b'}' => level -= 1,
+            _ => {}
+        }
+        if level > LEVELS {
+            return Some("more than 900 levels");
+        }
+        if digits > DIGITS {
+            return Some("a number of more than 4,300 digits");
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::beyond_ordinary_readers as beyond;
+
+    #[test]
+    fn only_what_readers_stop_at_is_beyond_them() {
+        let nested = |levels| "[".repeat(levels) + &"]".repeat(levels);
+        assert_eq!(beyond(nested(900).as_bytes()), None);
+        assert!(beyond(nested(901).as_bytes()).is_some());
+        assert_eq!(beyond("1".repeat(4300).as_bytes()), None);
+        assert!(beyond("1".repeat(4301).as_bytes()).is_some());
+        // In text, neither is anything but text.
+        let text = format!(r#"["{}\"{}"]"#, "[".repeat(2000), "1".repeat(5000));
+        assert_eq!(beyond(text.as_bytes()), None);
+    }
+}
