@@ -156,9 +156,12 @@ def test_an_absurd_timeout_is_an_invalid_job(pyspawner):
     assert [line["outcome"] for line in done.lines] == ["invalid_job", "ok"]
 
 
-def test_a_job_that_runs_out_of_time_before_its_code_has_timed_out(pyspawner):
-    line = pyspawner.map("basic.nothing", [{"timeout": 0.0001}]).lines[0]
-    assert line["outcome"] == "timed_out"
+def test_a_job_that_runs_out_of_time_before_its_code_has_timed_out(pyspawner, open_folder):
+    hook = "import pyspawner_host, time\npyspawner_host.after_clone(lambda: time.sleep(60))\n"
+    (open_folder / "slow.py").write_text(hook)
+    flags = ["--preload", "slow", "--path", open_folder]
+    line = pyspawner.map("basic.nothing", [{"timeout": 0.5}], *flags).lines[0]
+    assert line["outcome"] == "timed_out" and "before its code ran" in line["detail"]
 
 
 def test_more_jobs_at_once_than_descriptors_by_default(pyspawner):
