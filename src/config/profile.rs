@@ -7,7 +7,7 @@ use anyhow::{bail, ensure};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::units::{optional_duration, optional_size, size};
-use crate::sandbox::{Layer, Layers};
+use crate::sandbox::layer::{Layer, Layers};
 
 /// `[profile.NAME]`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]

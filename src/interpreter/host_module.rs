@@ -9,7 +9,7 @@ use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
 use crate::record;
-use crate::sandbox::enter::RESULT_FD;
+use crate::record::RESULT_FD;
 use crate::sys::files::write_once;
 
 static STATE: Mutex<State> = Mutex::new(State {

@@ -12,13 +12,12 @@ use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use super::handshake::{ChildReport, GO};
 use super::layer::{Layer, SetupError};
 use super::{Sandbox, at, capabilities, identity, namespaces, processes, read_back, root};
+use crate::record::RESULT_FD;
 use crate::sys::{files, process};
 
 /// The exit status of a child that did not get as far as its job. Its report says why.
 pub const NEVER_STARTED: i32 = 125;
 
-/// The descriptor of the result channel in a child that is asked for a result.
-pub const RESULT_FD: RawFd = 3;
 /// The job's arguments, until they are decoded.
 pub const PAYLOAD_FD: RawFd = 4;
 /// The control socket, until the child reports.

@@ -19,9 +19,8 @@ use nix::errno::Errno;
 use serde::Deserialize;
 
 use super::at;
-use super::enter::RESULT_FD;
 use super::layer::{Layer, Layers, SetupError};
-use crate::record;
+use crate::record::{self, RESULT_FD};
 use crate::sys::seccomp as sys;
 
 const POLICY: &str = include_str!("seccomp_policy.toml");
