@@ -12,6 +12,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, bail, ensure};
 use caps::{CapSet, Capability};
 use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, User, fork, getgid, getpid, getuid, pipe};
 
@@ -35,7 +36,11 @@ pub fn gain_capabilities() -> anyhow::Result<()> {
         }
         ForkResult::Parent { child } => {
             drop(wait);
-            process::unshare(libc::CLONE_NEWUSER).map_err(refused)?;
+            process::unshare(libc::CLONE_NEWUSER).map_err(|errno| {
+                // It would complain too, of what is not its fault.
+                kill(child, Signal::SIGKILL).ok();
+                refused(errno)
+            })?;
             drop(go);
             let status = waitpid(child, None).context("waiting for the id maps")?;
             ensure!(

@@ -248,20 +248,18 @@ fn io_run(end: IoEnd, settings: IoSettings) -> anyhow::Result<i32> {
         let interrupt = Interrupt::listen().context("signalfd")?;
         let (clones, ready) = CloneService::start(end).context("eventfd")?;
         let profile = Rc::new(settings.profile);
+        tokio::select! {
+            // A main thread that fails while warming prints why and ends the process.
+            ready = ready => if ready.is_err() { std::future::pending::<()>().await },
+            signal = interrupt.received() => return Ok(128 + signal),
+        }
         let cgroups = claim_cgroups(&profile, settings.cgroup.as_deref())?.map(Rc::new);
         let _removed = RemoveAtEnd(cgroups.clone());
         let pool = Pool::new(clones, profile.clone(), cgroups, interrupt.clone())?;
-        let until_ready = async {
-            // A main thread that fails while warming prints why and ends the process.
-            match ready.await {
-                Ok(()) => pool.probe().await.map_err(anyhow::Error::msg).context(
-                    "a first child could not be made as the profile asks, so no job was run",
-                ),
-                Err(_) => std::future::pending().await,
-            }
-        };
         tokio::select! {
-            result = until_ready => result?,
+            probed = pool.probe() => probed.map_err(anyhow::Error::msg).context(
+                "a first child could not be made as the profile asks, so no job was run",
+            )?,
             signal = interrupt.received() => return Ok(128 + signal),
         }
         let work = async {

@@ -96,6 +96,18 @@ impl Cgroups {
         Ok(())
     }
 
+    /// Whether a job's group is left.
+    fn end_and_remove_jobs(&self) -> bool {
+        let mut left = false;
+        for entry in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
+            if entry.file_name().as_encoded_bytes().starts_with(b"job-") {
+                left |= write(&entry.path(), "cgroup.kill", "1").is_err()
+                    || fs::remove_dir(entry.path()).is_err();
+            }
+        }
+        left
+    }
+
     /// Makes a group for one child.
     pub fn create(&self, limits: &Limits) -> Result<JobCgroup, SetupError> {
         let number = self.next.get();
@@ -114,8 +126,15 @@ impl Cgroups {
         Ok(group)
     }
 
-    /// Takes away what [`Cgroups::claim`] made, as far as nothing lives in it.
+    /// Takes away what [`Cgroups::claim`] made. Jobs that were given up are ended.
     pub fn remove(&self) {
+        const ATTEMPTS: u32 = 100;
+        for _ in 0..ATTEMPTS {
+            if !self.end_and_remove_jobs() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
         if let Some(parent) = &self.moved_from {
             // Only without controllers below may the group have processes again.
             let disable: String = CONTROLLERS.iter().map(|name| format!("-{name} ")).collect();
