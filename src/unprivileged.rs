@@ -78,7 +78,11 @@ enum IdMaps {
 impl IdMaps {
     fn choose() -> anyhow::Result<Self> {
         let has = |capability| caps::has_cap(None, CapSet::Effective, capability);
-        if has(Capability::CAP_SETUID)? && has(Capability::CAP_SETGID)? {
+        // CAP_SETFCAP: to map id 0, since Linux 5.12.
+        if has(Capability::CAP_SETUID)?
+            && has(Capability::CAP_SETGID)?
+            && has(Capability::CAP_SETFCAP)?
+        {
             return Ok(Self::Identity {
                 users: identity(&fs::read_to_string("/proc/self/uid_map")?),
                 groups: identity(&fs::read_to_string("/proc/self/gid_map")?),

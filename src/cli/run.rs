@@ -81,6 +81,10 @@ fn exit_status(report: &JobReport) -> i32 {
         (Outcome::Signaled | Outcome::BlockedSyscall, Some(Ending::Signaled(signal))) => {
             128 + signal
         }
+        (Outcome::OutOfMemory, _) => {
+            log::error!("the job was ended: it, or the machine, was out of memory");
+            128 + libc::SIGKILL
+        }
         (Outcome::TimedOut, _) => {
             log::error!(
                 "the job {}",

@@ -57,8 +57,8 @@ pub enum CloneError {
 fn hint(errno: Errno) -> &'static str {
     match errno {
         Errno::EPERM => {
-            "; hint: pyspawner needs CAP_SYS_ADMIN and permission to create user namespaces \
-             (in Docker: --cap-add SYS_ADMIN --security-opt seccomp=unconfined)"
+            "; hint: creating user namespaces must be permitted (in Docker: --security-opt \
+             seccomp=unconfined)"
         }
         Errno::ENOSPC => {
             "; hint: a limit on namespaces is reached, see /proc/sys/user/max_*_namespaces"

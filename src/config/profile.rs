@@ -244,6 +244,10 @@ impl Profile {
                 );
             }
         }
+        ensure!(
+            self.hide.is_empty() || self.shows_host_tree(),
+            "hide: there is nothing to hide in another root than \"read-only\""
+        );
         for path in &self.hide {
             check_path("hide", path)?;
         }
@@ -271,7 +275,11 @@ impl Limits {
             self.cpu.is_none_or(|cpu| (0.01..=4096.0).contains(&cpu)),
             "limits.cpu: expected a number of processors from 0.01 up"
         );
-        ensure!(self.pids > 0, "limits.pids: expected at least 1");
+        // The kernel's PID_MAX_LIMIT.
+        ensure!(
+            (1..=4 << 20).contains(&self.pids),
+            "limits.pids: expected at least 1, at most 4194304"
+        );
         ensure!(
             self.open_files.is_none_or(|files| files >= 16),
             "limits.open_files: expected at least 16"

@@ -23,7 +23,7 @@ pub enum Outcome {
     BlockedSyscall,
     /// Ended by the host, at its time limit.
     TimedOut,
-    /// Ended by the kernel, at the job's limit of memory.
+    /// Ended by the kernel for want of memory: at the job's limit, or the machine's.
     OutOfMemory,
     /// Ended by the host, for writing more than its limit.
     OutputLimit,

@@ -4,13 +4,15 @@
 //! Source: the kernel's `Documentation/admin-guide/cgroup-v2.rst`.
 
 use std::cell::Cell;
-use std::fs;
+use std::fs::{self, File};
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::ErrorKind;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 
 use super::layer::{Layer, SetupError};
 use crate::config::Limits;
@@ -20,6 +22,8 @@ const CONTROLLERS: &[&str] = &["cpu", "memory", "pids"];
 /// The folder that this host made for its children's groups.
 pub struct Cgroups {
     folder: PathBuf,
+    /// Held while the host lives, so that others see that it does.
+    _lock: Flock<File>,
     /// Where the host went out of the way: a group that has processes cannot have groups with
     /// controllers ("no internal process constraint"). `None` where it could stay.
     moved_from: Option<PathBuf>,
@@ -27,24 +31,17 @@ pub struct Cgroups {
 }
 
 impl Cgroups {
-    /// Finds a group below which this process may make others, and makes a folder in it:
-    /// `configured`, or the process's own group, or the root of the hierarchy.
+    /// Makes a folder below a group: `configured`, or the process's own. Not below any other:
+    /// jobs stay within the limits that pyspawner itself is given.
     ///
     /// # Errors
-    /// With the reason why none will do.
+    /// With the reason why it will not do.
     pub fn claim(configured: Option<&Path>) -> Result<Self, String> {
-        let candidates = match configured {
-            Some(path) => vec![path.to_owned()],
-            None => own_group_and_root()?,
+        let parent = match configured {
+            Some(path) => path.to_owned(),
+            None => own_group()?,
         };
-        let mut reasons = Vec::new();
-        for parent in candidates {
-            match Self::below(&parent) {
-                Ok(cgroups) => return Ok(cgroups),
-                Err(reason) => reasons.push(format!("{}: {reason}", parent.display())),
-            }
-        }
-        Err(reasons.join("; "))
+        Self::below(&parent).map_err(|reason| format!("{}: {reason}", parent.display()))
     }
 
     fn below(parent: &Path) -> Result<Self, String> {
@@ -54,9 +51,12 @@ impl Cgroups {
             return Err(format!("it has no controller {missing:?}"));
         }
         remove_stale(parent);
-        let folder = parent.join(format!("pyspawner-{}", std::process::id()));
+        // The process id alone is not unique: hosts of several PID namespaces may share a parent.
+        let unique: u64 = RandomState::new().build_hasher().finish();
+        let folder = parent.join(format!("pyspawner-{}-{unique:016x}", std::process::id()));
         fs::create_dir(&folder).map_err(|error| format!("mkdir: {error}"))?;
         let mut cgroups = Self {
+            _lock: lock(&folder).ok_or("the new group cannot be locked")?,
             folder,
             moved_from: None,
             next: Cell::new(1),
@@ -120,8 +120,15 @@ impl Cgroups {
             path,
         };
         for (file, value) in settings(limits) {
-            fs::write(group.path.join(file), &value)
-                .map_err(|e| setup_error(format!("write {file} {value:?}"), &e))?;
+            match fs::write(group.path.join(file), &value) {
+                Ok(()) => {}
+                // A kernel without swap has no limit of it.
+                Err(e) if file == "memory.swap.max" && e.kind() == ErrorKind::NotFound => {}
+                Err(e) => {
+                    fs::remove_dir(&group.path).ok();
+                    return Err(setup_error(format!("write {file} {value:?}"), &e));
+                }
+            }
         }
         Ok(group)
     }
@@ -248,8 +255,8 @@ fn setup_error(step: String, error: &std::io::Error) -> SetupError {
     SetupError::new(Layer::Limits, step, errno)
 }
 
-/// This process's group and the root of the hierarchy, as paths.
-fn own_group_and_root() -> Result<Vec<PathBuf>, String> {
+/// The folder of this process's group.
+fn own_group() -> Result<PathBuf, String> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(|e| e.to_string())?;
     let (root, point) = mounts
         .lines()
@@ -263,11 +270,10 @@ fn own_group_and_root() -> Result<Vec<PathBuf>, String> {
     let own = Path::new(own)
         .strip_prefix(root)
         .map_err(|_| format!("the group {own} is outside of what is mounted"))?;
-    let own = point.join(own);
-    Ok(if own == point {
-        vec![point]
+    Ok(if own.as_os_str().is_empty() {
+        point
     } else {
-        vec![own, point]
+        point.join(own)
     })
 }
 
@@ -287,15 +293,16 @@ fn enable_controllers(folder: &Path) -> Result<(), String> {
     write(folder, "cgroup.subtree_control", &enable)
 }
 
-/// What hosts left behind that were killed. A folder with a living process is not removed, nor
-/// one whose host lives and is idle.
+fn lock(folder: &Path) -> Option<Flock<File>> {
+    let folder = File::open(folder).ok()?;
+    Flock::lock(folder, FlockArg::LockExclusiveNonblock).ok()
+}
+
+/// What hosts left behind that were killed. A folder whose host lives is locked.
 fn remove_stale(parent: &Path) {
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
         let name = entry.file_name();
-        let pid = name
-            .to_str()
-            .and_then(|name| name.strip_prefix("pyspawner-"));
-        if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+        if name.as_encoded_bytes().starts_with(b"pyspawner-") && lock(&entry.path()).is_some() {
             remove_tree(&entry.path());
         }
     }

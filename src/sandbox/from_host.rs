@@ -1,5 +1,6 @@
 //! The host's half of a child's way in: what only a process outside the child may do.
 
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -67,7 +68,8 @@ impl HostIds {
         Ok(Self {
             base,
             taken: vec![false; count as usize],
-            next: 0,
+            // Anywhere, so that several hosts seldom give out the same.
+            next: RandomState::new().build_hasher().finish() as usize % count as usize,
         })
     }
 

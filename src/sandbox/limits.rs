@@ -34,7 +34,7 @@ impl ResourceLimits {
             file_size: limits.file_size,
             // Without a user namespace, the count would include what is not the child's.
             processes: layers.has(Layer::UserNamespace).then_some(limits.pids),
-            data: limits.memory.map(|bytes| bytes + warm),
+            data: limits.memory.map(|bytes| bytes.saturating_add(warm)),
         })
     }
 

@@ -57,6 +57,8 @@ impl Sandbox {
         {
             log::info!("{missing}");
         }
+        // Before the thread leaves the host's tree, in which a bind's source is looked at.
+        let landlock = landlock::Rules::new(profile);
         let root = match layers.has(Layer::Root) {
             true => Some(root::PreparedRoot::prepare(profile, needed)?),
             false => None,
@@ -66,7 +68,7 @@ impl Sandbox {
             layers,
             root,
             may_set_groups,
-            landlock: landlock::Rules::new(profile),
+            landlock,
             limits,
             seccomp,
         })

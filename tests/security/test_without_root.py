@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import children_of, host_of
+from conftest import children_of, host_of, wait_until
 
 pytestmark = pytest.mark.root
 JOBS = Path(__file__).parent / "jobs"
@@ -83,9 +83,10 @@ def test_the_uid_outside(pyspawner, user):
     kind, prefix = user
     command = pyspawner.command("map", "basic.sleep", "-j", "2", prefix=prefix)
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    process.stdin.write(b"[2]\n[2]\n")
+    process.stdin.write(b"[5]\n[5]\n")
     process.stdin.close()
-    time.sleep(1.5)
+    wait_until(lambda: (host := host_of(process)) and len(children_of(host)) == 2)
+    time.sleep(0.5)  # until their maps are written
     uids = [os.stat(f"/proc/{child}").st_uid for child in children_of(host_of(process))]
     process.stdout.read()
     assert process.wait() == 0

@@ -65,10 +65,13 @@ impl Covers {
     /// reads as empty. A path that does not exist is hidden as it is.
     pub(super) fn hide(&mut self, path: &Path, needed: &[PathBuf]) -> Result<(), SetupError> {
         // What a link leads to holds the content, under whatever name.
-        let Ok(real) = fs::canonicalize(path) else {
-            return Ok(());
+        let real = match fs::canonicalize(path) {
+            Ok(real) => real,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(e) => return Err(io_error(format!("hide {}", path.display()), &e)),
         };
-        if self.0.contains(&real) {
+        let is_empty = || fs::read_dir(&real).is_ok_and(|mut entries| entries.next().is_none());
+        if self.0.contains(&real) && is_empty() {
             return Ok(()); // under another name
         }
         if real.is_dir() {

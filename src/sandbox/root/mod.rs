@@ -68,10 +68,15 @@ impl PreparedRoot {
             Root::Chroot(folder) => enter_copy_of(folder, UNTRUSTED)?,
             Root::Empty => enter_empty_tree(&mut covers)?,
         }
+        // A chroot is the operator's own folder, and a job may have left links in it.
+        let may_create = !matches!(profile.root, Root::Chroot(_));
         if profile.proc() == Proc::Private {
             kernel::mount_visible_proc(&hosts_proc)?;
         }
-        mount_binds(&binds)?;
+        mount_binds(&binds, may_create)?;
+        if may_create {
+            hide_in_binds(profile, &mut covers)?;
+        }
         if profile.shows_host_tree() && profile.proc() == Proc::None {
             covers.cover(Path::new("/proc"), &[])?;
         }
@@ -182,9 +187,24 @@ fn leave_old_root(new: &str) -> Result<(), SetupError> {
     chdir("/").map_err(step("chdir"))
 }
 
-fn mount_binds(binds: &[BoundTree]) -> Result<(), SetupError> {
+/// Hides once more what a bind shows with a folder that it lies in. What is bound itself is
+/// meant to be seen.
+fn hide_in_binds(profile: &Profile, covers: &mut Covers) -> Result<(), SetupError> {
+    for bind in &profile.binds {
+        for path in &profile.hide {
+            match path.strip_prefix(&bind.source) {
+                Ok(rest) if rest.as_os_str().is_empty() => {}
+                Ok(rest) => covers.hide(&bind.target().join(rest), &[])?,
+                Err(_) => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+fn mount_binds(binds: &[BoundTree], may_create: bool) -> Result<(), SetupError> {
     for bind in binds {
-        if !bind.target.exists() {
+        if may_create && !bind.target.exists() {
             create_mount_point(&bind.target, bind.is_folder)?;
         }
         attach_tree(&bind.tree, &bind.target)
