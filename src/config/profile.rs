@@ -237,6 +237,19 @@ impl Profile {
                 "binds: source {} does not exist",
                 bind.source.display()
             );
+            // A job could move what is between them, and put a link in its place.
+            let above = self.binds.iter().find(|above| {
+                above.writable
+                    && bind.target() != above.target()
+                    && bind.target().starts_with(above.target())
+            });
+            if let Some(above) = above {
+                bail!(
+                    "binds: target {} lies in {}, which jobs can write to",
+                    bind.target().display(),
+                    above.target().display()
+                );
+            }
             for place in ["/", "/proc", "/dev", "/sys"] {
                 ensure!(
                     bind.target() != Path::new(place),

@@ -76,6 +76,9 @@ pub fn by_default(home: Option<&Path>) -> Vec<PathBuf> {
         .collect();
     homes.push("/root".into());
     homes.extend(home.map(Path::to_owned));
+    // HOME may be unset, or another's.
+    let account = nix::unistd::User::from_uid(nix::unistd::getuid());
+    homes.extend(account.ok().flatten().map(|user| user.dir));
     homes.sort();
     homes.dedup();
     let of_homes = homes

@@ -93,6 +93,25 @@ def test_binds_that_cannot_be_are_refused(pyspawner, bind, words):
     assert (done.status, done.stdout) == (125, "") and words in done.stderr, done.stderr
 
 
+def test_a_bind_within_a_writable_one_is_refused(pyspawner, data):
+    """A job could move the folders between them, and put a link in their place."""
+    binds = [{"source": data, "writable": True}, {"source": data / "file", "target": data / "a/file"}]
+    done = pyspawner.map("files.whoami", [[]], path=JOBS, config=profile(binds=binds))
+    assert done.status == 125 and "which jobs can write to" in done.stderr, done.stderr
+
+
+def test_a_bind_of_a_folder_does_not_show_what_is_hidden_in_it(pyspawner, data):
+    keys = {"hide": [data / "file"], "binds": [{"source": data, "target": "/srv"}]}
+    assert job(pyspawner, "read", "/srv/file", **keys) == ""
+    assert job(pyspawner, "read", data / "file", **keys) == ""
+
+
+def test_a_writable_folder_under_another_name_can_be_used_fully(pyspawner, data):
+    binds = [{"source": data, "target": "/in/here", "writable": True}]
+    changes = job(pyspawner, "all_of", "/in/here", root={"empty": True}, binds=binds)
+    assert changes["make"] == changes["fifo"] == changes["write"] == "ok", changes
+
+
 def test_an_empty_root_has_only_what_is_bound(pyspawner, data):
     keys = {"root": {"empty": True}, "binds": [{"source": data, "target": "/in/the/data"}]}
     assert job(pyspawner, "listing", "/", **keys) == ["dev", "in", "proc", "tmp"]
