@@ -257,7 +257,8 @@ fn setup_error(step: String, error: &std::io::Error) -> SetupError {
 
 /// The folder of this process's group.
 fn own_group() -> Result<PathBuf, String> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(|e| e.to_string())?;
+    // Not /proc/self: that is the main thread's view, which has become the children's.
+    let mounts = fs::read_to_string("/proc/thread-self/mountinfo").map_err(|e| e.to_string())?;
     let (root, point) = mounts
         .lines()
         .find_map(cgroup2_mount)
