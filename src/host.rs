@@ -8,7 +8,6 @@ use std::os::fd::{FromRawFd, OwnedFd};
 use std::path::PathBuf;
 
 use anyhow::Context;
-use nix::errno::Errno;
 use pyo3::prelude::*;
 
 use crate::clone::Cloner;
@@ -184,10 +183,8 @@ impl Children {
 fn read_payload() -> Result<Vec<u8>, SetupError> {
     // SAFETY: `enter` put the payload there, and nothing else in this child owns it.
     let payload = unsafe { OwnedFd::from_raw_fd(PAYLOAD_FD) };
-    files::read_to_end(payload).map_err(|error| {
-        let errno = Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO));
-        SetupError::new(Layer::Descriptors, "read(arguments)", errno)
-    })
+    files::read_to_end(payload)
+        .map_err(|error| SetupError::from_io(Layer::Descriptors, "read(arguments)", &error))
 }
 
 fn reach(path: &std::path::Path) -> std::io::Result<()> {

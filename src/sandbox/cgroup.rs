@@ -251,8 +251,7 @@ pub fn prefer_as_victim(pid: libc::pid_t) -> Result<(), SetupError> {
 }
 
 fn setup_error(step: String, error: &std::io::Error) -> SetupError {
-    let errno = Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO));
-    SetupError::new(Layer::Limits, step, errno)
+    SetupError::from_io(Layer::Limits, step, error)
 }
 
 /// The folder of this process's group.

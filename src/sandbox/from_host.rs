@@ -3,8 +3,6 @@
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::Path;
 
-use nix::errno::Errno;
-
 use super::identity;
 use super::layer::{Layer, Layers, SetupError};
 
@@ -18,8 +16,11 @@ pub fn write_id_maps(pid: libc::pid_t, host_id: u32, layers: &Layers) -> Result<
     let map = format!("{} {host_id} 1\n", identity::inside_id(layers));
     for file in ["gid_map", "uid_map"] {
         std::fs::write(format!("/proc/{pid}/{file}"), &map).map_err(|error| {
-            let errno = Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO));
-            SetupError::new(Layer::UserNamespace, format!("write {file} {map:?}"), errno)
+            SetupError::from_io(
+                Layer::UserNamespace,
+                format!("write {file} {map:?}"),
+                &error,
+            )
         })?;
     }
     Ok(())

@@ -12,7 +12,7 @@ use landlock::{
 use nix::errno::Errno;
 
 use super::layer::{Layer, Layers, SetupError};
-use super::root::DEVICES;
+use super::root::{DEVICES, PRIVATE_PLACES};
 use crate::config::{Profile, Root};
 
 /// The newest interface that this code knows; an older kernel enforces what it has.
@@ -32,7 +32,7 @@ impl Rules {
         }
         let read = AccessFs::Execute | AccessFs::ReadFile | AccessFs::ReadDir;
         let mut rules = vec![(root, read)];
-        for place in ["/tmp", "/dev/shm"] {
+        for place in PRIVATE_PLACES {
             rules.push((place.into(), all));
         }
         for bind in profile.binds.iter().filter(|bind| bind.writable) {

@@ -106,6 +106,12 @@ impl SetupError {
         }
     }
 
+    /// For a step that failed with an error of the standard library.
+    pub fn from_io(layer: Layer, step: impl Into<String>, error: &std::io::Error) -> Self {
+        let errno = Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO));
+        Self::new(layer, step, errno)
+    }
+
     fn hint(&self) -> &'static str {
         match (self.layer, self.errno) {
             (Layer::Root, Errno::EPERM) if self.step.contains("/proc") => {

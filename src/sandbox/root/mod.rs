@@ -30,7 +30,7 @@ use crate::sys::mounts::{attach_tree, copy_tree, pivot_to_working_directory, set
 use crate::sys::process::unshare;
 
 /// Where each child has a tmpfs of its own, if the profile gives it one.
-const PRIVATE_PLACES: &[&str] = &["/tmp", "/dev/shm"];
+pub const PRIVATE_PLACES: &[&str] = &["/tmp", "/dev/shm"];
 
 const UNTRUSTED: u64 = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
 const READ_ONLY: u64 = UNTRUSTED | libc::MOUNT_ATTR_RDONLY;

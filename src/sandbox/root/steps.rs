@@ -13,10 +13,7 @@ pub(super) fn error(step: String, errno: Errno) -> SetupError {
 }
 
 pub(super) fn io_error(step: String, source: &std::io::Error) -> SetupError {
-    error(
-        step,
-        Errno::from_raw(source.raw_os_error().unwrap_or(libc::EIO)),
-    )
+    SetupError::from_io(Layer::Root, step, source)
 }
 
 pub(super) fn mount_tmpfs(path: &Path, options: &str) -> Result<(), SetupError> {
