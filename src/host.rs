@@ -46,7 +46,7 @@ pub fn serve(
     for layer in sandbox.layers.skipped() {
         log::warn!("layer {layer} is skipped by the configuration: the sandbox is weaker");
     }
-    let children = Children {
+    let mut children = Children {
         cloner,
         sandbox,
         entry: warm.entry,
@@ -98,7 +98,7 @@ struct Children {
 
 impl Children {
     /// Serves the I/O thread until it closes the channel.
-    fn clone_on_request(&self, main_end: &MainEnd) {
+    fn clone_on_request(&mut self, main_end: &MainEnd) {
         Python::attach(|py| {
             for request in &main_end.requests {
                 let ToMain::Clone(request) = request else {
@@ -109,13 +109,18 @@ impl Children {
         });
     }
 
-    fn clone_once(&self, py: Python<'_>, request: &CloneRequest) -> Result<ClonedChild, String> {
+    fn clone_once(
+        &mut self,
+        py: Python<'_>,
+        request: &CloneRequest,
+    ) -> Result<ClonedChild, String> {
         host_module::run_before_clone(py).map_err(|error| {
             format!(
                 "before_clone:\n{}",
                 crate::interpreter::describe(py, &error)
             )
         })?;
+        self.sandbox.renew().map_err(|error| error.to_string())?;
         let flags = self.sandbox.clone_flags();
         match self.cloner.clone_host(py, flags, request.cgroup) {
             Ok(Side::Parent { pid, pidfd }) => Ok(ClonedChild { pid, pidfd }),

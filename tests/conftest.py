@@ -61,6 +61,12 @@ class Done:
         """The result lines of ``map``."""
         return [json.loads(line) for line in self.stdout.splitlines()]
 
+    @property
+    def said(self):
+        """Standard error without the host's warnings, of which an ordinary user gets some."""
+        lines = self.stderr.splitlines(keepends=True)
+        return "".join(line for line in lines if not line.startswith("pyspawner: warn: "))
+
 
 class Driver:
     """Runs pyspawner with the test jobs on its path and this interpreter's environment."""

@@ -1,5 +1,6 @@
 """``pyspawner map``: every line yields one result, whatever the line is."""
 
+import ctypes
 import json
 import os
 import signal
@@ -7,7 +8,7 @@ import subprocess
 import time
 
 import pytest
-from conftest import children_of, host_of, skipping
+from conftest import children_of, host_of, skipping, wait_until
 
 
 def test_result_line_is_complete(pyspawner):
@@ -287,3 +288,59 @@ def test_memory_does_not_grow_with_the_input(pyspawner):
     assert process.wait() == 0
     assert len(peak) == 4
     assert peak[-1] < peak[0] + 8 * 1024, peak
+
+
+@pytest.mark.parametrize("flag", ["--input", "--output"])
+def test_a_fifo_without_its_other_end_can_be_interrupted_and_used(pyspawner, tmp_path, flag):
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    command = pyspawner.command("map", "basic.nothing", flag, fifo)
+
+    def start():
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    process = start()
+    wait_until(lambda: host_of(process))
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=10)
+    assert process.returncode == 128 + signal.SIGTERM
+
+    process = start()
+    if flag == "--input":
+        fifo.write_text("[]\n")
+        assert json.loads(process.communicate(timeout=60)[0])["outcome"] == "ok"
+    else:
+        process.stdin.write(b"[]\n")
+        process.stdin.close()
+        assert json.loads(fifo.read_text())["outcome"] == "ok"
+    assert process.wait(timeout=60) == 0
+
+
+def test_a_child_that_cannot_be_reaped_does_not_hold_up_its_report(pyspawner):
+    """Not even SIGKILL ends a process in some system calls. A tracer that looks away does the same:
+    the kernel keeps a traced process for it, and tells the parent nothing."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.ptrace.argtypes = [ctypes.c_long] + [ctypes.c_void_p] * 3
+    seize = 0x4206  # PTRACE_SEIZE
+    command = pyspawner.command("map", "basic.sleep", "-j", "1")
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdin.write(b'{"id": "stuck", "args": [60], "timeout": 3}\n')
+    process.stdin.flush()
+    wait_until(lambda: (host := host_of(process)) and children_of(host))
+    host = host_of(process)
+    (child,) = children_of(host)
+    time.sleep(1)  # until it is at its job
+    assert libc.ptrace(seize, child, None, None) == 0, os.strerror(ctypes.get_errno())
+    line = json.loads(process.stdout.readline())
+    assert (line["id"], line["outcome"]) == ("stuck", "timed_out")
+    assert "killed and has not ended" in line["detail"] and line["wall_ms"] > 12_000
+    # The next job is served, and the child is reaped once it can be.
+    process.stdin.write(b'{"id": "next", "args": [0]}\n')
+    process.stdin.flush()
+    assert json.loads(process.stdout.readline())["outcome"] == "ok"
+    assert children_of(host) == [child]
+    os.waitpid(child, 0x40000000)  # __WALL: now the parent is told
+    wait_until(lambda: children_of(host) == [])
+    process.stdin.close()
+    assert process.wait(timeout=20) == 1

@@ -13,7 +13,7 @@ from conftest import children_of, host_of, wait_until
 def test_arguments_arrive_as_strings_and_output_goes_through(pyspawner):
     done = pyspawner.run("basic.greet", "a", "b c", "--", "-v")
     assert (done.status, done.stdout) == (0, "hello a b c -- -v\n")
-    assert done.stderr == "warning\n"
+    assert done.said == "warning\n"
 
 
 def test_stdin_is_the_terminals(pyspawner):
@@ -41,13 +41,13 @@ def test_exit_status_is_the_childs(pyspawner, arguments, status):
 
 def test_exit_with_text_prints_it(pyspawner):
     done = pyspawner.run("basic.leave", "goodbye")
-    assert (done.status, done.stderr) == (1, "goodbye\n")
+    assert (done.status, done.said) == (1, "goodbye\n")
 
 
 def test_exception_prints_its_traceback_without_our_frames(pyspawner):
     done = pyspawner.run("basic.fail", "reason")
     assert done.status == 1
-    assert done.stderr.startswith("Traceback (most recent call last):\n")
+    assert done.said.startswith("Traceback (most recent call last):\n")
     assert done.stderr.endswith("ValueError: reason\n")
     assert "<pyspawner>" not in done.stderr
 
@@ -94,10 +94,11 @@ def test_interrupt_while_a_hook_hangs(pyspawner, open_folder):
 
 
 def test_interrupt_while_importing(pyspawner, open_folder):
-    (open_folder / "slow.py").write_text("import time; time.sleep(60)")
+    importing = open_folder / "importing"
+    (open_folder / "slow.py").write_text(f"import time; open({str(importing)!r}, 'w'); time.sleep(60)")
     command = pyspawner.command("run", "slow.main", path=open_folder)
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
-    time.sleep(1)
+    wait_until(importing.exists)
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=10) == 130
 

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -94,7 +95,10 @@ pub(super) async fn map(
     quiet: bool,
 ) -> anyhow::Result<i32> {
     let (input, size) = open_input(command.input.as_deref())?;
-    let output = open_output(command.output.as_deref(), &input)?;
+    let output = tokio::select! {
+        output = open_output(command.output.as_deref(), &input) => output?,
+        signal = interrupt.received() => return Ok(128 + signal),
+    };
     let mut map = Map {
         pool,
         input: LineReader::new(input, LONGEST_LINE).context("input")?,
@@ -313,7 +317,11 @@ fn output_failed(error: std::io::Error) -> anyhow::Result<End> {
 /// The input, and its size in bytes if it has one.
 fn open_input(path: Option<&Path>) -> anyhow::Result<(OwnedFd, Option<u64>)> {
     let fd: OwnedFd = match path {
-        Some(path) => File::open(path)
+        // A FIFO that nobody writes to yet would keep this thread from hearing an interrupt.
+        Some(path) => File::options()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(path)
             .with_context(|| format!("opening the input {}", path.display()))?
             .into(),
         None => std::io::stdin().as_fd().try_clone_to_owned()?,
@@ -323,7 +331,7 @@ fn open_input(path: Option<&Path>) -> anyhow::Result<(OwnedFd, Option<u64>)> {
     Ok((fd, is_file.then_some(stat.st_size as u64)))
 }
 
-fn open_output(path: Option<&Path>, input: &OwnedFd) -> anyhow::Result<OwnedFd> {
+async fn open_output(path: Option<&Path>, input: &OwnedFd) -> anyhow::Result<OwnedFd> {
     let Some(path) = path else {
         return Ok(std::io::stdout().as_fd().try_clone_to_owned()?);
     };
@@ -337,9 +345,22 @@ fn open_output(path: Option<&Path>, input: &OwnedFd) -> anyhow::Result<OwnedFd> 
             path.display()
         );
     }
-    Ok(File::create(path)
-        .with_context(|| format!("opening the output {}", path.display()))?
-        .into())
+    let mut options = File::options();
+    options.write(true).create(true).truncate(true);
+    options.custom_flags(libc::O_NONBLOCK);
+    loop {
+        match options.open(path) {
+            // A FIFO that nobody reads yet (fifo(7)).
+            Err(error) if error.raw_os_error() == Some(libc::ENXIO) => {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            opened => {
+                return Ok(opened
+                    .with_context(|| format!("opening the output {}", path.display()))?
+                    .into());
+            }
+        }
+    }
 }
 
 fn progress_bar(size: Option<u64>, quiet: bool) -> ProgressBar {

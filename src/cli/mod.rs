@@ -286,9 +286,12 @@ fn claim_cgroups(
     profile: &Profile,
     configured: Option<&std::path::Path>,
 ) -> anyhow::Result<Option<Cgroups>> {
-    let reason = match Cgroups::claim(configured) {
+    let reason = match Cgroups::claim(configured, &profile.limits) {
         Ok(cgroups) => {
-            log::info!("memory, cpu and pids are limited and counted by control groups");
+            log::info!(
+                "jobs are limited and counted by control groups: {}",
+                cgroups.controllers()
+            );
             return Ok(Some(cgroups));
         }
         Err(reason) => reason,

@@ -257,12 +257,16 @@ impl Profile {
                 );
             }
         }
-        ensure!(
-            self.hide.is_empty() || self.shows_host_tree(),
-            "hide: there is nothing to hide in another root than \"read-only\""
-        );
         for path in &self.hide {
             check_path("hide", path)?;
+            let is_shown = self.shows_host_tree()
+                || self.binds.iter().any(|bind| path.starts_with(&bind.source));
+            ensure!(
+                is_shown,
+                "hide: children do not see {} anyway: it lies in no bind, and root is not \
+                 \"read-only\"",
+                path.display()
+            );
         }
         Ok(())
     }

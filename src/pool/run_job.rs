@@ -31,6 +31,10 @@ use crate::sys::process::{self, Ending, Reaped};
 /// namespace ended with the child; without that layer, others may hold the pipes.
 const LAST_OUTPUT: Duration = Duration::from_secs(1);
 
+/// How long a child may take to end after SIGKILL. In a system call that waits for a file server
+/// or a device it may take for ever; the job's report does not wait for that.
+const PATIENCE_AFTER_KILL: Duration = Duration::from_secs(10);
+
 /// Runs jobs in children.
 #[derive(Clone)]
 pub struct Pool {
@@ -239,12 +243,11 @@ impl Pool {
                 }
             };
             tokio::pin!(deadline);
-            loop {
+            let overdue = tokio::time::sleep(Duration::MAX);
+            tokio::pin!(overdue);
+            let reaped = loop {
                 let reason = tokio::select! {
-                    ready = child.pidfd.readable() => {
-                        ready.expect("the runtime runs").retain_ready();
-                        break;
-                    }
+                    reaped = reap(&child.pidfd) => break Some(reaped),
                     () = &mut collect, if !collected => {
                         collected = true;
                         continue;
@@ -252,37 +255,76 @@ impl Pool {
                     reason = &mut deadline, if stop.is_none() => reason,
                     () = overflow.notified(), if stop.is_none() => Stop::OutputLimit(limit),
                     _ = self.interrupt.received(), if stop.is_none() => Stop::Cancelled,
+                    () = &mut overdue => break None,
                 };
                 stop = Some(reason);
                 kill(&child.pidfd);
-            }
-            let reaped = reap(&child.pidfd).await;
-            if !collected {
+                overdue
+                    .as_mut()
+                    .reset(tokio::time::Instant::now() + PATIENCE_AFTER_KILL);
+            };
+            if !collected && reaped.is_some() {
                 tokio::time::timeout(LAST_OUTPUT, collect).await.ok();
             }
             reaped
         };
-        self.ids.borrow_mut().give_back(child.host_id);
         let usage = match &child.cgroup {
             Some(cgroup) => cgroup.usage(),
             None => Usage::default(),
         };
-        remove(child.cgroup.take()).await;
+        let resident_at_start = child.resident_at_start;
         // What was written may have been cut only because nobody stopped it in time.
         let overflowed = stdout.truncated || stderr.truncated || result.truncated;
         if stop.is_none() && overflowed {
             stop = Some(Stop::OutputLimit(limit));
         }
-        let mut report = classify(&said, &reaped, stop, usage.out_of_memory, &result.bytes);
+        let mut report = match (&reaped, stop) {
+            (Some(reaped), _) => {
+                self.forget(child).await;
+                classify(&said, reaped, stop, usage.out_of_memory, &result.bytes)
+            }
+            (None, stop) => {
+                tokio::task::spawn_local(self.clone().reap_in_the_end(child));
+                still_there(stop.expect("a child is overdue only after a stop"))
+            }
+        };
         report.stdout = stdout.bytes;
         report.stderr = stderr.bytes;
         report.truncated = overflowed;
         report.wall = start.elapsed();
-        report.cpu = usage.cpu.unwrap_or(reaped.cpu);
-        let grown = reaped.max_rss.saturating_sub(child.resident_at_start);
+        let (cpu, max_rss) = reaped.map_or_else(Default::default, |r| (r.cpu, r.max_rss));
+        report.cpu = usage.cpu.unwrap_or(cpu);
+        let grown = max_rss.saturating_sub(resident_at_start);
         report.peak_memory = usage.peak_memory.unwrap_or(grown);
         report
     }
+
+    /// Gives back what a reaped child had.
+    async fn forget(&self, mut child: Child) {
+        self.ids.borrow_mut().give_back(child.host_id);
+        remove(child.cgroup.take()).await;
+    }
+
+    /// For a child that does not end though it was killed: its uid stays its own until it has.
+    async fn reap_in_the_end(self, child: Child) {
+        log::error!(
+            "a child has not ended {PATIENCE_AFTER_KILL:?} after SIGKILL, as if it waited for a file \
+             system or a device that does not answer"
+        );
+        reap(&child.pidfd).await;
+        log::info!("a child that did not end after SIGKILL has ended");
+        self.forget(child).await;
+    }
+}
+
+/// The report on a job whose child was killed and has not ended.
+fn still_there(stop: Stop) -> JobReport {
+    let (outcome, detail) = Outcome::of(Ending::Signaled(libc::SIGKILL), Some(stop), false, None);
+    let detail = detail.map_or_else(String::new, |detail| detail + "; ");
+    JobReport::not_run(
+        outcome,
+        format!("{detail}its process was killed and has not ended"),
+    )
 }
 
 /// The report's verdict: first whether the job ran at all, then how it ended.

@@ -17,11 +17,21 @@ use nix::fcntl::{Flock, FlockArg};
 use super::layer::{Layer, SetupError};
 use crate::config::Limits;
 
+/// What a group is wanted for: limits, and with memory and pids, what a job used.
 const CONTROLLERS: &[&str] = &["cpu", "memory", "pids"];
+
+/// The controllers without which these limits would not hold.
+fn needed(limits: &Limits) -> impl Iterator<Item = &'static str> {
+    let cpu = limits.cpu.map(|_| "cpu");
+    let memory = limits.memory.map(|_| "memory");
+    cpu.into_iter().chain(memory).chain(["pids"])
+}
 
 /// The folder that this host made for its children's groups.
 pub struct Cgroups {
     folder: PathBuf,
+    /// Those of [`CONTROLLERS`] that may be used here.
+    controllers: Vec<&'static str>,
     /// Held while the host lives, so that others see that it does.
     _lock: Flock<File>,
     /// Where the host went out of the way: a group that has processes cannot have groups with
@@ -35,19 +45,28 @@ impl Cgroups {
     /// jobs stay within the limits that pyspawner itself is given.
     ///
     /// # Errors
-    /// With the reason why it will not do.
-    pub fn claim(configured: Option<&Path>) -> Result<Self, String> {
+    /// With the reason why it will not do for these limits.
+    pub fn claim(configured: Option<&Path>, limits: &Limits) -> Result<Self, String> {
         let parent = match configured {
             Some(path) => path.to_owned(),
             None => own_group()?,
         };
-        Self::below(&parent).map_err(|reason| format!("{}: {reason}", parent.display()))
+        Self::below(&parent, limits).map_err(|reason| format!("{}: {reason}", parent.display()))
     }
 
-    fn below(parent: &Path) -> Result<Self, String> {
+    /// The controllers in use, for the log.
+    pub fn controllers(&self) -> String {
+        self.controllers.join(", ")
+    }
+
+    fn below(parent: &Path, limits: &Limits) -> Result<Self, String> {
         let offered = read(parent, "cgroup.controllers")?;
-        let offered: Vec<&str> = offered.split_whitespace().collect();
-        if let Some(missing) = CONTROLLERS.iter().find(|name| !offered.contains(name)) {
+        let controllers: Vec<_> = CONTROLLERS
+            .iter()
+            .copied()
+            .filter(|name| offered.split_whitespace().any(|offer| offer == *name))
+            .collect();
+        if let Some(missing) = needed(limits).find(|name| !controllers.contains(name)) {
             return Err(format!("it has no controller {missing:?}"));
         }
         remove_stale(parent);
@@ -58,6 +77,7 @@ impl Cgroups {
         let mut cgroups = Self {
             _lock: lock(&folder).ok_or("the new group cannot be locked")?,
             folder,
+            controllers,
             moved_from: None,
             next: Cell::new(1),
         };
@@ -67,16 +87,25 @@ impl Cgroups {
 
     /// Hands the controllers down, to the folder and to what is made in it.
     fn delegate(&mut self, parent: &Path) -> Result<(), String> {
-        if enable_controllers(parent).is_err() {
+        if self.enable_controllers(parent).is_err() {
             self.step_aside(parent)?;
-            enable_controllers(parent).map_err(|error| {
+            self.enable_controllers(parent).map_err(|error| {
                 format!(
                     "{error}; hint: it must hold no process but pyspawner's (systemd-run --scope \
                      -p Delegate=yes, or a container of its own)"
                 )
             })?;
         }
-        enable_controllers(&self.folder)
+        self.enable_controllers(&self.folder)
+    }
+
+    fn enable_controllers(&self, folder: &Path) -> Result<(), String> {
+        write(folder, "cgroup.subtree_control", &self.each_controller('+'))
+    }
+
+    fn each_controller(&self, sign: char) -> String {
+        let words = self.controllers.iter().map(|name| format!("{sign}{name} "));
+        words.collect()
     }
 
     /// Moves the host, and the init in front of it, into a group of their own.
@@ -119,7 +148,11 @@ impl Cgroups {
                 .map_err(|e| setup_error(format!("open {}", path.display()), &e.into()))?,
             path,
         };
+        let available = |file: &str| self.controllers.iter().any(|name| file.starts_with(name));
         for (file, value) in settings(limits) {
+            if !available(file) {
+                continue; // no limit depends on it: see `needed`
+            }
             match fs::write(group.path.join(file), &value) {
                 Ok(()) => {}
                 // A kernel without swap has no limit of it.
@@ -144,7 +177,7 @@ impl Cgroups {
         }
         if let Some(parent) = &self.moved_from {
             // Only without controllers below may the group have processes again.
-            let disable: String = CONTROLLERS.iter().map(|name| format!("-{name} ")).collect();
+            let disable = self.each_controller('-');
             let back = write(&self.folder, "cgroup.subtree_control", &disable)
                 .and_then(|()| write(parent, "cgroup.subtree_control", &disable))
                 .and_then(|()| read(&self.folder.join("host"), "cgroup.procs"))
@@ -286,11 +319,6 @@ fn cgroup2_mount(line: &str) -> Option<(PathBuf, PathBuf)> {
     }
     let mut fields = fields.split(' ').skip(3);
     Some((fields.next()?.into(), fields.next()?.into()))
-}
-
-fn enable_controllers(folder: &Path) -> Result<(), String> {
-    let enable: String = CONTROLLERS.iter().map(|name| format!("+{name} ")).collect();
-    write(folder, "cgroup.subtree_control", &enable)
 }
 
 fn lock(folder: &Path) -> Option<Flock<File>> {

@@ -61,7 +61,7 @@ pub fn enter(
     sandbox
         .seccomp
         .install(layers, descriptors.result.is_some())?;
-    read_back::check_promises(sandbox)
+    read_back::check_promises(sandbox, in_cgroup)
 }
 
 /// Moves the child's descriptors to their fixed numbers and closes all others. If that fails,

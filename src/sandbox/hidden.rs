@@ -36,6 +36,7 @@ const OF_THE_SYSTEM: &[&str] = &[
     "/var/spool/cron",
 ];
 
+/// Of a home that a bind or a path shows as a whole.
 const OF_EACH_HOME: &[&str] = &[
     ".ssh",
     ".gnupg",
@@ -66,8 +67,26 @@ const OF_EACH_HOME: &[&str] = &[
     ".python_history",
 ];
 
-/// The hidden paths that exist here, for `home` (the operator's) and every folder in `/home`.
+/// The hidden paths: of the system, every home, and every home's credentials; `home` is the
+/// operator's. Whether they exist is looked at before each clone.
+///
+/// Of a home children see what their interpreter and `path` need, and what binds show: it holds too
+/// many secrets, under too many names, for a list of them.
 pub fn by_default(home: Option<&Path>) -> Vec<PathBuf> {
+    let homes = homes(home);
+    let of_homes = homes
+        .iter()
+        .flat_map(|home| OF_EACH_HOME.iter().map(move |secret| home.join(secret)));
+    OF_THE_SYSTEM
+        .iter()
+        .map(PathBuf::from)
+        .chain(["/home".into()])
+        .chain(homes.iter().cloned())
+        .chain(of_homes)
+        .collect()
+}
+
+fn homes(home: Option<&Path>) -> Vec<PathBuf> {
     let mut homes: Vec<PathBuf> = std::fs::read_dir("/home")
         .into_iter()
         .flatten()
@@ -79,15 +98,45 @@ pub fn by_default(home: Option<&Path>) -> Vec<PathBuf> {
     // HOME may be unset, or another's.
     let account = nix::unistd::User::from_uid(nix::unistd::getuid());
     homes.extend(account.ok().flatten().map(|user| user.dir));
+    homes.retain(|home| is_a_home(home));
     homes.sort();
     homes.dedup();
-    let of_homes = homes
-        .iter()
-        .flat_map(|home| OF_EACH_HOME.iter().map(move |secret| home.join(secret)));
-    OF_THE_SYSTEM
-        .iter()
-        .map(PathBuf::from)
-        .chain(of_homes)
-        .filter(|path| path.symlink_metadata().is_ok())
-        .collect()
+    homes
+}
+
+/// Accounts of services have homes such as `/`, `/bin` and `/usr/sbin`, which hold no secrets and
+/// are needed.
+fn is_a_home(path: &Path) -> bool {
+    const SYSTEM: &[&str] = &[
+        "/usr", "/bin", "/sbin", "/lib", "/lib64", "/dev", "/proc", "/sys", "/tmp", "/var/tmp",
+    ];
+    const TOP: &[&str] = &[
+        "/", "/etc", "/var", "/opt", "/srv", "/mnt", "/media", "/run",
+    ];
+    path.is_absolute()
+        && !TOP.iter().any(|place| path == Path::new(place))
+        && !SYSTEM.iter().any(|place| path.starts_with(place))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_of_the_system_are_no_homes() {
+        for path in ["/root", "/home/someone", "/var/lib/postgresql", "/app"] {
+            assert!(is_a_home(Path::new(path)), "{path}");
+        }
+        for path in ["/", "/bin", "/usr/sbin", "/var", "/tmp/x", "relative", ""] {
+            assert!(!is_a_home(Path::new(path)), "{path}");
+        }
+    }
+
+    #[test]
+    fn the_operators_home_is_hidden_and_its_keys_too() {
+        let hidden = by_default(Some(Path::new("/srv/me")));
+        for path in ["/srv/me", "/srv/me/.ssh", "/root", "/home", "/etc/shadow"] {
+            assert!(hidden.iter().any(|h| h == Path::new(path)), "{path}");
+        }
+    }
 }

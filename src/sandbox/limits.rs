@@ -38,26 +38,40 @@ impl ResourceLimits {
         })
     }
 
-    /// Applies them to the calling child. No core dump: it would hold the warm interpreter.
-    pub fn apply(&self, in_cgroup: bool) -> Result<(), SetupError> {
+    /// The limits of a child: which, its name for an error, soft and hard.
+    fn of_child(
+        &self,
+        in_cgroup: bool,
+    ) -> impl Iterator<Item = (Resource, &'static str, u64, u64)> {
+        let both = |resource, name, limit: Option<u64>| limit.map(|n| (resource, name, n, n));
         let (soft, hard) = self.open_files;
-        setrlimit(Resource::RLIMIT_NOFILE, soft, hard)
-            .map_err(at(Layer::Limits, "setrlimit(RLIMIT_NOFILE)"))?;
-        setrlimit(Resource::RLIMIT_CORE, 0, 0)
-            .map_err(at(Layer::Limits, "setrlimit(RLIMIT_CORE)"))?;
-        if let Some(bytes) = self.file_size {
-            setrlimit(Resource::RLIMIT_FSIZE, bytes, bytes)
-                .map_err(at(Layer::Limits, "setrlimit(RLIMIT_FSIZE)"))?;
-        }
-        if let Some(count) = self.processes {
-            setrlimit(Resource::RLIMIT_NPROC, count, count)
-                .map_err(at(Layer::Limits, "setrlimit(RLIMIT_NPROC)"))?;
-        }
         // In a control group the memory is counted exactly, and its end is an outcome.
-        if let Some(bytes) = self.data.filter(|_| !in_cgroup) {
-            setrlimit(Resource::RLIMIT_DATA, bytes, bytes)
-                .map_err(at(Layer::Limits, "setrlimit(RLIMIT_DATA)"))?;
+        let data = self.data.filter(|_| !in_cgroup);
+        [
+            Some((Resource::RLIMIT_NOFILE, "RLIMIT_NOFILE", soft, hard)),
+            // No core dump: it would hold the warm interpreter.
+            both(Resource::RLIMIT_CORE, "RLIMIT_CORE", Some(0)),
+            both(Resource::RLIMIT_FSIZE, "RLIMIT_FSIZE", self.file_size),
+            both(Resource::RLIMIT_NPROC, "RLIMIT_NPROC", self.processes),
+            both(Resource::RLIMIT_DATA, "RLIMIT_DATA", data),
+        ]
+        .into_iter()
+        .flatten()
+    }
+
+    /// Applies them to the calling child.
+    pub fn apply(&self, in_cgroup: bool) -> Result<(), SetupError> {
+        for (resource, name, soft, hard) in self.of_child(in_cgroup) {
+            setrlimit(resource, soft, hard)
+                .map_err(|e| SetupError::new(Layer::Limits, format!("setrlimit({name})"), e))?;
         }
         Ok(())
+    }
+
+    /// Says which limit is not as promised, if one is not.
+    pub fn broken_promise(&self, in_cgroup: bool) -> Option<&'static str> {
+        self.of_child(in_cgroup)
+            .find(|(resource, _, soft, hard)| getrlimit(*resource) != Ok((*soft, *hard)))
+            .map(|(_, name, _, _)| name)
     }
 }

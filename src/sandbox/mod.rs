@@ -74,6 +74,11 @@ impl Sandbox {
         })
     }
 
+    /// What the host must look after before each clone.
+    pub fn renew(&mut self) -> Result<(), SetupError> {
+        self.root.as_mut().map_or(Ok(()), root::PreparedRoot::renew)
+    }
+
     /// The `CLONE_NEW*` flags of this sandbox.
     pub fn clone_flags(&self) -> u64 {
         namespaces::clone_flags(&self.layers)

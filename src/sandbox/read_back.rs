@@ -13,7 +13,7 @@ use crate::sys::process::prctl;
 const SECCOMP_MODE_FILTER: i64 = 2;
 
 /// Refuses with `EBADE` and the promise's name if the child's state is not as promised.
-pub fn check_promises(sandbox: &Sandbox) -> Result<(), SetupError> {
+pub fn check_promises(sandbox: &Sandbox, in_cgroup: bool) -> Result<(), SetupError> {
     let layers = &sandbox.layers;
     let broken = |layer, promise: &str| Err(SetupError::new(layer, promise, Errno::EBADE));
 
@@ -28,6 +28,9 @@ pub fn check_promises(sandbox: &Sandbox) -> Result<(), SetupError> {
     }
     if sandbox.may_set_groups && !getgroups().is_ok_and(|groups| groups.is_empty()) {
         return broken(Layer::Setuid, "supplementary groups are left");
+    }
+    if let Some(limit) = sandbox.limits.broken_promise(in_cgroup) {
+        return broken(Layer::Limits, limit);
     }
     if layers.has(Layer::PidNamespace) && nix::unistd::getpid().as_raw() != 1 {
         return broken(Layer::PidNamespace, "the process is not PID 1");

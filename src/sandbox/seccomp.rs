@@ -33,7 +33,16 @@ const RESERVED_NUMBER: libc::c_long = libc::SYS_kexec_load;
 #[serde(deny_unknown_fields)]
 struct Policy {
     allow: Vec<Entry>,
+    /// Answered with EPERM.
+    refuse: Vec<Entry>,
     kill: Vec<Entry>,
+}
+
+impl Policy {
+    #[cfg(test)]
+    fn entries(&self) -> impl Iterator<Item = &Entry> {
+        self.allow.iter().chain(&self.refuse).chain(&self.kill)
+    }
 }
 
 #[derive(Deserialize)]
@@ -130,6 +139,12 @@ fn compile_for(arch: ScmpArch) -> anyhow::Result<Vec<libc::sock_filter>> {
     // A balanced tree instead of a chain: fewer instructions run per call.
     filter.set_ctl_optimize(2)?;
     add(&mut filter, arch, ScmpAction::Allow, &policy.allow)?;
+    add(
+        &mut filter,
+        arch,
+        ScmpAction::Errno(libc::EPERM),
+        &policy.refuse,
+    )?;
     add(&mut filter, arch, ScmpAction::Trap, &policy.kill)?;
     let reserved = ScmpSyscall::from_name_by_arch(RESERVED_CALL, arch)?;
     filter.add_rule(ScmpAction::KillProcess, reserved)?;
@@ -237,7 +252,7 @@ mod tests {
     #[test]
     fn every_entry_says_why() {
         let policy = policy();
-        for entry in policy.allow.iter().chain(&policy.kill) {
+        for entry in policy.entries() {
             assert!(entry.reason.len() > 10, "{:?}", entry.calls);
             assert!(!entry.calls.is_empty(), "{}", entry.reason);
         }
@@ -256,12 +271,7 @@ mod tests {
     #[test]
     fn every_name_exists_on_some_architecture() {
         let policy = policy();
-        for name in policy
-            .allow
-            .iter()
-            .chain(&policy.kill)
-            .flat_map(|e| &e.calls)
-        {
+        for name in policy.entries().flat_map(|e| &e.calls) {
             // Newer than the oldest libseccomp in use; answered with ENOSYS there.
             if name == "fchmodat2" {
                 continue;

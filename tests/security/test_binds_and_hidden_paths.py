@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -144,6 +145,159 @@ def test_a_bind_shows_a_part_of_what_is_hidden(pyspawner, data):
     keys = {"hide": [data.parent], "binds": [{"source": data / "file"}]}
     assert job(pyspawner, "read", data / "file", **keys) == "content"
     assert job(pyspawner, "listing", data, **keys) == ["file"]
+
+
+class Host:
+    """A `map` host that reads one path after another."""
+
+    def __init__(self, pyspawner, config):
+        command = pyspawner.command("map", "files.read", "-j", "1", path=JOBS, config=config)
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def read(self, path):
+        self.process.stdin.write(json.dumps([str(path)]).encode() + b"\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())["result"]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.stdin.close()
+        self.process.stdout.close()
+        self.process.wait(timeout=20)
+
+
+def replace(path, text):
+    """As editors and `passwd` save: by renaming a new file over the old one."""
+    new = path.with_name("new")
+    new.write_text(text)
+    new.rename(path)
+
+
+def test_hidden_files_that_the_host_replaces_or_makes_stay_hidden(pyspawner, data):
+    secret, plain, later, folder = data / "secret", data / "plain", data / "later", data / "folder"
+    for path in (secret, plain):
+        path.write_text("first")
+    with Host(pyspawner, profile(hide=[secret, later, folder])) as host:
+        assert (host.read(secret), host.read(plain)) == ("", "first")
+        for number in range(3):
+            replace(secret, f"second {number}")
+            replace(plain, f"second {number}")
+            # The control: what is not hidden shows its new content.
+            assert (host.read(secret), host.read(plain)) == ("", f"second {number}")
+        later.write_text("made")
+        folder.mkdir()
+        (folder / "file").write_text("made")
+        assert (host.read(later), host.read(folder / "file")) == ("", "ENOENT")
+        secret.unlink()
+        assert host.read(secret) == "ENOENT"
+        secret.mkdir()
+        (secret / "file").write_text("a folder now")
+        assert host.read(secret / "file") == "ENOENT"
+        folder.rename(data / "old")
+        folder.mkdir()
+        (folder / "file").write_text("another")
+        assert host.read(folder / "file") == "ENOENT"
+    mounts = Path("/proc/self/mountinfo").read_text()
+    assert str(data) not in mounts
+
+
+def test_a_secret_behind_a_link_that_moves_stays_hidden(pyspawner, data):
+    """As Kubernetes renews mounted secrets: token -> ..data/token, ..data -> ..1, then ..2."""
+    for number in "12":
+        (data / f"..{number}").mkdir()
+        (data / f"..{number}/token").write_text(f"token {number}")
+    (data / "..data").symlink_to("..1")
+    (data / "token").symlink_to("..data/token")
+    with Host(pyspawner, profile(hide=[data / "token"])) as host:
+        assert host.read(data / "token") == ""
+        (data / "..new").symlink_to("..2")
+        (data / "..new").rename(data / "..data")
+        assert host.read(data / "token") == ""
+    with Host(pyspawner, profile()) as host:
+        assert host.read(data / "token") == "token 2"
+
+
+def test_what_a_bind_shows_stays_hidden_in_it_too(pyspawner, data):
+    keys = {"hide": [data / "file"], "binds": [{"source": data, "target": "/srv"}]}
+    with Host(pyspawner, profile(**keys)) as host:
+        replace(data / "file", "second")
+        assert (host.read("/srv/file"), host.read(data / "file")) == ("", "")
+    root = {"root": {"empty": True}}
+    with Host(pyspawner, profile(**root, **keys)) as host:
+        assert host.read("/srv/file") == ""
+        replace(data / "file", "third")
+        assert host.read("/srv/file") == ""
+
+
+@pytest.mark.root
+def test_of_a_home_children_see_what_is_needed(pyspawner, tmp_path):
+    """Whatever its mode; the rest of it only by a bind."""
+    home = Path("/home/somebody")
+    make = tmp_path / "make"
+    make.write_text(
+        "set -e\nmount -t tmpfs -o mode=755 x /home\nmkdir -p /home/somebody/project/code /home/somebody/.ssh\n"
+        "cd /home/somebody; echo diary > diary; echo key > .ssh/id; echo here > project/file\n"
+        f"cp {JOBS}/files.py project/code\n"
+        'cd "$1"; shift; exec "$@"\n'
+    )
+
+    def read(path, directory=home, code=home / "project/code", **options):
+        prefix = ["unshare", "-m", "sh", make, directory]
+        done = pyspawner.map("files.read", [[str(path)]], path=code, prefix=prefix, **options)
+        assert done.lines, done.stderr
+        return done.lines[0]["result"]
+
+    assert read(home / "diary") == "ENOENT"
+    assert read(home / "project/code/files.py").startswith('"""')
+    assert read(home / "project/file") == "ENOENT"
+    # Started there, the working directory is one from which modules are imported.
+    assert read("file", directory=home / "project") == "here\n"
+    assert read(home / "diary", directory=home / "project") == "ENOENT"
+    # The controls. A bind shows all but the credentials.
+    assert read(home / "diary", config=profile(skip_layers=["root", "landlock"])) == "diary\n"
+    shown = {"config": profile(binds=[{"source": home}])}
+    assert (read(home / "diary", **shown), read(home / ".ssh/id", **shown)) == ("diary\n", "ENOENT")
+    assert read(home / ".ssh/id", config=profile(binds=[{"source": home / ".ssh"}])) == "key\n"
+
+
+@pytest.mark.root
+def test_a_chroot_or_a_bind_does_not_bring_the_kernels_file_systems(pyspawner, tmp_path):
+    place = "/mnt"
+    make = tmp_path / "make"
+    make.write_text(
+        f"set -e\nmount -t tmpfs -o mode=755 x {place}\ncd {place}; mkdir proc sys deep deep/proc\n"
+        'mount -t proc p proc; mount -t sysfs s sys; mount --rbind /proc deep/proc\nexec "$@"\n'
+    )
+
+    def listings(config, folders):
+        prefix = ["unshare", "-m", "sh", make]
+        jobs = [[folder] for folder in folders]
+        done = pyspawner.map("files.listing", jobs, "--ordered", path=JOBS, prefix=prefix, config=config)
+        assert len(done.lines) == len(jobs), done.stderr
+        return [line["result"] for line in done.lines]
+
+    empty = [[], [], []]
+    folders = ["/proc", "/sys", "/deep/proc"]
+    assert listings(profile(root={"chroot": place}), folders) == empty
+    private = listings(profile(root={"chroot": place}, proc="private"), folders)
+    assert "self" in private[0] and private[1:] == [[], []]
+    binds = [{"source": place, "target": "/srv"}]
+    assert listings(profile(binds=binds), [f"/srv{folder}" for folder in folders]) == empty
+    # The controls: without the layer they are there, and what is bound itself is.
+    without = listings(profile(skip_layers=["root", "landlock"]), [place + folder for folder in folders])
+    assert all("self" in listing or "kernel" in listing for listing in without)
+    binds = [{"source": f"{place}/sys", "target": "/srv"}]
+    assert "kernel" in listings(profile(binds=binds), ["/srv"])[0]
+    done = pyspawner.map("files.whoami", [[]], path=JOBS, config=profile(root={"chroot": "/proc"}))
+    assert (done.status, done.stdout) == (125, "") and "kernel" in done.stderr
+
+
+def test_what_lies_in_no_root_cannot_be_hidden(pyspawner, data):
+    config = profile(root={"empty": True}, hide=[data])
+    done = pyspawner.map("files.whoami", [[]], path=JOBS, config=config)
+    assert done.status == 125 and "do not see" in done.stderr, done.stderr
 
 
 SECRETS = ["/etc/shadow", "/run/secrets/token", "/root/.ssh/id", "/home/somebody/.aws/credentials", "/etc/ssh/key"]

@@ -52,6 +52,7 @@ WAY_IN = [
     ("own /proc/self", "setuid", "PR_SET_DUMPABLE", ""),
     ("seccomp", "seccomp", "rt_sigaction seccomp", ""),
     ("read-back", "setuid", "getresuid getresgid getgroups", ""),
+    ("read-back", "limits", "prlimit64", ""),
     ("read-back", "pid_namespace", "getpid", ""),
     ("read-back", "drop_capabilities", "capget PR_CAPBSET_READ PR_CAP_AMBIENT PR_GET_SECUREBITS", ""),
     ("read-back", "no_new_privs", "PR_GET_NO_NEW_PRIVS", ""),

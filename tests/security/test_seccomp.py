@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import tomllib
@@ -56,7 +57,7 @@ def test_every_call_by_number_is_answered_as_the_policy_says(pyspawner):
     names = {
         int(value): name for name, value in re.findall(r"#define __NR_(\w+) (\d+)$", header.stdout.decode(), re.M)
     }
-    allowed = {call for entry in POLICY["allow"] for call in entry["calls"]}
+    allowed = {call for entry in POLICY["allow"] + POLICY["refuse"] for call in entry["calls"]}
     deadly = {call for entry in POLICY["kill"] for call in entry["calls"]} | {"kexec_load"}
     numbers = [number for number in range(1100) if names.get(number) not in allowed]
     found = {int(number): result for number, result in attack(pyspawner, "seccomp.numbers", numbers).items()}
@@ -162,3 +163,27 @@ def test_other_call_tables_end_the_process(pyspawner, open_folder, source):
     status, output = attack(pyspawner, "seccomp.run_program", str(program), off=["seccomp"])
     # A kernel without that table answers -1, or faults; with it, a process id.
     assert output or status == -signal.SIGSEGV
+
+
+def test_no_file_that_runs_as_its_owner_can_be_made(pyspawner, open_folder):
+    """In a writable bind it would lie in wait for the host's users."""
+
+    def tried(*off):
+        for left in open_folder.glob("bits"):
+            shutil.rmtree(left)
+        bind = f'binds = [{{ source = "{open_folder}", writable = true }}]\n'
+        return attack(pyspawner, "seccomp.set_id_bits", str(open_folder), off=off, config=bind)
+
+    told, made = tried()
+    assert made == []
+    others = {way: word for way, word in told.items() if word != "EPERM"}
+    # mkdir(2) ignores these bits; files by a mode that is not the last word are made without.
+    assert set(others.values()) <= {"ok", "ENOSYS"}, told
+    assert {way.split()[0] for way in others} == {"open", "tmpfile", "creat", "mkdir", "openat2"}
+    _, made = tried("seccomp")
+    assert {name.rstrip("0123456789").rstrip("openat") for name in made} >= {"chmod", "fchmod"}, made
+    assert len(made) >= 20, made
+
+
+def test_modes_without_those_bits_and_modes_that_are_not_read_are_nobodys_matter(pyspawner):
+    assert attack(pyspawner, "seccomp.modes_that_are_not_read", "/etc/hostname") == [True, "ok"]

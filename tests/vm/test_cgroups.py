@@ -128,3 +128,24 @@ def test_a_group_with_other_processes_is_not_taken(pyspawner):
         other.kill()
         other.wait()
         scope.rmdir()
+
+
+@pytest.mark.root
+def test_only_the_controllers_that_limits_need_are_needed(pyspawner):
+    """As where a service may delegate only some."""
+    outer, inner = GROUPS / "few", GROUPS / "few/inner"
+    inner.mkdir(parents=True)
+    (outer / "cgroup.subtree_control").write_text("+memory +pids")
+
+    def bomb(**limits):
+        text = config(**limits) + f'[pool]\ncgroup = "{inner}"\n'
+        return pyspawner.map("limits.main", [["allocate", 128]], path=JOBS, config=text)
+
+    try:
+        assert bomb(memory="64M").lines[0]["outcome"] == "out_of_memory"
+        assert bomb(memory="512M").lines[0]["outcome"] == "ok"
+        done = bomb(cpu=0.5)
+        assert done.status == 125 and 'no controller "cpu"' in done.stderr, done
+    finally:
+        inner.rmdir()
+        outer.rmdir()

@@ -1,20 +1,30 @@
-//! Folders of which children see only chosen parts, and none that is not chosen.
+//! What children must not see: folders of which they see only chosen parts, and hidden paths.
+//!
+//! A mount hides a file, not a name. A host that saves a file by renaming another over it shows
+//! it again, and so does one that makes a hidden path only later; so [`Covers::renew`] looks at
+//! every hidden name before each clone.
 
+use std::collections::HashSet;
 use std::fs;
+use std::io::ErrorKind;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 
-use super::steps::{create_mount_point, error, io_error, make_read_only, mount_tmpfs};
+use super::steps::{create_mount_point, detach_top, error, io_error, make_read_only, mount_tmpfs};
 use crate::sandbox::layer::SetupError;
 use crate::sys::mounts::{attach_tree, copy_tree, set_attributes};
 
-/// The empty file that hidden files become; `/tmp` is covered before anything is hidden.
-const BLANK: &str = "/tmp/.blank";
-
-/// The empty folders that cover others. They stay writable, for mount points to be made,
-/// until [`Covers::seal`].
+/// The empty folders and files that cover others.
 #[derive(Default)]
-pub(super) struct Covers(Vec<PathBuf>);
+pub struct Covers {
+    /// They stay writable, for mount points to be made, until [`Covers::seal`].
+    folders: Vec<PathBuf>,
+    /// The names that must stay out of sight, whatever is found there.
+    hidden: Vec<PathBuf>,
+    /// The file systems that the covers are made of (`st_dev`).
+    devices: HashSet<u64>,
+}
 
 impl Covers {
     /// Covers a folder by an empty one, in which only the needed paths are bound again.
@@ -44,6 +54,7 @@ impl Covers {
         }
 
         mount_tmpfs(closed, "mode=755,size=1m")?;
+        self.devices.insert(device_of(closed)?);
         for (is_folder, path, tree) in &trees {
             create_mount_point(path, *is_folder)?;
             attach_tree(tree, path)
@@ -57,33 +68,48 @@ impl Covers {
                     .map_err(|e| io_error(format!("symlink {}", path.display()), &e))?;
             }
         }
-        self.0.push(closed.to_owned());
+        self.folders.push(closed.to_owned());
         Ok(())
     }
 
     /// Takes a path out of sight: a folder becomes empty (but for what is needed of it), a file
-    /// reads as empty. A path that does not exist is hidden as it is.
+    /// reads as empty. A path that does not exist is hidden once it does.
     pub(super) fn hide(&mut self, path: &Path, needed: &[PathBuf]) -> Result<(), SetupError> {
-        // What a link leads to holds the content, under whatever name.
-        let real = match fs::canonicalize(path) {
-            Ok(real) => real,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-            Err(e) => return Err(io_error(format!("hide {}", path.display()), &e)),
-        };
-        let is_empty = || fs::read_dir(&real).is_ok_and(|mut entries| entries.next().is_none());
-        if self.0.contains(&real) && is_empty() {
-            return Ok(()); // under another name
+        let real = existing(path)?;
+        if let Some(real) = &real
+            && needed
+                .iter()
+                .any(|n| fs::canonicalize(n).ok().as_ref() == Some(real))
+        {
+            log::warn!(
+                "children need {}, so nothing of it is hidden",
+                path.display()
+            );
+            return Ok(());
         }
+        self.hidden.push(path.to_owned());
+        match real {
+            Some(real) if !self.folders.contains(&real) => self.cover_any(&real, needed),
+            _ => Ok(()),
+        }
+    }
+
+    /// Covers a folder or a file. What a link leads to holds the content, under whatever name.
+    fn cover_any(&mut self, real: &Path, needed: &[PathBuf]) -> Result<(), SetupError> {
         if real.is_dir() {
-            return self.cover(&real, needed);
+            return self.cover(real, needed);
         }
-        fs::write(BLANK, "").map_err(|e| io_error(format!("create {BLANK}"), &e))?;
-        copy_tree(Path::new(BLANK), false)
-            .and_then(|blank| {
-                set_attributes(&blank, libc::MOUNT_ATTR_RDONLY, 0)?;
-                attach_tree(&blank, &real)
-            })
-            .map_err(|e| error(format!("hide {}", real.display()), e))
+        let folder = real.parent().expect("a file is in a folder");
+        // What is mounted on the root itself is not reached by any path.
+        let place = if folder == Path::new("/") {
+            Path::new("/dev")
+        } else {
+            folder
+        };
+        let blank = blank_file(place)?;
+        attach_tree(&blank, real).map_err(|e| error(format!("hide {}", real.display()), e))?;
+        self.devices.insert(device_of(real)?);
+        Ok(())
     }
 
     /// Makes the needed paths reachable for users whom the folders above them keep out.
@@ -93,7 +119,7 @@ impl Covers {
     pub(super) fn open_the_way_to(&mut self, needed: &[PathBuf]) -> Result<(), SetupError> {
         while let Some(closed) = needed
             .iter()
-            .find_map(|path| closed_folder_above(path, &self.0))
+            .find_map(|path| closed_folder_above(path, &self.folders))
         {
             self.cover(&closed, needed)?;
         }
@@ -101,26 +127,103 @@ impl Covers {
     }
 
     /// Counts a folder that is one already among them.
-    pub(super) fn adopt(&mut self, folder: &Path) {
-        self.0.push(folder.to_owned());
+    pub(super) fn adopt(&mut self, folder: &Path) -> Result<(), SetupError> {
+        self.devices.insert(device_of(folder)?);
+        self.folders.push(folder.to_owned());
+        Ok(())
+    }
+
+    /// Forgets the hidden names that now lead into `shown`: what is there is meant to be seen.
+    pub(super) fn reveal(&mut self, shown: &Path) {
+        self.hidden.retain(|path| !path.starts_with(shown));
     }
 
     /// Makes them read-only: nothing is to be mounted in them any more.
-    pub(super) fn seal(self) -> Result<(), SetupError> {
-        match fs::remove_file(BLANK) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                return Err(io_error(format!("remove {BLANK}"), &e));
-            }
-            _ => {}
-        }
-        for folder in &self.0 {
+    pub(super) fn seal(&mut self) -> Result<(), SetupError> {
+        for folder in &self.folders {
             // One within a folder that was covered later is gone with it.
             if folder.is_dir() {
                 make_read_only(folder)?;
             }
         }
+        // Below a cover nothing can come to be any more.
+        let devices = &self.devices;
+        self.hidden.retain(|path| {
+            let above = path.ancestors().skip(1).find_map(|a| fs::metadata(a).ok());
+            above.is_none_or(|above| !devices.contains(&above.dev()))
+        });
         Ok(())
     }
+
+    /// Hides again what the host has shown since, by replacing or making it.
+    pub(super) fn renew(&mut self) -> Result<(), SetupError> {
+        for path in self.hidden.clone() {
+            if self.is_out_of_sight(&path)? {
+                continue;
+            }
+            if let Some(real) = existing(&path)? {
+                log::info!(
+                    "hiding {} again, which was replaced or made",
+                    path.display()
+                );
+                self.cover_any(&real, &[])?;
+                if real.is_dir() {
+                    make_read_only(&real)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn is_out_of_sight(&self, path: &Path) -> Result<bool, SetupError> {
+        match fs::metadata(path) {
+            Ok(found) => Ok(self.devices.contains(&found.dev())),
+            Err(e) if is_absence(&e) => Ok(true),
+            Err(e) => Err(io_error(format!("stat {}", path.display()), &e)),
+        }
+    }
+}
+
+/// What a path leads to, if anything.
+fn existing(path: &Path) -> Result<Option<PathBuf>, SetupError> {
+    match fs::canonicalize(path) {
+        Ok(real) => Ok(Some(real)),
+        Err(e) if is_absence(&e) => Ok(None),
+        Err(e) => Err(io_error(format!("hide {}", path.display()), &e)),
+    }
+}
+
+/// Whether nothing can be reached by that name. A host without privilege may be kept out
+/// itself, and then its children, who are the same user or less, are too.
+fn is_absence(error: &std::io::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::PermissionDenied
+    )
+}
+
+/// A detached mount of an empty file that cannot be written. For a moment a file system is
+/// mounted on `place`, which is a folder, since mounts can only be copied from where they are.
+fn blank_file(place: &Path) -> Result<OwnedFd, SetupError> {
+    mount_tmpfs(place, "mode=755,size=4k")?;
+    let path = place.join("blank");
+    let tree = fs::write(&path, "")
+        .map_err(|e| io_error(format!("create {}", path.display()), &e))
+        .and_then(|()| {
+            let tree = copy_tree(&path, false)
+                .map_err(|e| error(format!("open_tree {}", path.display()), e))?;
+            set_attributes(&tree, libc::MOUNT_ATTR_RDONLY, 0)
+                .map_err(|e| error(format!("mount_setattr {}", path.display()), e))?;
+            Ok(tree)
+        });
+    detach_top(place)?;
+    tree
+}
+
+fn device_of(path: &Path) -> Result<u64, SetupError> {
+    fs::metadata(path)
+        .map(|found| found.dev())
+        .map_err(|e| io_error(format!("stat {}", path.display()), &e))
 }
 
 /// The uppermost folder above `path` that others may not pass, in the root as it is now.

@@ -2,12 +2,15 @@
 //! and a `/proc` that each child mounts its own over.
 
 use std::fs;
+use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, openat};
 use nix::mount::{MsFlags, mount};
+use nix::sys::stat::Mode;
 
 use super::covers::Covers;
 use super::steps::{detach_all, error, io_error, make_read_only, mount_tmpfs};
@@ -85,19 +88,50 @@ impl Devices {
 }
 
 /// Takes `/sys`, `/dev` and their like out of the host's tree.
-pub(super) fn remove_kernel_file_systems(covers: &mut Covers) -> Result<(), SetupError> {
-    let mounts = kernel_mounts()?;
+pub(super) fn remove_from_host_tree(covers: &mut Covers, proc: &OwnedFd) -> Result<(), SetupError> {
+    let mounts = kernel_mounts(proc)?;
     for path in ["/dev", "/sys"] {
         detach_all(Path::new(path))?;
     }
     if Path::new("/sys").is_dir() {
         covers.cover(Path::new("/sys"), &[])?;
     }
+    let elsewhere = |mount: &PathBuf| {
+        let made_anew = ["/dev", "/sys", "/proc"];
+        !made_anew.iter().any(|place| mount.starts_with(place))
+    };
+    remove(mounts.into_iter().filter(elsewhere), covers)
+}
+
+/// Takes out what a chroot brings with it. An operator who wants a `/proc` there asks for it.
+pub(super) fn remove_from_chroot(covers: &mut Covers, proc: &OwnedFd) -> Result<(), SetupError> {
+    let mounts = kernel_mounts(proc)?;
+    if mounts.iter().any(|mount| mount == Path::new("/")) {
+        return Err(error(
+            "a chroot in a file system of the kernel's own".into(),
+            Errno::EINVAL,
+        ));
+    }
+    remove(mounts.into_iter(), covers)
+}
+
+/// Takes out what binds bring with the folders that they show. What is bound itself is meant to
+/// be seen.
+pub(super) fn remove_from_binds(
+    targets: &[&Path],
+    covers: &mut Covers,
+    proc: &OwnedFd,
+) -> Result<(), SetupError> {
+    let brought = |mount: &PathBuf| {
+        targets.iter().any(|target| mount.starts_with(target))
+            && !targets.iter().any(|target| mount == target)
+    };
+    remove(kernel_mounts(proc)?.into_iter().filter(brought), covers)
+}
+
+fn remove(mounts: impl Iterator<Item = PathBuf>, covers: &mut Covers) -> Result<(), SetupError> {
     for mount in mounts {
-        let covered = ["/dev", "/sys", "/proc"]
-            .iter()
-            .any(|place| mount.starts_with(place));
-        if !covered && !detach_all(&mount)? {
+        if !detach_all(&mount)? {
             covers.hide(&mount, &[])?;
         }
     }
@@ -120,12 +154,21 @@ pub(super) fn mount_visible_proc(hosts: &OwnedFd) -> Result<(), SetupError> {
     .map_err(|e| error("mount /proc".into(), e))
 }
 
-/// The mounts of [`KERNEL_FILE_SYSTEMS`] in this root, besides `/proc`
-/// (`proc_pid_mountinfo(5)`).
-fn kernel_mounts() -> Result<Vec<PathBuf>, SetupError> {
-    // Not /proc/self: that is the main thread's view, and this may be another thread.
-    let text = fs::read_to_string("/proc/thread-self/mountinfo")
-        .map_err(|e| io_error("read /proc/thread-self/mountinfo".into(), &e))?;
+/// The mounts of [`KERNEL_FILE_SYSTEMS`] in this root (`proc_pid_mountinfo(5)`), as `proc`, a
+/// `/proc` that need not be in sight, has them.
+fn kernel_mounts(proc: &OwnedFd) -> Result<Vec<PathBuf>, SetupError> {
+    // Not self: that is the main thread's view, and this may be another thread.
+    let file = "thread-self/mountinfo";
+    let mut text = String::new();
+    openat(
+        proc,
+        file,
+        OFlag::O_RDONLY | OFlag::O_CLOEXEC,
+        Mode::empty(),
+    )
+    .map_err(std::io::Error::from)
+    .and_then(|fd| fs::File::from(fd).read_to_string(&mut text))
+    .map_err(|e| io_error(format!("read /proc/{file}"), &e))?;
     let mut mounts = Vec::new();
     for line in text.lines() {
         let place = line.split(' ').nth(4).map(unescape);
@@ -135,7 +178,6 @@ fn kernel_mounts() -> Result<Vec<PathBuf>, SetupError> {
             .and_then(|end| end.split(' ').next());
         if let (Some(place), Some(kind)) = (place, kind)
             && KERNEL_FILE_SYSTEMS.contains(&kind)
-            && place != Path::new("/proc")
         {
             mounts.push(place);
         }

@@ -45,6 +45,7 @@ pub struct PreparedRoot {
     kept: Vec<PathBuf>,
     /// Where children start.
     working_directory: PathBuf,
+    covers: Covers,
 }
 
 /// A bind of the profile, taken from the host's tree.
@@ -56,6 +57,9 @@ struct BoundTree {
 
 impl PreparedRoot {
     /// Moves the calling thread, and so all later clones, into the children's root.
+    ///
+    /// # Errors
+    /// With the mount call that failed and its operand.
     pub fn prepare(profile: &Profile, needed: &[PathBuf]) -> Result<Self, SetupError> {
         let working_directory = std::env::current_dir().unwrap_or_else(|_| "/".into());
         leave_host_mount_namespace()?;
@@ -64,8 +68,14 @@ impl PreparedRoot {
             copy_tree(Path::new("/proc"), true).map_err(|e| error("open_tree /proc".into(), e))?;
         let mut covers = Covers::default();
         match &profile.root {
-            Root::ReadOnly => enter_host_tree(profile, needed, &mut covers)?,
-            Root::Chroot(folder) => enter_copy_of(folder, UNTRUSTED)?,
+            Root::ReadOnly => {
+                let needed = with_working_directory(needed, &working_directory, profile);
+                enter_host_tree(profile, &needed, &mut covers, &hosts_proc)?;
+            }
+            Root::Chroot(folder) => {
+                enter_copy_of(folder, UNTRUSTED)?;
+                kernel::remove_from_chroot(&mut covers, &hosts_proc)?;
+            }
             Root::Empty => enter_empty_tree(&mut covers)?,
         }
         // A chroot is the operator's own folder, and a job may have left links in it.
@@ -73,10 +83,10 @@ impl PreparedRoot {
         if profile.proc() == Proc::Private {
             kernel::mount_visible_proc(&hosts_proc)?;
         }
-        mount_binds(&binds, may_create)?;
-        if may_create {
-            hide_in_binds(profile, &mut covers)?;
-        }
+        mount_binds(&binds, may_create, &mut covers)?;
+        let targets: Vec<_> = binds.iter().map(|bind| bind.target.as_path()).collect();
+        kernel::remove_from_binds(&targets, &mut covers, &hosts_proc)?;
+        hide_in_binds(profile, &mut covers)?;
         if profile.shows_host_tree() && profile.proc() == Proc::None {
             covers.cover(Path::new("/proc"), &[])?;
         }
@@ -92,8 +102,29 @@ impl PreparedRoot {
                 _ => "/".into(),
             },
             kept,
+            covers,
         })
     }
+
+    /// Before each clone: hides again what the host has shown since, by replacing a file or
+    /// making one.
+    pub fn renew(&mut self) -> Result<(), SetupError> {
+        self.covers.renew()
+    }
+}
+
+/// Modules are imported from the working directory too (`python -c`), so it is needed where others
+/// may pass to it; but a path that is hidden itself is not shown because pyspawner was started
+/// there.
+fn with_working_directory(needed: &[PathBuf], own: &Path, profile: &Profile) -> Vec<PathBuf> {
+    let mut needed = needed.to_vec();
+    let is_covered = own == Path::new("/")
+        || PRIVATE_PLACES.iter().any(|place| own.starts_with(place))
+        || profile.hide.iter().any(|hidden| hidden == own);
+    if !is_covered && closed_folder_above(&own.join("."), &[]).is_none() {
+        needed.push(own.to_owned());
+    }
+    needed
 }
 
 /// A mount namespace of this thread alone, cut off from the host's in both directions.
@@ -131,12 +162,13 @@ fn enter_host_tree(
     profile: &Profile,
     needed: &[PathBuf],
     covers: &mut Covers,
+    hosts_proc: &OwnedFd,
 ) -> Result<(), SetupError> {
     let devices = Devices::take()?;
     enter_copy_of(Path::new("/"), READ_ONLY)?;
     // Each child mounts its own over it. Covered here too, the host's is never in sight.
     covers.cover(Path::new("/tmp"), needed)?;
-    kernel::remove_kernel_file_systems(covers)?;
+    kernel::remove_from_host_tree(covers, hosts_proc)?;
     devices.mount()?;
     covers.open_the_way_to(needed)?;
     profile
@@ -158,8 +190,7 @@ fn enter_empty_tree(covers: &mut Covers) -> Result<(), SetupError> {
     }
     devices.mount()?;
     covers.cover(Path::new("/tmp"), &[])?;
-    covers.adopt(Path::new("/"));
-    Ok(())
+    covers.adopt(Path::new("/"))
 }
 
 /// Makes a restricted copy of the tree at `source` the root and detaches the old one.
@@ -202,8 +233,13 @@ fn hide_in_binds(profile: &Profile, covers: &mut Covers) -> Result<(), SetupErro
     Ok(())
 }
 
-fn mount_binds(binds: &[BoundTree], may_create: bool) -> Result<(), SetupError> {
+fn mount_binds(
+    binds: &[BoundTree],
+    may_create: bool,
+    covers: &mut Covers,
+) -> Result<(), SetupError> {
     for bind in binds {
+        covers.reveal(&bind.target);
         if may_create && !bind.target.exists() {
             create_mount_point(&bind.target, bind.is_folder)?;
         }

@@ -32,6 +32,11 @@ pub(super) fn make_read_only(path: &Path) -> Result<(), SetupError> {
         .map_err(|e| error(format!("remount {} read-only", path.display()), e))
 }
 
+/// Detaches what was mounted last at `path`.
+pub(super) fn detach_top(path: &Path) -> Result<(), SetupError> {
+    umount2(path, MntFlags::MNT_DETACH).map_err(|e| error(format!("detach {}", path.display()), e))
+}
+
 /// Detaches everything that is mounted at `path`, one above the other. `false` if something is
 /// left: mounts that come from a more privileged namespace are locked
 /// (`mount_namespaces(7)`), and the kernel calls that EINVAL, as for a path that is no mount.

@@ -125,7 +125,8 @@ def set_id_file():
     import subprocess
 
     shutil.copy("/usr/bin/id", "/tmp/id")
-    os.chmod("/tmp/id", 0o6777)
+    if attempt(os.chmod, "/tmp/id", 0o6777) != "ok":
+        return "refused"
     return subprocess.run(["/tmp/id"], capture_output=True, text=True, check=True).stdout
 
 

@@ -3,8 +3,10 @@
 import ctypes
 import os
 import signal
+import stat
+import struct
 
-from syscalls import call, libc, number, outcome, raw
+from syscalls import attempt, call, libc, number, outcome, raw
 
 
 def main(what, *args):
@@ -103,3 +105,48 @@ def clone_with(flag):
     if pid == 0:
         os._exit(0)
     return outcome(pid)
+
+
+def set_id_bits(folder):
+    """Every way to make a file that runs as its owner: what each was told, and what was made."""
+    folder = f"{folder}/bits"
+    os.mkdir(folder)
+
+    def fresh(name):
+        path = f"{folder}/{name}"
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o755))
+        return path
+
+    def fchmod(mode):
+        descriptor = os.open(fresh(f"fchmod{mode:o}"), os.O_RDWR)
+        os.fchmod(descriptor, mode)
+
+    def tmpfile(mode):
+        descriptor = os.open(folder, os.O_TMPFILE | os.O_RDWR, mode)
+        os.link(f"/proc/self/fd/{descriptor}", f"{folder}/tmpfile{mode:o}", follow_symlinks=True)
+
+    how = struct.Struct("QQQ")
+    ways = {
+        "chmod": lambda mode: os.chmod(fresh(f"chmod{mode:o}"), mode),
+        "fchmod": fchmod,
+        "lchmod": lambda mode: os.chmod(fresh(f"at{mode:o}"), mode, dir_fd=os.open(folder, os.O_RDONLY)),
+        "open": lambda mode: os.open(f"{folder}/open{mode:o}", os.O_CREAT | os.O_WRONLY, mode),
+        "tmpfile": tmpfile,
+        "creat": lambda mode: libc.creat(f"{folder}/creat{mode:o}".encode(), mode),
+        "mknod": lambda mode: os.mknod(f"{folder}/mknod{mode:o}", stat.S_IFREG | mode),
+        "mkdir": lambda mode: os.mkdir(f"{folder}/mkdir{mode:o}", mode),
+        "openat2": lambda mode: raw(
+            437, -100, f"{folder}/openat2{mode:o}".encode(), how.pack(os.O_CREAT | os.O_WRONLY, mode, 0), how.size
+        ),
+    }
+    os.umask(0)
+    told = {f"{name} {mode:o}": attempt(way, mode) for name, way in ways.items() for mode in (0o4755, 0o2755, 0o6755)}
+    made = [name for name in os.listdir(folder) if os.stat(f"{folder}/{name}").st_mode & 0o6000]
+    return told, sorted(made)
+
+
+def modes_that_are_not_read(path):
+    """Without O_CREAT an open's mode says nothing; ordinary modes may be given."""
+    openat = 257 if os.uname().machine == "x86_64" else 56
+    plain = attempt(lambda: os.close(os.open("/tmp/new", os.O_CREAT | os.O_WRONLY, 0o1777)))
+    return raw(openat, -100, path.encode(), os.O_RDONLY, 0o7777) >= 0, plain
