@@ -10,7 +10,7 @@ export PYTHON VENV
 # The interpreter that setup links: the one that the environment was made from.
 CARGO_ENV = PYO3_PYTHON=$$(readlink -f $(VENV)/bin/python)
 
-.PHONY: demo test test-vm soak lint setup clean
+.PHONY: demo test test-vm soak bench-memory lint setup clean
 
 setup:
 	@scripts/setup.sh
@@ -37,6 +37,10 @@ AS_USER = tests/vm tests/test_run.py tests/security/test_limits.py tests/securit
 # Longer than a test run should take: tens of thousands of clones.
 soak: setup
 	$(VENV)/bin/python -m pytest tests -m soak
+
+# Copies of earlier jobs' data in a child's memory, beside pyspawner 1.0.0.
+bench-memory: setup
+	$(VENV)/bin/python benches/inherited_data.py
 
 lint: setup
 	cargo fmt --check

@@ -1,5 +1,6 @@
 """What a hostile job is reported as, what it leaves, and what a sibling beside it notices."""
 
+import json
 import os
 import signal
 import struct
@@ -89,6 +90,16 @@ def test_results_that_cannot_be_passed_on(pyspawner, what, args, outcome):
     done = pyspawner.map("outcomes.main", [[what, *args], ["honest"]], "--ordered", config=config, path=ATTACKS)
     first, second = done.lines
     assert (first["outcome"], first["result"], second["result"]) == (outcome, None, "honest"), first["detail"]
+
+
+def test_ordinary_results_are_passed_on(pyspawner):
+    """The control: what is within the limit, not too deep, and a number."""
+    config = LIMITS.replace('"64K"', '"40M"')
+    jobs = [["large", 32 << 20], ["deep", 100], ["number", "1.5"]]
+    done = pyspawner.map("outcomes.main", jobs, "--ordered", config=config, path=ATTACKS)
+    assert [line["outcome"] for line in done.lines] == ["ok"] * 3
+    large, deep, number = (line["result"] for line in done.lines)
+    assert (len(large), number) == (32 << 20, 1.5) and json.dumps(deep).count("[") >= 100
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import os
 import signal
 
 import pytest
-from attacking import ALL_BUT_PID, INSIDE, Running, attack, wait_for
-from conftest import children_of
+from attacking import ALL_BUT_PID, ATTACKS, INSIDE, Running, attack, wait_for
+from conftest import children_of, skipping
 
 # Every layer that keeps a job from a process that it can name.
 ALL = [*ALL_BUT_PID, "pid_namespace"]
@@ -73,13 +73,23 @@ def test_pid_namespace_alone_decides_whether_a_host_can_be_named(pyspawner):
 
 
 def test_a_job_that_signals_everything_hurts_nobody(pyspawner):
-    """Its control is above: with layers off, single signals do arrive. All of them would be too many."""
     with Running(pyspawner, "processes.main", "-j", "2") as running:
         running.send("victim", 2)
         running.child()
         running.send("signal_all")
         assert [running.line()["result"] for _ in range(2)] == ["alive", "unharmed"]
         assert running.process.poll() is None
+
+
+def test_without_the_layers_such_a_job_ends_its_host(pyspawner):
+    """The control, in a PID namespace that holds nothing else."""
+    off = [*ALL_BUT_PID, "pid_namespace", "landlock"]
+    prefix = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
+    command = pyspawner.command(
+        "map", "processes.main", "-j", "1", path=ATTACKS, config=skipping(*off) + 'proc = "none"\n', prefix=prefix
+    )
+    done = pyspawner.finish(command, '["signal_all"]\n', 60)
+    assert (done.status, done.stdout) == (128 + signal.SIGKILL, "")
 
 
 def test_a_job_sees_its_own_processes_alone(pyspawner):
