@@ -78,6 +78,18 @@ fn log_warm_state(
     for descriptor in &report.descriptors {
         log::info!("a preloaded module left {descriptor} open; children do not receive it");
     }
+    for mapping in &report.shared_memory {
+        log::warn!(
+            "a preloaded module left writable memory that all children share with each other and \
+             with the host: {mapping}; hint: close it, or make it in the jobs"
+        );
+    }
+    if settings.strict && !report.shared_memory.is_empty() {
+        anyhow::bail!(
+            "strict: preloaded modules left shared memory: {:?}",
+            report.shared_memory
+        );
+    }
     let threads = cloner.foreign_threads()?;
     for thread in &threads {
         log::info!("a preloaded module left thread {:?} running", thread.name);

@@ -1,11 +1,18 @@
-//! A tiny init in front of the host, where the host's own process id would be too low.
+//! A tiny init in front of the host: it reaps, passes signals on, and ends as the host ends.
 //!
-//! OpenSSL, and others, notice a fork by the process id. A host that is
-//! PID 1 of a container and a child that is PID 1 of its own namespace look the same to
-//! them, and so do a host with PID 7 and a job's sixth subprocess: both would go on from the
-//! host's random state. So the host runs at a process id that a child's descendants reach
-//! only after millions of forks, and this process, which stays in front, does what an init
-//! must: it reaps, passes signals on, and ends as the host ends.
+//! It has two more reasons to be. OpenSSL, and others, notice a fork by the process id. A host that
+//! is PID 1 of a container and a child that is PID 1 of its own namespace look the same to them,
+//! and so do a host with PID 7 and a job's sixth subprocess: both would go on from the host's
+//! random state. So the host runs at a process id that a child's descendants reach only after
+//! millions of forks.
+//!
+//! And jobs must not outlive the host. A child asks to be killed at its parent's end
+//! (`PR_SET_PDEATHSIG(2const)`), but that belongs to its first thread: a job that executes a
+//! program from another thread is rid of it, since that thread takes the first one's place
+//! (`execve(2)`). What a dead host leaves comes to this process (`PR_SET_CHILD_SUBREAPER(2const)`),
+//! which ends it; and if this process is ended, the host is told to stop its jobs.
+
+use std::time::Duration;
 
 use anyhow::Context;
 use nix::errno::Errno;
@@ -19,12 +26,9 @@ use crate::sys::process;
 /// Process ids below this one are too easy to reach by forking.
 const LOWEST_HOST_PID: libc::pid_t = 4096;
 
-/// Returns in the process that is to become the host: this one, or a child at a higher id.
-/// Must be called while the process has one thread.
+/// Returns in the process that is to become the host, a child of this one. Must be called while the
+/// process has one thread.
 pub fn step_aside() -> anyhow::Result<()> {
-    if getpid().as_raw() >= LOWEST_HOST_PID {
-        return Ok(());
-    }
     let everything = SigSet::all();
     let mut before = SigSet::empty();
     sigprocmask(
@@ -32,14 +36,25 @@ pub fn step_aside() -> anyhow::Result<()> {
         Some(&everything),
         Some(&mut before),
     )?;
+    process::prctl(libc::PR_SET_CHILD_SUBREAPER, 1).context("PR_SET_CHILD_SUBREAPER")?;
     match start_at_high_pid()? {
         Some(host) => process::exit_now(attend(host)),
         None => {
             sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
-            process::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong)?;
-            Ok(())
+            tie_to_init()
         }
     }
+}
+
+/// Asks for the signal that stops a host, for when the init ends.
+fn tie_to_init() -> anyhow::Result<()> {
+    // One that is ignored does not stop it: see `pool::interrupt`.
+    let signal = match process::is_ignored(libc::SIGTERM)? {
+        true => libc::SIGKILL,
+        false => libc::SIGTERM,
+    };
+    process::prctl(libc::PR_SET_PDEATHSIG, signal as libc::c_ulong).context("PR_SET_PDEATHSIG")?;
+    Ok(())
 }
 
 /// Starts a child at the highest process id there is, or, where that is not permitted, at the
@@ -50,6 +65,9 @@ fn start_at_high_pid() -> anyhow::Result<Option<Pid>> {
         .trim()
         .parse()
         .context("/proc/sys/kernel/pid_max")?;
+    if getpid().as_raw() >= LOWEST_HOST_PID {
+        return start_by_counting_up(); // at the first try
+    }
     anyhow::ensure!(
         highest > LOWEST_HOST_PID,
         "kernel.pid_max is {highest}: the host needs a process id above {LOWEST_HOST_PID}"
@@ -94,6 +112,7 @@ fn attend(host: Pid) -> i32 {
         match process::wait_for_signal() {
             Ok((libc::SIGCHLD, _)) => {
                 if let Some(status) = reap_all(host) {
+                    end_what_is_left();
                     return status;
                 }
             }
@@ -109,16 +128,44 @@ fn attend(host: Pid) -> i32 {
     }
 }
 
-/// Reaps whatever has ended; the host's status once it is among them.
+/// Reaps whatever has ended; the host's status once it is among them. Stops as the host stops.
 fn reap_all(host: Pid) -> Option<i32> {
     loop {
-        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+        match waitpid(None, Some(WaitPidFlag::WNOHANG | WaitPidFlag::WUNTRACED)) {
             Ok(WaitStatus::Exited(pid, status)) if pid == host => return Some(status),
             Ok(WaitStatus::Signaled(pid, signal, _)) if pid == host => {
                 return Some(128 + signal as i32);
             }
+            Ok(WaitStatus::Stopped(pid, _)) if pid == host => {
+                // The shell sees the first process alone. It continues both, as one group.
+                kill(getpid(), Signal::SIGSTOP).ok();
+                kill(host, Signal::SIGCONT).ok();
+            }
             Ok(WaitStatus::StillAlive) | Err(_) => return None,
             Ok(_) => {}
+        }
+    }
+}
+
+/// Ends the jobs of a host that has ended: they are this process's children now. One that does not
+/// end though it was killed is left to the next init.
+fn end_what_is_left() {
+    const ATTEMPTS: u32 = 500;
+    let own = std::process::id();
+    for _ in 0..ATTEMPTS {
+        // Without CONFIG_PROC_CHILDREN there is only the signal that a child asked for itself.
+        let children = std::fs::read_to_string(format!("/proc/{own}/task/{own}/children"));
+        for pid in children
+            .unwrap_or_default()
+            .split_whitespace()
+            .flat_map(str::parse)
+        {
+            kill(Pid::from_raw(pid), Signal::SIGKILL).ok();
+        }
+        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::StillAlive) => std::thread::sleep(Duration::from_millis(10)),
+            Ok(_) => {}
+            Err(_) => return, // there is none
         }
     }
 }

@@ -160,6 +160,20 @@ def children_of(pid):
         return [int(child) for child in file.read().split()]
 
 
+def name_of(pid):
+    """What a process calls itself."""
+    return Path(f"/proc/{pid}/comm").read_text().strip()
+
+
+def is_alive(pid):
+    """Whether a process runs; one that has ended may wait for an init that is slow to reap."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 def skipping(*layers):
     """A configuration that leaves these layers out."""
     return "[profile.default]\nskip_layers = " + json.dumps(layers) + "\n"

@@ -4,11 +4,12 @@ import ctypes
 import json
 import os
 import signal
+import socket
 import subprocess
 import time
 
 import pytest
-from conftest import children_of, host_of, skipping, wait_until
+from conftest import children_of, host_of, name_of, skipping, wait_until
 
 
 def test_result_line_is_complete(pyspawner):
@@ -323,20 +324,19 @@ def test_a_child_that_cannot_be_reaped_does_not_hold_up_its_report(pyspawner):
     libc = ctypes.CDLL(None, use_errno=True)
     libc.ptrace.argtypes = [ctypes.c_long] + [ctypes.c_void_p] * 3
     seize = 0x4206  # PTRACE_SEIZE
-    command = pyspawner.command("map", "basic.sleep", "-j", "1")
+    command = pyspawner.command("map", "basic.sleep_as", "-j", "1")
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    process.stdin.write(b'{"id": "stuck", "args": [60], "timeout": 3}\n')
+    process.stdin.write(b'{"id": "stuck", "args": ["stuck", 60], "timeout": 3}\n')
     process.stdin.flush()
-    wait_until(lambda: (host := host_of(process)) and children_of(host))
+    wait_until(lambda: (host := host_of(process)) and [c for c in children_of(host) if name_of(c) == "stuck"])
     host = host_of(process)
     (child,) = children_of(host)
-    time.sleep(1)  # until it is at its job
     assert libc.ptrace(seize, child, None, None) == 0, os.strerror(ctypes.get_errno())
     line = json.loads(process.stdout.readline())
     assert (line["id"], line["outcome"]) == ("stuck", "timed_out")
     assert "killed and has not ended" in line["detail"] and line["wall_ms"] > 12_000
     # The next job is served, and the child is reaped once it can be.
-    process.stdin.write(b'{"id": "next", "args": [0]}\n')
+    process.stdin.write(b'{"id": "next", "args": ["next", 0]}\n')
     process.stdin.flush()
     assert json.loads(process.stdout.readline())["outcome"] == "ok"
     assert children_of(host) == [child]
@@ -344,3 +344,19 @@ def test_a_child_that_cannot_be_reaped_does_not_hold_up_its_report(pyspawner):
     wait_until(lambda: children_of(host) == [])
     process.stdin.close()
     assert process.wait(timeout=20) == 1
+
+
+def test_an_output_that_cannot_be_opened_is_an_error(pyspawner, tmp_path):
+    """A socket says the same as a FIFO that nobody reads: ENXIO."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket"))
+        done = pyspawner.map("basic.nothing", [[]], "-o", tmp_path / "socket")
+        assert done.status == 125 and "opening the output" in done.stderr, done
+
+
+def test_a_result_that_is_no_unicode_is_not_passed_on(pyspawner):
+    """Python writes half of a surrogate pair, and other readers refuse the whole line."""
+    jobs = [["\ud800"], ["\U0001f600"]]
+    done = pyspawner.map("basic.echo", jobs, "--ordered")
+    assert done.lines[0]["result"] is None and "\U0001f600" in str(done.lines[1]["result"]), done.lines
+    assert "Unicode" in done.lines[0]["detail"]

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -348,10 +348,15 @@ async fn open_output(path: Option<&Path>, input: &OwnedFd) -> anyhow::Result<Own
     let mut options = File::options();
     options.write(true).create(true).truncate(true);
     options.custom_flags(libc::O_NONBLOCK);
+    let is_fifo = || std::fs::metadata(path).is_ok_and(|found| found.file_type().is_fifo());
+    let mut waiting = false;
     loop {
         match options.open(path) {
-            // A FIFO that nobody reads yet (fifo(7)).
-            Err(error) if error.raw_os_error() == Some(libc::ENXIO) => {
+            // Nobody reads it yet (fifo(7)).
+            Err(error) if error.raw_os_error() == Some(libc::ENXIO) && is_fifo() => {
+                if !std::mem::replace(&mut waiting, true) {
+                    log::info!("waiting for a reader of {}", path.display());
+                }
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
             opened => {

@@ -90,7 +90,8 @@ impl Cloner {
         self.foreign.names().map_err(CloneError::Threads)
     }
 
-    /// Clones this process, into the control group of that folder if one is named. In the child, all fork handlers have run when this returns.
+    /// Clones this process, into the control group of that folder if one is named. In the child,
+    /// all fork handlers have run when this returns.
     ///
     /// The parent's answer may come after the child has started to run, so the child must
     /// wait for the host's word before it does anything that matters: a clone during which

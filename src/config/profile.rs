@@ -259,6 +259,11 @@ impl Profile {
         }
         for path in &self.hide {
             check_path("hide", path)?;
+            ensure!(
+                !self.binds.iter().any(|bind| *path == bind.source),
+                "hide: {} is bound, which shows it; leave one of them out",
+                path.display()
+            );
             let is_shown = self.shows_host_tree()
                 || self.binds.iter().any(|bind| path.starts_with(&bind.source));
             ensure!(

@@ -28,6 +28,8 @@ pub struct Report {
     pub total: Duration,
     /// Descriptors that preloaded modules left open, as what they point to.
     pub descriptors: Vec<String>,
+    /// Writable memory that a clone shares with its parent, as the kernel names it.
+    pub shared_memory: Vec<String>,
     /// Resident memory in bytes.
     pub resident: u64,
 }
@@ -59,6 +61,7 @@ pub fn warm(settings: &HostSettings) -> anyhow::Result<Warm> {
                 imports,
                 total: start.elapsed(),
                 descriptors,
+                shared_memory: crate::sys::memory::shared_writable()?,
                 resident: crate::sys::memory::resident(nix::unistd::getpid().as_raw())?,
             },
         })

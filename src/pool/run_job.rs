@@ -1,6 +1,6 @@
 //! One job, from its descriptors to its report.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -34,6 +34,8 @@ const LAST_OUTPUT: Duration = Duration::from_secs(1);
 /// How long a child may take to end after SIGKILL. In a system call that waits for a file server
 /// or a device it may take for ever; the job's report does not wait for that.
 const PATIENCE_AFTER_KILL: Duration = Duration::from_secs(10);
+/// With so many of them no job is begun any more: they hold memory, and nothing ends them.
+const MOST_OVERDUE: usize = 16;
 
 /// Runs jobs in children.
 #[derive(Clone)]
@@ -43,6 +45,8 @@ pub struct Pool {
     layers: Rc<Layers>,
     cgroups: Option<Rc<Cgroups>>,
     ids: Rc<RefCell<HostIds>>,
+    /// Children that have not ended though they were killed.
+    overdue: Rc<Cell<usize>>,
     interrupt: Interrupt,
 }
 
@@ -76,6 +80,7 @@ impl Pool {
             profile,
             cgroups,
             ids: Rc::new(RefCell::new(HostIds::choose()?)),
+            overdue: Rc::default(),
             interrupt,
         })
     }
@@ -116,6 +121,12 @@ impl Pool {
     }
 
     async fn start(&self, job: &Job, probe: bool) -> Result<Child, String> {
+        if self.overdue.get() >= MOST_OVERDUE {
+            return Err(format!(
+                "{MOST_OVERDUE} children were killed and have not ended; hint: which file system or \
+                 device do they wait for?"
+            ));
+        }
         let (ends, child_ends) = streams::open(job.streams).map_err(|e| format!("pipes: {e}"))?;
         let descriptors = self.descriptors(job, &child_ends);
         let host_id = self
@@ -311,7 +322,9 @@ impl Pool {
             "a child has not ended {PATIENCE_AFTER_KILL:?} after SIGKILL, as if it waited for a file \
              system or a device that does not answer"
         );
+        self.overdue.set(self.overdue.get() + 1);
         reap(&child.pidfd).await;
+        self.overdue.set(self.overdue.get() - 1);
         log::info!("a child that did not end after SIGKILL has ended");
         self.forget(child).await;
     }

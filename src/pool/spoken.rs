@@ -46,8 +46,40 @@ fn checked_result(json: &[u8]) -> Result<Box<RawValue>, String> {
         serde_json::from_slice(json).map_err(|error| format!("the result is not JSON: {error}"))?;
     match beyond_ordinary_readers(json) {
         Some(what) => Err(format!("the result has {what}")),
+        None if has_lone_surrogate(json) => {
+            Err("the result has text that is no Unicode".to_owned())
+        }
         None => Ok(result),
     }
+}
+
+/// Whether an escape of valid JSON is half of a pair (`"\ud800"`): Python writes and reads it,
+/// stricter readers refuse the line.
+fn has_lone_surrogate(json: &[u8]) -> bool {
+    let mut wants_low = false;
+    let mut rest = json;
+    while let [byte, after @ ..] = rest {
+        let unit = match (byte, after) {
+            (b'\\', [b'u', digits @ ..]) => {
+                let digits = digits
+                    .get(..4)
+                    .and_then(|four| std::str::from_utf8(four).ok());
+                digits.and_then(|four| u16::from_str_radix(four, 16).ok())
+            }
+            _ => None,
+        };
+        if wants_low != matches!(unit, Some(0xDC00..=0xDFFF)) {
+            return true;
+        }
+        wants_low = matches!(unit, Some(0xD800..=0xDBFF));
+        let length = match (byte, unit) {
+            (_, Some(_)) => 6,
+            (b'\\', None) => 2,
+            _ => 1,
+        };
+        rest = rest.get(length..).unwrap_or_default();
+    }
+    wants_low
 }
 
 /// What ordinary JSON readers stop at, though the grammar allows it: Python's raises
@@ -81,7 +113,26 @@ fn beyond_ordinary_readers(json: &[u8]) -> Option<&'static str> {
 
 #[cfg(test)]
 mod tests {
-    use super::beyond_ordinary_readers as beyond;
+    use super::{beyond_ordinary_readers as beyond, has_lone_surrogate};
+
+    #[test]
+    fn halves_of_surrogate_pairs_are_found() {
+        for whole in [
+            r#""\ud83d\ude00""#,
+            r#"["a", "\\ud800", "\u00e9"]"#,
+            "\"é\"",
+        ] {
+            assert!(!has_lone_surrogate(whole.as_bytes()), "{whole}");
+        }
+        for half in [
+            r#""\ud83d""#,
+            r#""\ude00""#,
+            r#""\ud83dx\ude00""#,
+            r#""\ud83d\ud83d\ude00""#,
+        ] {
+            assert!(has_lone_surrogate(half.as_bytes()), "{half}");
+        }
+    }
 
     #[test]
     fn only_what_readers_stop_at_is_beyond_them() {

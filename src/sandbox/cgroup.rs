@@ -32,6 +32,7 @@ pub struct Cgroups {
     folder: PathBuf,
     /// Those of [`CONTROLLERS`] that may be used here.
     controllers: Vec<&'static str>,
+    needed: Vec<&'static str>,
     /// Held while the host lives, so that others see that it does.
     _lock: Flock<File>,
     /// Where the host went out of the way: a group that has processes cannot have groups with
@@ -78,6 +79,7 @@ impl Cgroups {
             _lock: lock(&folder).ok_or("the new group cannot be locked")?,
             folder,
             controllers,
+            needed: needed(limits).collect(),
             moved_from: None,
             next: Cell::new(1),
         };
@@ -96,11 +98,20 @@ impl Cgroups {
                 )
             })?;
         }
-        self.enable_controllers(&self.folder)
+        let folder = self.folder.clone();
+        self.enable_controllers(&folder)
     }
 
-    fn enable_controllers(&self, folder: &Path) -> Result<(), String> {
-        write(folder, "cgroup.subtree_control", &self.each_controller('+'))
+    fn enable_controllers(&mut self, folder: &Path) -> Result<(), String> {
+        let needed = self.needed.clone();
+        let enable = |name: &str| write(folder, "cgroup.subtree_control", &format!("+{name}"));
+        for name in &needed {
+            enable(name)?;
+        }
+        // Without the others a job is counted less exactly.
+        self.controllers
+            .retain(|name| needed.contains(name) || enable(name).is_ok());
+        Ok(())
     }
 
     fn each_controller(&self, sign: char) -> String {
@@ -108,17 +119,18 @@ impl Cgroups {
         words.collect()
     }
 
-    /// Moves the host, and the init in front of it, into a group of their own.
+    /// Moves the host, the init in front of it, and what it has started, into a group of their own.
     fn step_aside(&mut self, parent: &Path) -> Result<(), String> {
         let aside = self.folder.join("host");
         fs::create_dir(&aside).map_err(|error| format!("mkdir host: {error}"))?;
         let members = read(parent, "cgroup.procs")?;
         let init = nix::unistd::getppid().to_string();
         let own = std::process::id().to_string();
-        for pid in members
-            .lines()
-            .filter(|pid| *pid == own || *pid == init && is_this_program(pid))
-        {
+        for pid in members.lines().filter(|pid| {
+            *pid == own
+                || *pid == init && is_this_program(pid)
+                || parent_of(pid).is_some_and(|parent| parent == own)
+        }) {
             write(&aside, "cgroup.procs", pid)?;
             self.moved_from = Some(parent.to_owned());
         }
@@ -331,6 +343,8 @@ fn remove_stale(parent: &Path) {
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
         let name = entry.file_name();
         if name.as_encoded_bytes().starts_with(b"pyspawner-") && lock(&entry.path()).is_some() {
+            // Its jobs have ended with it; what has not is ended.
+            write(&entry.path(), "cgroup.kill", "1").unwrap_or_else(|e| log::debug!("{e}"));
             remove_tree(&entry.path());
         }
     }
@@ -346,6 +360,13 @@ fn remove_tree(folder: &Path) {
     if let Err(error) = fs::remove_dir(folder) {
         log::debug!("rmdir {}: {error}", folder.display());
     }
+}
+
+/// The parent of a process (`proc_pid_status(5)`).
+fn parent_of(pid: &str) -> Option<String> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
+    Some(parent.trim().to_owned())
 }
 
 fn is_this_program(pid: &str) -> bool {

@@ -23,6 +23,20 @@ pub fn resident(pid: libc::pid_t) -> std::io::Result<u64> {
     Ok(pages * page_size() as u64)
 }
 
+/// The writable mappings of this process that a clone would share with it, by range and file
+/// (`proc_pid_maps(5)`).
+pub fn shared_writable() -> std::io::Result<Vec<String>> {
+    let maps = std::fs::read_to_string("/proc/self/maps")?;
+    let shared = maps.lines().filter_map(|line| {
+        let mut fields = line.split_whitespace();
+        let (range, modes) = (fields.next()?, fields.next()?);
+        let file = fields.skip(3).collect::<Vec<_>>().join(" ");
+        (modes.as_bytes().get(1) == Some(&b'w') && modes.ends_with('s'))
+            .then(|| format!("{range} {file}"))
+    });
+    Ok(shared.collect())
+}
+
 /// Private writable memory of this process in bytes, as RLIMIT_DATA counts it: `VmData`
 /// (`proc_pid_status(5)`).
 pub fn private_data() -> std::io::Result<u64> {

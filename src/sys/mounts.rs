@@ -1,6 +1,6 @@
 //! The file-descriptor mount interface (Linux 5.2, `mount_setattr` 5.12).
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -12,6 +12,11 @@ use super::check;
 const OPEN_TREE_CLONE: libc::c_uint = 1;
 const OPEN_TREE_CLOEXEC: libc::c_uint = libc::O_CLOEXEC as libc::c_uint;
 const MOVE_MOUNT_F_EMPTY_PATH: libc::c_uint = 4;
+const MOVE_MOUNT_T_EMPTY_PATH: libc::c_uint = 0x40;
+const FSOPEN_CLOEXEC: libc::c_uint = 1;
+const FSCONFIG_SET_STRING: libc::c_uint = 1;
+const FSCONFIG_CMD_CREATE: libc::c_uint = 6;
+const FSMOUNT_CLOEXEC: libc::c_uint = 1;
 
 fn c_path(path: &Path) -> Result<CString, Errno> {
     CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::EINVAL)
@@ -30,6 +35,74 @@ pub fn copy_tree(path: &Path, recursive: bool) -> Result<OwnedFd, Errno> {
         check(unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) })?;
     // SAFETY: a new descriptor that nobody else knows.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// A detached copy of the file or folder `name` in an open folder of an attached mount, or of the
+/// folder itself if it has no name.
+pub fn copy_within(mount: &OwnedFd, name: &CStr) -> Result<OwnedFd, Errno> {
+    let flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | libc::AT_EMPTY_PATH as libc::c_uint;
+    // SAFETY: `name` is a C string that outlives the call.
+    let fd = check(unsafe {
+        libc::syscall(libc::SYS_open_tree, mount.as_raw_fd(), name.as_ptr(), flags)
+    })?;
+    // SAFETY: a new descriptor that nobody else knows.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// A new, detached tmpfs, nosuid and nodev, with these options (`tmpfs(5)`, `fsopen(2)`).
+pub fn new_tmpfs(options: &[(&CStr, &CStr)]) -> Result<OwnedFd, Errno> {
+    // SAFETY: all strings are C strings that outlive the calls; each descriptor is new.
+    unsafe {
+        let context = check(libc::syscall(
+            libc::SYS_fsopen,
+            c"tmpfs".as_ptr(),
+            FSOPEN_CLOEXEC,
+        ))?;
+        let context = OwnedFd::from_raw_fd(context as RawFd);
+        let configure =
+            |command: libc::c_uint, key: *const libc::c_char, value: *const libc::c_char| {
+                check(libc::syscall(
+                    libc::SYS_fsconfig,
+                    context.as_raw_fd(),
+                    command,
+                    key,
+                    value,
+                    0,
+                ))
+            };
+        for (key, value) in options {
+            configure(FSCONFIG_SET_STRING, key.as_ptr(), value.as_ptr())?;
+        }
+        configure(FSCONFIG_CMD_CREATE, std::ptr::null(), std::ptr::null())?;
+        let mount = check(libc::syscall(
+            libc::SYS_fsmount,
+            context.as_raw_fd(),
+            FSMOUNT_CLOEXEC,
+            libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV,
+        ))?;
+        Ok(OwnedFd::from_raw_fd(mount as RawFd))
+    }
+}
+
+/// Attaches a detached tree to the very file or folder that `target` is open on.
+pub fn attach_to(tree: &OwnedFd, target: &OwnedFd) -> Result<(), Errno> {
+    // SAFETY: both paths are C strings.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_move_mount,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            target.as_raw_fd(),
+            c"".as_ptr(),
+            MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH,
+        )
+    })
+    .map(drop)
+}
+
+/// Makes one mount read-only, and none of those in it.
+pub fn make_read_only(mount: &OwnedFd) -> Result<(), Errno> {
+    set_attributes_by(mount, libc::MOUNT_ATTR_RDONLY, 0, libc::AT_EMPTY_PATH)
 }
 
 /// Attaches a detached tree at `target` (`move_mount(2)`).
@@ -52,6 +125,15 @@ pub fn attach_tree(tree: &OwnedFd, target: &Path) -> Result<(), Errno> {
 /// Sets and clears mount attributes (`libc::MOUNT_ATTR_*`) of a tree and of all below it
 /// (`mount_setattr(2)`).
 pub fn set_attributes(tree: &OwnedFd, set: u64, clear: u64) -> Result<(), Errno> {
+    set_attributes_by(tree, set, clear, libc::AT_EMPTY_PATH | libc::AT_RECURSIVE)
+}
+
+fn set_attributes_by(
+    tree: &OwnedFd,
+    set: u64,
+    clear: u64,
+    flags: libc::c_int,
+) -> Result<(), Errno> {
     let attr = libc::mount_attr {
         attr_set: set,
         attr_clr: clear,
@@ -64,7 +146,7 @@ pub fn set_attributes(tree: &OwnedFd, set: u64, clear: u64) -> Result<(), Errno>
             libc::SYS_mount_setattr,
             tree.as_raw_fd(),
             c"".as_ptr(),
-            libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
+            flags,
             &raw const attr,
             size_of_val(&attr),
         )

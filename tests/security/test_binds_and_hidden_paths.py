@@ -1,8 +1,11 @@
 """What a profile adds to the children's root, and what it takes out."""
 
+import itertools
 import json
 import os
 import subprocess
+import tempfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -199,8 +202,6 @@ def test_hidden_files_that_the_host_replaces_or_makes_stay_hidden(pyspawner, dat
         folder.mkdir()
         (folder / "file").write_text("another")
         assert host.read(folder / "file") == "ENOENT"
-    mounts = Path("/proc/self/mountinfo").read_text()
-    assert str(data) not in mounts
 
 
 def test_a_secret_behind_a_link_that_moves_stays_hidden(pyspawner, data):
@@ -229,6 +230,134 @@ def test_what_a_bind_shows_stays_hidden_in_it_too(pyspawner, data):
         assert host.read("/srv/file") == ""
         replace(data / "file", "third")
         assert host.read("/srv/file") == ""
+
+
+def test_hidden_files_stay_hidden_whatever_the_timing(pyspawner, data):
+    """The host replaces a file as fast as it can; no job fails for it, and what is left is hidden."""
+    secret = data / "secret"
+    secret.write_text("first")
+    ended = threading.Event()
+
+    def replace_for_ever():
+        for number in itertools.count():
+            replace(secret, f"number {number}")
+            if ended.is_set():
+                return
+
+    with Host(pyspawner, profile(hide=[secret])) as host:
+        host.read(secret)
+        replacing = threading.Thread(target=replace_for_ever)
+        replacing.start()
+        for _ in range(200):
+            host.read(secret)  # fails if there is no result; a job sees what is replaced while it runs
+        ended.set()
+        replacing.join()
+        assert host.read(secret) == ""
+        for number in range(3):
+            replace(secret, f"last {number}")
+            assert host.read(secret) == ""
+
+
+LINKS = ["/", "/usr", "later", "/proc/self/root", "../outside", str(Path(os.__file__).parent)]
+
+
+@pytest.mark.parametrize("target", LINKS)
+def test_links_that_jobs_leave_at_hidden_names_mislead_nobody(pyspawner, data, target):
+    """The host looks at these names before each clone, and at the next start."""
+    keys = {"hide": [data / "later"], "binds": [{"source": data, "writable": True}]}
+    for _ in range(2):
+        jobs = [["/", "/nothing"], [str(data / "later"), target], ["/", "/nothing"], ["/", "/nothing"]]
+        done = pyspawner.map("files.link_and_look", jobs, "-j", "1", "--ordered", path=JOBS, config=profile(**keys))
+        before, _, *after = (line["result"] for line in done.lines)
+        assert before["looks"] == after[0]["looks"] == after[1]["looks"], done
+    # The control: a link to something that is not there is a link like any other.
+    assert (data / "later").is_symlink()
+
+
+def test_what_a_job_moves_in_a_writable_bind_stays_hidden(pyspawner, data):
+    (data / "folder/inner").mkdir(parents=True)
+    for folder in (data / "folder", data / "folder/inner"):
+        folder.chmod(0o777)
+    secret = data / "folder/inner/secret"
+    secret.write_text("secret")
+    (data / "free").mkdir(mode=0o777)
+    (data / "free").chmod(0o777)
+    keys = {"hide": [secret], "binds": [{"source": data, "writable": True}]}
+    for folder in (data / "folder", data / "folder/inner"):
+        assert job(pyspawner, "rename", folder, data / "moved", **keys) in ("EBUSY", "EXDEV")
+    assert job(pyspawner, "read", secret, **keys) == ""
+    # The control: what holds nothing hidden can be moved.
+    assert job(pyspawner, "rename", data / "free", data / "moved", **keys) == "ok"
+
+
+@pytest.fixture
+def home():
+    """A folder that is the caller's home, where homes may be."""
+    with tempfile.TemporaryDirectory(dir="/srv") as folder:
+        os.chmod(folder, 0o755)
+        (Path(folder) / "data").mkdir()
+        for path in (Path(folder), Path(folder) / "data"):
+            path.chmod(0o777)
+        (Path(folder) / "file").write_text("content")
+        yield Path(folder)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("part", ["", "data"])
+def test_a_writable_bind_of_a_home_is_writable(pyspawner, home, part):
+    prefix = ["env", f"HOME={home}"]
+
+    def write(config):
+        job = [[str(home / part / "new")]]
+        return pyspawner.map("files.write", job, path=JOBS, config=config, prefix=prefix).lines[0]["result"]
+
+    assert write(profile(binds=[{"source": home / part, "writable": True}])) == "ok"
+    (home / part / "new").unlink()
+    assert write("") in ("ENOENT", "EROFS", "EACCES")
+
+
+def test_a_bind_of_a_hidden_path_shows_it_under_all_its_names(pyspawner, data):
+    (data.parent / "alias").symlink_to(data)
+    keys = {"hide": [data, data.parent / "alias"], "binds": [{"source": data / "file", "target": "/srv"}]}
+    del keys["binds"]
+    binds = [{"source": data / "file"}]
+    assert job(pyspawner, "read", data / "file", hide=keys["hide"], binds=binds) == "content"
+    # /run, of which /var/run is another name, is hidden by default.
+    shown = job(pyspawner, "listing", "/run", binds=[{"source": "/run"}])
+    assert shown == sorted(os.listdir("/run")) and job(pyspawner, "listing", "/run") == []
+
+
+def test_a_link_to_what_a_bind_shows_hides_it_there(pyspawner, data):
+    (data / "link").symlink_to(data / "file")
+    keys = {"hide": [data / "link"], "binds": [{"source": data, "target": "/srv"}]}
+    assert job(pyspawner, "read", "/srv/file", **keys) == ""
+
+
+def test_what_is_both_hidden_and_bound_is_refused(pyspawner, data):
+    config = profile(hide=[data], binds=[{"source": data}])
+    done = pyspawner.map("files.whoami", [[]], path=JOBS, config=config)
+    assert done.status == 125 and "which shows it" in done.stderr, done
+
+
+@pytest.mark.root
+def test_a_working_directory_that_is_a_home_is_hidden_with_a_warning(pyspawner, home):
+    def run(*flags, variable=home):
+        done = subprocess.run(
+            pyspawner.command("map", "files.listing", *flags, path=JOBS),
+            input=b'["."]\n', capture_output=True, cwd=home, env={**os.environ, "HOME": str(variable)}, check=True,
+        )  # fmt: skip
+        return json.loads(done.stdout)["result"], done.stderr.decode()
+
+    listing, said = run()
+    assert listing == [] and "working directory" in said and "--path" in said
+    listing, said = run("--path", ".")
+    assert listing == ["data", "file"] and "all of it is shown" in said
+    (home.parent / "link-to-home").symlink_to(home)
+    try:
+        assert run(variable=home.parent / "link-to-home")[0] == []
+    finally:
+        (home.parent / "link-to-home").unlink()
+    assert run(variable="/nonexistent") == (["data", "file"], "")
 
 
 @pytest.mark.root

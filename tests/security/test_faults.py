@@ -72,6 +72,7 @@ OTHER_VERDICTS = {
 # Calls whose failure need not end the child: no layer depends on them.
 HARMLESS = {
     "set_robust_list": "before the way in: robust mutexes would go unnoticed at this child's death",
+    "clock_gettime": "a system call only where the kernel offers no clock in memory: times for the log",
     "gettid": "the interpreter's fork hook: the thread's number for `threading.get_native_id`",
     "getrandom": "seeds of generators and hash tables, which libraries also take from /dev/urandom",
     "openat": "the C library's, for getgroups: /proc/sys/kernel/ngroups_max has a default",

@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import children_of, host_of, wait_until
+from conftest import children_of, host_of, is_alive, wait_until
 
 JOBS = Path(__file__).parent / "jobs"
 
@@ -113,15 +113,6 @@ def test_a_job_cannot_outlive_a_host_that_is_killed(pyspawner, bomb):
     os.kill(host, signal.SIGKILL)
     process.wait()
     wait_until(lambda: not any(is_alive(child) for child in children))
-
-
-def is_alive(pid):
-    """Whether a process runs; one that has ended may wait for an init that is slow to reap."""
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def test_required_control_groups_are_refused_where_there_are_none(pyspawner, has_control_groups):

@@ -1,32 +1,175 @@
-//! What children must not see: folders of which they see only chosen parts, and hidden paths.
+//! What children must not see: folders of which they see only chosen parts, and hidden names.
 //!
 //! A mount hides a file, not a name. A host that saves a file by renaming another over it shows
 //! it again, and so does one that makes a hidden path only later; so [`Covers::renew`] looks at
 //! every hidden name before each clone.
 
 use std::collections::HashSet;
-use std::fs;
-use std::io::ErrorKind;
-use std::os::fd::OwnedFd;
+use std::fs::{self, Metadata};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
-use super::steps::{create_mount_point, detach_top, error, io_error, make_read_only, mount_tmpfs};
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2};
+use nix::sys::stat::Mode;
+
+use super::BoundTree;
+use super::steps::{create_mount_point, error, io_error};
 use crate::sandbox::layer::SetupError;
-use crate::sys::mounts::{attach_tree, copy_tree, set_attributes};
+use crate::sys::mounts::{
+    attach_to, attach_tree, copy_tree, copy_within, make_read_only, new_tmpfs,
+};
 
-/// The empty folders and files that cover others.
-#[derive(Default)]
+/// What children see instead.
 pub struct Covers {
-    /// They stay writable, for mount points to be made, until [`Covers::seal`].
-    folders: Vec<PathBuf>,
-    /// The names that must stay out of sight, whatever is found there.
-    hidden: Vec<PathBuf>,
-    /// The file systems that the covers are made of (`st_dev`).
+    /// `None` where there is nothing to hide.
+    shelf: Option<Shelf>,
+    /// The folders that cover others. They stay writable, for mount points to be made, until
+    /// [`Covers::seal`].
+    folders: Vec<OwnedFd>,
+    /// The file systems that the covers are of (`st_dev`).
     devices: HashSet<u64>,
+    hidden: Vec<Name>,
+    /// Where jobs may have made links: what binds show as writable, at its source.
+    untrusted: Vec<PathBuf>,
+    /// What is meant to be seen, under whatever name: what children need, and what is bound.
+    shown: HashSet<Identity>,
+    /// The folders above that. They are covered with it left open, or not at all.
+    above: HashSet<Identity>,
+}
+
+/// Device and inode.
+type Identity = (u64, u64);
+
+fn identity(found: &Metadata) -> Identity {
+    (found.dev(), found.ino())
+}
+
+/// A name that must stay out of sight, whatever is found there.
+struct Name {
+    /// The bind that it lies in. A job may have made the links there, and a name is not followed
+    /// out of it.
+    within: Option<Rc<OwnedFd>>,
+    path: PathBuf,
+}
+
+impl Name {
+    /// What it leads to, if to anything.
+    fn find(&self) -> Result<Option<fs::File>, SetupError> {
+        let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+        let found = match &self.within {
+            None => open(&self.path, flags, Mode::empty()),
+            Some(bind) => {
+                let how = OpenHow::new()
+                    .flags(flags)
+                    .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+                openat2(bind.as_fd(), &self.path, how)
+            }
+        };
+        match found {
+            Ok(found) => Ok(Some(found.into())),
+            // A host without privilege may be kept out itself, and then its children, who are the
+            // same user or less, are too. EXDEV and EAGAIN: out of the bind, or moved meanwhile.
+            Err(
+                Errno::ENOENT
+                | Errno::ENOTDIR
+                | Errno::EACCES
+                | Errno::ELOOP
+                | Errno::EXDEV
+                | Errno::EAGAIN,
+            ) => Ok(None),
+            Err(errno) => Err(error(format!("look at {}", self.path.display()), errno)),
+        }
+    }
+}
+
+impl Name {
+    /// A job may rename the folders of a writable bind, and a later run would not find the name;
+    /// but not a folder that is a mount point (EBUSY, `rename(2)`).
+    fn pin_folders_above(&self) -> Result<(), SetupError> {
+        let mut above: Vec<&Path> = self.path.ancestors().skip(1).collect();
+        above.pop(); // the bind itself
+        for folder in above.into_iter().rev() {
+            let folder = Name {
+                within: self.within.clone(),
+                path: folder.to_owned(),
+            };
+            let Some(found) = folder.find()? else {
+                return Ok(());
+            };
+            let found = OwnedFd::from(found);
+            copy_within(&found, c"")
+                .and_then(|tree| attach_to(&tree, &found))
+                .map_err(|e| error(format!("pin {}", folder.path.display()), e))?;
+        }
+        Ok(())
+    }
+}
+
+/// An empty file and an empty folder, to be mounted where something is to be hidden. They lie on a
+/// file system that is mounted where it will be mounted over: a mount can only be copied from within
+/// a namespace.
+struct Shelf(OwnedFd);
+
+impl Shelf {
+    fn new(place: &Path) -> Result<Self, SetupError> {
+        let shelf = tmpfs()?;
+        let flags = OFlag::O_CREAT | OFlag::O_CLOEXEC;
+        openat(&shelf, "file", flags, Mode::from_bits_truncate(0o444))
+            .map_err(|e| error("create an empty file".into(), e))?;
+        nix::sys::stat::mkdirat(&shelf, "folder", Mode::from_bits_truncate(0o755))
+            .map_err(|e| error("create an empty folder".into(), e))?;
+        make_read_only(&shelf).map_err(|e| error("mount_setattr of a tmpfs".into(), e))?;
+        attach_tree(&shelf, place)
+            .map_err(|e| error(format!("move_mount a tmpfs on {}", place.display()), e))?;
+        Ok(Self(shelf))
+    }
+
+    /// Mounts one of the two over what was found.
+    fn cover(&self, found: fs::File, is_folder: bool) -> Result<(), Errno> {
+        let name = if is_folder { c"folder" } else { c"file" };
+        attach_to(&copy_within(&self.0, name)?, &found.into())
+    }
 }
 
 impl Covers {
+    /// Begins, in the children's root. `needed` are the paths that they must see, `untrusted` those in
+    /// which jobs may have made links.
+    pub(super) fn new(needed: &[PathBuf], untrusted: Vec<PathBuf>) -> Self {
+        let mut covers = Self {
+            shelf: None,
+            folders: Vec::new(),
+            devices: HashSet::new(),
+            hidden: Vec::new(),
+            untrusted,
+            shown: HashSet::new(),
+            above: HashSet::new(),
+        };
+        needed.iter().for_each(|path| covers.show(path));
+        covers
+    }
+
+    /// Makes it possible to hide files. `place` is a folder that will be mounted over.
+    pub(super) fn keep_shelf_at(&mut self, place: &Path) -> Result<(), SetupError> {
+        let shelf = Shelf::new(place)?;
+        self.devices.insert(device_of(&shelf.0)?);
+        self.shelf = Some(shelf);
+        Ok(())
+    }
+
+    /// What is there now is meant to be seen.
+    pub(super) fn show(&mut self, path: &Path) {
+        let Ok(real) = fs::canonicalize(path) else {
+            return; // nothing to be covered
+        };
+        let identities = |path: &Path| fs::metadata(path).ok().as_ref().map(identity);
+        self.shown.extend(identities(&real));
+        let above = real.ancestors().skip(1).filter_map(identities);
+        self.above.extend(above);
+    }
+
     /// Covers a folder by an empty one, in which only the needed paths are bound again.
     pub(super) fn cover(&mut self, closed: &Path, needed: &[PathBuf]) -> Result<(), SetupError> {
         // Both the name that is used and what it leads to are wanted; the latter is bound.
@@ -53,8 +196,10 @@ impl Covers {
             trees.push((path.is_dir(), path, tree));
         }
 
-        mount_tmpfs(closed, "mode=755,size=1m")?;
-        self.devices.insert(device_of(closed)?);
+        let folder = tmpfs()?;
+        attach_tree(&folder, closed)
+            .map_err(|e| error(format!("cover {}", closed.display()), e))?;
+        self.adopt(folder)?;
         for (is_folder, path, tree) in &trees {
             create_mount_point(path, *is_folder)?;
             attach_tree(tree, path)
@@ -68,48 +213,79 @@ impl Covers {
                     .map_err(|e| io_error(format!("symlink {}", path.display()), &e))?;
             }
         }
-        self.folders.push(closed.to_owned());
+        // The folders above what is needed are new ones.
+        trees.iter().for_each(|(_, path, _)| self.show(path));
         Ok(())
     }
 
     /// Takes a path out of sight: a folder becomes empty (but for what is needed of it), a file
     /// reads as empty. A path that does not exist is hidden once it does.
     pub(super) fn hide(&mut self, path: &Path, needed: &[PathBuf]) -> Result<(), SetupError> {
-        let real = existing(path)?;
-        if let Some(real) = &real
-            && needed
-                .iter()
-                .any(|n| fs::canonicalize(n).ok().as_ref() == Some(real))
-        {
-            log::warn!(
-                "children need {}, so nothing of it is hidden",
-                path.display()
-            );
-            return Ok(());
+        let name = self.name(path)?;
+        let hidden = match name.find()? {
+            Some(found) => self.hide_found(&name, found, path, needed)?,
+            None => true,
+        };
+        if hidden {
+            self.hidden.push(name);
         }
-        self.hidden.push(path.to_owned());
-        match real {
-            Some(real) if !self.folders.contains(&real) => self.cover_any(&real, needed),
-            _ => Ok(()),
-        }
+        Ok(())
     }
 
-    /// Covers a folder or a file. What a link leads to holds the content, under whatever name.
-    fn cover_any(&mut self, real: &Path, needed: &[PathBuf]) -> Result<(), SetupError> {
-        if real.is_dir() {
-            return self.cover(real, needed);
+    fn name(&self, path: &Path) -> Result<Name, SetupError> {
+        for place in &self.untrusted {
+            if let Ok(rest) = path.strip_prefix(place)
+                && !rest.as_os_str().is_empty()
+            {
+                let failed = |e| error(format!("open {}", place.display()), e);
+                let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+                let folder = open(place, flags, Mode::empty()).map_err(failed)?;
+                return Ok(Name {
+                    within: Some(Rc::new(folder)),
+                    path: rest.to_owned(),
+                });
+            }
         }
-        let folder = real.parent().expect("a file is in a folder");
-        // What is mounted on the root itself is not reached by any path.
-        let place = if folder == Path::new("/") {
-            Path::new("/dev")
+        Ok(Name {
+            within: None,
+            path: path.to_owned(),
+        })
+    }
+
+    /// Covers what a name leads to; not what is meant to be seen.
+    fn hide_found(
+        &mut self,
+        name: &Name,
+        found: fs::File,
+        path: &Path,
+        needed: &[PathBuf],
+    ) -> Result<bool, SetupError> {
+        let seen = metadata(&found, path)?;
+        if self.shown.contains(&identity(&seen)) {
+            log::warn!(
+                "children need {}, so all of it is shown but for known secrets",
+                path.display()
+            );
+            return Ok(false);
+        }
+        if self.devices.contains(&seen.dev()) {
+            return Ok(true);
+        }
+        if seen.is_dir() && name.within.is_none() {
+            let real = fs::canonicalize(path)
+                .map_err(|e| io_error(format!("hide {}", path.display()), &e))?;
+            self.cover(&real, needed)?;
         } else {
-            folder
-        };
-        let blank = blank_file(place)?;
-        attach_tree(&blank, real).map_err(|e| error(format!("hide {}", real.display()), e))?;
-        self.devices.insert(device_of(real)?);
-        Ok(())
+            self.cover_found(found, seen.is_dir())
+                .map_err(|e| error(format!("hide {}", path.display()), e))?;
+        }
+        Ok(true)
+    }
+
+    /// Covers what was found for good by something empty.
+    fn cover_found(&self, found: fs::File, is_folder: bool) -> Result<(), Errno> {
+        let shelf = self.shelf.as_ref().ok_or(Errno::EOPNOTSUPP)?;
+        shelf.cover(found, is_folder)
     }
 
     /// Makes the needed paths reachable for users whom the folders above them keep out.
@@ -117,125 +293,136 @@ impl Covers {
     /// A folder that others may not pass (a home of mode 0700, say) is covered by an empty
     /// one: the needed paths in it become reachable, the rest stays as closed as it was.
     pub(super) fn open_the_way_to(&mut self, needed: &[PathBuf]) -> Result<(), SetupError> {
-        while let Some(closed) = needed
-            .iter()
-            .find_map(|path| closed_folder_above(path, &self.folders))
-        {
+        while let Some(closed) = needed.iter().find_map(|path| closed_folder_above(path)) {
             self.cover(&closed, needed)?;
+            self.hidden.push(Name {
+                within: None,
+                path: closed,
+            });
         }
         Ok(())
     }
 
-    /// Counts a folder that is one already among them.
-    pub(super) fn adopt(&mut self, folder: &Path) -> Result<(), SetupError> {
-        self.devices.insert(device_of(folder)?);
-        self.folders.push(folder.to_owned());
+    /// Counts a folder of pyspawner's own making among them.
+    pub(super) fn adopt(&mut self, folder: OwnedFd) -> Result<(), SetupError> {
+        self.devices.insert(device_of(&folder)?);
+        self.folders.push(folder);
         Ok(())
     }
 
-    /// Forgets the hidden names that now lead into `shown`: what is there is meant to be seen.
-    pub(super) fn reveal(&mut self, shown: &Path) {
-        self.hidden.retain(|path| !path.starts_with(shown));
+    /// What a bind shows is meant to be seen, but for the hidden names that lie in it, here or where
+    /// it comes from.
+    pub(super) fn hide_in_bind(
+        &mut self,
+        bind: BoundTree,
+        hidden: &[PathBuf],
+    ) -> Result<(), SetupError> {
+        let tree = Rc::new(bind.tree);
+        self.hidden
+            .retain(|name| !name.path.starts_with(&bind.target));
+        let ways = [&bind.source, &bind.target];
+        for path in hidden
+            .iter()
+            .flat_map(|path| ways.map(|way| path.strip_prefix(way)))
+            .flatten()
+        {
+            if path.as_os_str().is_empty() {
+                continue; // the bind itself
+            }
+            let name = Name {
+                within: Some(tree.clone()),
+                path: path.to_owned(),
+            };
+            if bind.writable {
+                name.pin_folders_above()?;
+            }
+            self.hidden.push(name);
+        }
+        self.show(&bind.target);
+        Ok(())
     }
 
     /// Makes them read-only: nothing is to be mounted in them any more.
     pub(super) fn seal(&mut self) -> Result<(), SetupError> {
-        for folder in &self.folders {
-            // One within a folder that was covered later is gone with it.
-            if folder.is_dir() {
-                make_read_only(folder)?;
-            }
+        for folder in std::mem::take(&mut self.folders) {
+            make_read_only(&folder).map_err(|e| error("mount_setattr of a cover".into(), e))?;
         }
         // Below a cover nothing can come to be any more.
         let devices = &self.devices;
-        self.hidden.retain(|path| {
-            let above = path.ancestors().skip(1).find_map(|a| fs::metadata(a).ok());
-            above.is_none_or(|above| !devices.contains(&above.dev()))
+        self.hidden.retain(|name| {
+            let mut above = name.path.ancestors().skip(1);
+            let nearest = above.find_map(|folder| fs::metadata(folder).ok());
+            name.within.is_some() || nearest.is_none_or(|folder| !devices.contains(&folder.dev()))
         });
-        Ok(())
+        self.renew()
     }
 
-    /// Hides again what the host has shown since, by replacing or making it.
+    /// Hides what is in sight: what binds have shown, and what the host has replaced or made since.
     pub(super) fn renew(&mut self) -> Result<(), SetupError> {
-        for path in self.hidden.clone() {
-            if self.is_out_of_sight(&path)? {
-                continue;
+        self.hidden
+            .iter()
+            .try_for_each(|name| self.renew_name(name))
+    }
+
+    fn renew_name(&self, name: &Name) -> Result<(), SetupError> {
+        // A host that replaces it at this very moment is overtaken at last.
+        const ATTEMPTS: u32 = 100;
+        for _ in 0..ATTEMPTS {
+            let Some(found) = name.find()? else {
+                return Ok(());
+            };
+            let seen = metadata(&found, &name.path)?;
+            if self.devices.contains(&seen.dev()) || self.shown.contains(&identity(&seen)) {
+                return Ok(());
             }
-            if let Some(real) = existing(&path)? {
-                log::info!(
-                    "hiding {} again, which was replaced or made",
-                    path.display()
-                );
-                self.cover_any(&real, &[])?;
-                if real.is_dir() {
-                    make_read_only(&real)?;
-                }
+            let path = name.path.display();
+            if self.above.contains(&identity(&seen)) {
+                let step = format!("hide {path}, which leads to a folder above what children need");
+                return Err(error(step, Errno::EBUSY));
+            }
+            match self.cover_found(found, seen.is_dir()) {
+                Ok(()) => log::debug!("hiding {path}"),
+                Err(Errno::ENOENT) => {} // replaced again
+                Err(errno) => return Err(error(format!("hide {path}"), errno)),
             }
         }
-        Ok(())
-    }
-
-    fn is_out_of_sight(&self, path: &Path) -> Result<bool, SetupError> {
-        match fs::metadata(path) {
-            Ok(found) => Ok(self.devices.contains(&found.dev())),
-            Err(e) if is_absence(&e) => Ok(true),
-            Err(e) => Err(io_error(format!("stat {}", path.display()), &e)),
-        }
+        Err(error(
+            format!(
+                "hide {}, which is replaced all the time",
+                name.path.display()
+            ),
+            Errno::EBUSY,
+        ))
     }
 }
 
-/// What a path leads to, if anything.
-fn existing(path: &Path) -> Result<Option<PathBuf>, SetupError> {
-    match fs::canonicalize(path) {
-        Ok(real) => Ok(Some(real)),
-        Err(e) if is_absence(&e) => Ok(None),
-        Err(e) => Err(io_error(format!("hide {}", path.display()), &e)),
-    }
+/// A folder to cover others with, or to begin an empty tree with.
+pub(super) fn tmpfs() -> Result<OwnedFd, SetupError> {
+    new_tmpfs(&[(c"mode", c"755"), (c"size", c"1m")]).map_err(|e| error("fsopen tmpfs".into(), e))
 }
 
-/// Whether nothing can be reached by that name. A host without privilege may be kept out
-/// itself, and then its children, who are the same user or less, are too.
-fn is_absence(error: &std::io::Error) -> bool {
-    matches!(
-        error.kind(),
-        ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::PermissionDenied
-    )
+fn device_of(mount: &OwnedFd) -> Result<u64, SetupError> {
+    let found = nix::sys::stat::fstat(mount).map_err(|e| error("fstat of a tmpfs".into(), e))?;
+    Ok(found.st_dev)
 }
 
-/// A detached mount of an empty file that cannot be written. For a moment a file system is
-/// mounted on `place`, which is a folder, since mounts can only be copied from where they are.
-fn blank_file(place: &Path) -> Result<OwnedFd, SetupError> {
-    mount_tmpfs(place, "mode=755,size=4k")?;
-    let path = place.join("blank");
-    let tree = fs::write(&path, "")
-        .map_err(|e| io_error(format!("create {}", path.display()), &e))
-        .and_then(|()| {
-            let tree = copy_tree(&path, false)
-                .map_err(|e| error(format!("open_tree {}", path.display()), e))?;
-            set_attributes(&tree, libc::MOUNT_ATTR_RDONLY, 0)
-                .map_err(|e| error(format!("mount_setattr {}", path.display()), e))?;
-            Ok(tree)
-        });
-    detach_top(place)?;
-    tree
-}
-
-fn device_of(path: &Path) -> Result<u64, SetupError> {
-    fs::metadata(path)
-        .map(|found| found.dev())
+fn metadata(found: &fs::File, path: &Path) -> Result<Metadata, SetupError> {
+    found
+        .metadata()
         .map_err(|e| io_error(format!("stat {}", path.display()), &e))
 }
 
 /// The uppermost folder above `path` that others may not pass, in the root as it is now.
-pub(super) fn closed_folder_above(path: &Path, open: &[PathBuf]) -> Option<PathBuf> {
+pub(super) fn closed_folder_above(path: &Path) -> Option<PathBuf> {
     const OTHERS_MAY_PASS: u32 = 0o001;
     let real = fs::canonicalize(path).ok()?;
     let above: Vec<&Path> = real.ancestors().skip(1).collect();
-    for folder in above.into_iter().rev() {
-        let mode = fs::metadata(folder).ok()?.mode();
-        if mode & OTHERS_MAY_PASS == 0 && !open.iter().any(|path| path == folder) {
-            return Some(folder.to_owned());
-        }
-    }
-    None
+    let is_closed = |folder: &&&Path| {
+        fs::metadata(folder).is_ok_and(|found| found.mode() & OTHERS_MAY_PASS == 0)
+    };
+    above
+        .iter()
+        .rev()
+        .find(is_closed)
+        .map(|folder| folder.to_path_buf())
 }

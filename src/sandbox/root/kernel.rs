@@ -13,7 +13,8 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::stat::Mode;
 
 use super::covers::Covers;
-use super::steps::{detach_all, error, io_error, make_read_only, mount_tmpfs};
+use super::steps::{detach_all, detach_top, error, io_error, make_read_only, mount_tmpfs};
+use crate::config::Proc;
 use crate::sandbox::layer::SetupError;
 use crate::sys::mounts::{attach_tree, copy_tree, set_attributes};
 
@@ -45,6 +46,13 @@ const KERNEL_FILE_SYSTEMS: &[&str] = &[
     "selinuxfs",
     "sysfs",
     "tracefs",
+    "xenfs",
+    "smackfs",
+    "resctrl",
+    "ocfs2_dlmfs",
+    "nfsd",
+    "functionfs",
+    "binder",
 ];
 
 /// The host's device nodes, taken while they are in sight.
@@ -104,15 +112,22 @@ pub(super) fn remove_from_host_tree(covers: &mut Covers, proc: &OwnedFd) -> Resu
 }
 
 /// Takes out what a chroot brings with it. An operator who wants a `/proc` there asks for it.
-pub(super) fn remove_from_chroot(covers: &mut Covers, proc: &OwnedFd) -> Result<(), SetupError> {
-    let mounts = kernel_mounts(proc)?;
+pub(super) fn remove_from_chroot(
+    covers: &mut Covers,
+    hosts_proc: &OwnedFd,
+    proc: Proc,
+) -> Result<(), SetupError> {
+    let mounts = kernel_mounts(hosts_proc)?;
     if mounts.iter().any(|mount| mount == Path::new("/")) {
-        return Err(error(
-            "a chroot in a file system of the kernel's own".into(),
-            Errno::EINVAL,
-        ));
+        let step = "a chroot in a file system of the kernel's own";
+        return Err(error(step.into(), Errno::EINVAL));
     }
-    remove(mounts.into_iter(), covers)
+    // What takes its place there replaces it: `mount_visible_proc`.
+    let is_replaced = |mount: &PathBuf| proc == Proc::Private && mount == Path::new("/proc");
+    remove(
+        mounts.into_iter().filter(|mount| !is_replaced(mount)),
+        covers,
+    )
 }
 
 /// Takes out what binds bring with the folders that they show. What is bound itself is meant to
@@ -129,10 +144,14 @@ pub(super) fn remove_from_binds(
     remove(kernel_mounts(proc)?.into_iter().filter(brought), covers)
 }
 
-fn remove(mounts: impl Iterator<Item = PathBuf>, covers: &mut Covers) -> Result<(), SetupError> {
-    for mount in mounts {
-        if !detach_all(&mount)? {
-            covers.hide(&mount, &[])?;
+/// The inner ones first, so that each still is a mount.
+fn remove(
+    mounts: impl DoubleEndedIterator<Item = PathBuf>,
+    covers: &mut Covers,
+) -> Result<(), SetupError> {
+    for mount in mounts.rev() {
+        if !detach_top(&mount)? {
+            covers.cover(&mount, &[])?;
         }
     }
     Ok(())
@@ -154,51 +173,65 @@ pub(super) fn mount_visible_proc(hosts: &OwnedFd) -> Result<(), SetupError> {
     .map_err(|e| error("mount /proc".into(), e))
 }
 
-/// The mounts of [`KERNEL_FILE_SYSTEMS`] in this root (`proc_pid_mountinfo(5)`), as `proc`, a
-/// `/proc` that need not be in sight, has them.
+/// The mounts of [`KERNEL_FILE_SYSTEMS`] in this root that are in sight (`proc_pid_mountinfo(5)`), as
+/// `proc`, a `/proc` that need not be in sight itself, has them.
 fn kernel_mounts(proc: &OwnedFd) -> Result<Vec<PathBuf>, SetupError> {
     // Not self: that is the main thread's view, and this may be another thread.
     let file = "thread-self/mountinfo";
-    let mut text = String::new();
-    openat(
-        proc,
-        file,
-        OFlag::O_RDONLY | OFlag::O_CLOEXEC,
-        Mode::empty(),
-    )
-    .map_err(std::io::Error::from)
-    .and_then(|fd| fs::File::from(fd).read_to_string(&mut text))
-    .map_err(|e| io_error(format!("read /proc/{file}"), &e))?;
-    let mut mounts = Vec::new();
-    for line in text.lines() {
-        let place = line.split(' ').nth(4).map(unescape);
-        let kind = line
-            .split(" - ")
-            .nth(1)
-            .and_then(|end| end.split(' ').next());
-        if let (Some(place), Some(kind)) = (place, kind)
-            && KERNEL_FILE_SYSTEMS.contains(&kind)
-        {
-            mounts.push(place);
-        }
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+    let mut text = Vec::new();
+    openat(proc, file, flags, Mode::empty())
+        .map_err(std::io::Error::from)
+        .and_then(|fd| fs::File::from(fd).read_to_end(&mut text))
+        .map_err(|e| io_error(format!("read /proc/{file}"), &e))?;
+    Ok(in_sight(&text))
+}
+
+fn in_sight(mountinfo: &[u8]) -> Vec<PathBuf> {
+    let mut mounts: Vec<(PathBuf, String)> = Vec::new();
+    for line in mountinfo.split(|byte| *byte == b'\n') {
+        let fields: Vec<&[u8]> = line.split(|byte| *byte == b' ').collect();
+        let end = fields.iter().position(|field| *field == b"-");
+        let (Some(place), Some(end)) = (fields.get(4), end) else {
+            continue;
+        };
+        let kind = fields.get(end + 1).copied().unwrap_or_default();
+        let place = unescape(place);
+        mounts.retain(|(below, _)| *below != place); // covered by this later one
+        mounts.push((place, String::from_utf8_lossy(kind).into_owned()));
     }
-    Ok(mounts)
+    let carries = |place: &Path| {
+        let above = |other: &PathBuf| other.starts_with(place) && other != place;
+        mounts.iter().any(|(other, _)| above(other))
+    };
+    // An automount in use is a folder of mounts, which may be wanted.
+    let is_wanted = |place: &Path, kind: &str| kind == "autofs" && carries(place);
+    mounts
+        .iter()
+        .filter(|(place, kind)| {
+            KERNEL_FILE_SYSTEMS.contains(&kind.as_str()) && !is_wanted(place, kind)
+        })
+        .map(|(place, _)| place.clone())
+        .collect()
 }
 
 /// Undoes the octal escapes of mountinfo (`\040` for a space).
-fn unescape(field: &str) -> PathBuf {
+fn unescape(field: &[u8]) -> PathBuf {
     use std::os::unix::ffi::OsStringExt;
-    let bytes = field.as_bytes();
-    let mut plain = Vec::with_capacity(bytes.len());
-    let mut i = 0;
-    while i < bytes.len() {
-        let digits = field.get(i + 1..i + 4).filter(|_| bytes[i] == b'\\');
-        if let Some(byte) = digits.and_then(|d| u8::from_str_radix(d, 8).ok()) {
-            plain.push(byte);
-            i += 4;
-        } else {
-            plain.push(bytes[i]);
-            i += 1;
+    let mut plain = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let [byte, after @ ..] = rest {
+        let digits = after.get(..3).filter(|_| *byte == b'\\');
+        let digits = digits.and_then(|digits| std::str::from_utf8(digits).ok());
+        match digits.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(escaped) => {
+                plain.push(escaped);
+                rest = &after[3..];
+            }
+            None => {
+                plain.push(*byte);
+                rest = after;
+            }
         }
     }
     std::ffi::OsString::from_vec(plain).into()
@@ -210,7 +243,22 @@ mod tests {
 
     #[test]
     fn mountinfo_escapes_are_undone() {
-        assert_eq!(unescape(r"/a\040b\134c"), Path::new(r"/a b\c"));
-        assert_eq!(unescape(r"/plain\9"), Path::new(r"/plain\9"));
+        assert_eq!(unescape(br"/a\040b\134c"), Path::new(r"/a b\c"));
+        assert_eq!(unescape(br"/plain\9"), Path::new(r"/plain\9"));
+    }
+
+    #[test]
+    fn of_what_is_stacked_the_last_counts() {
+        let mountinfo = b"1 0 0:1 / / rw - ext4 /dev/x rw
+2 1 0:2 / /proc rw shared:1 - proc proc rw
+3 1 0:3 / /auto rw - autofs systemd rw
+4 3 0:4 / /auto rw - nfs4 server:/ rw
+5 1 0:5 / /home rw - autofs map rw
+6 5 0:6 / /home/me rw - nfs4 server:/me rw
+7 1 0:7 / /idle rw - autofs map rw
+8 1 0:8 / /mnt/a\\040b rw - sysfs sys rw
+";
+        let expected = ["/proc", "/idle", "/mnt/a b"];
+        assert_eq!(in_sight(mountinfo), expected.map(PathBuf::from));
     }
 }

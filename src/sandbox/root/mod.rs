@@ -50,7 +50,9 @@ pub struct PreparedRoot {
 
 /// A bind of the profile, taken from the host's tree.
 struct BoundTree {
+    source: PathBuf,
     target: PathBuf,
+    writable: bool,
     is_folder: bool,
     tree: OwnedFd,
 }
@@ -62,37 +64,48 @@ impl PreparedRoot {
     /// With the mount call that failed and its operand.
     pub fn prepare(profile: &Profile, needed: &[PathBuf]) -> Result<Self, SetupError> {
         let working_directory = std::env::current_dir().unwrap_or_else(|_| "/".into());
+        let hidden = by_all_names(profile);
         leave_host_mount_namespace()?;
         let binds = take_binds(profile)?;
         let hosts_proc =
             copy_tree(Path::new("/proc"), true).map_err(|e| error("open_tree /proc".into(), e))?;
-        let mut covers = Covers::default();
-        match &profile.root {
+        let writable = binds.iter().filter(|bind| bind.writable);
+        let untrusted = writable.map(|bind| bind.source.clone()).collect();
+        let mut covers = match &profile.root {
             Root::ReadOnly => {
-                let needed = with_working_directory(needed, &working_directory, profile);
-                enter_host_tree(profile, &needed, &mut covers, &hosts_proc)?;
+                let needed = with_working_directory(needed, &working_directory, &hidden);
+                enter_host_tree(&hidden, &needed, untrusted, &hosts_proc)?
             }
             Root::Chroot(folder) => {
                 enter_copy_of(folder, UNTRUSTED)?;
-                kernel::remove_from_chroot(&mut covers, &hosts_proc)?;
+                let mut folders = binds.iter().filter(|bind| bind.is_folder);
+                let place = folders.next().map(|bind| bind.target.as_path());
+                let mut covers = Covers::new(&[], Vec::new());
+                if let Some(place) = place {
+                    covers.keep_shelf_at(place)?;
+                }
+                kernel::remove_from_chroot(&mut covers, &hosts_proc, profile.proc())?;
+                covers
             }
-            Root::Empty => enter_empty_tree(&mut covers)?,
-        }
-        // A chroot is the operator's own folder, and a job may have left links in it.
-        let may_create = !matches!(profile.root, Root::Chroot(_));
+            Root::Empty => enter_empty_tree()?,
+        };
         if profile.proc() == Proc::Private {
             kernel::mount_visible_proc(&hosts_proc)?;
         }
-        mount_binds(&binds, may_create, &mut covers)?;
+        // A chroot is the operator's own folder, and a job may have left links in it.
+        let may_create = !matches!(profile.root, Root::Chroot(_));
+        mount_binds(&binds, may_create)?;
         let targets: Vec<_> = binds.iter().map(|bind| bind.target.as_path()).collect();
         kernel::remove_from_binds(&targets, &mut covers, &hosts_proc)?;
-        hide_in_binds(profile, &mut covers)?;
         if profile.shows_host_tree() && profile.proc() == Proc::None {
             covers.cover(Path::new("/proc"), &[])?;
         }
+        let kept = below_private_places(needed, &binds);
+        for bind in binds {
+            covers.hide_in_bind(bind, &hidden)?;
+        }
         covers.seal()?;
 
-        let kept = below_private_places(needed, &binds);
         Ok(Self {
             proc: profile.proc(),
             private_places: private_places(profile)?,
@@ -113,15 +126,40 @@ impl PreparedRoot {
     }
 }
 
+/// The names of what is to be hidden, and what they lead to now: a bind may show it by that name.
+/// Where jobs can write, they choose what a name leads to, and only the name counts.
+fn by_all_names(profile: &Profile) -> Vec<PathBuf> {
+    let is_jobs = |path: &Path| {
+        let mut binds = profile.binds.iter();
+        binds.any(|bind| bind.writable && path.starts_with(&bind.source))
+    };
+    let mut names = Vec::new();
+    for path in &profile.hide {
+        names.push(path.clone());
+        if !is_jobs(path) {
+            names.extend(fs::canonicalize(path));
+        }
+    }
+    // The outer ones first: what lies in them is then out of sight already.
+    names.sort();
+    names.dedup();
+    names
+}
+
 /// Modules are imported from the working directory too (`python -c`), so it is needed where others
-/// may pass to it; but a path that is hidden itself is not shown because pyspawner was started
-/// there.
-fn with_working_directory(needed: &[PathBuf], own: &Path, profile: &Profile) -> Vec<PathBuf> {
+/// may pass to it; but what is hidden is not shown because pyspawner was started there.
+fn with_working_directory(needed: &[PathBuf], own: &Path, hidden: &[PathBuf]) -> Vec<PathBuf> {
     let mut needed = needed.to_vec();
-    let is_covered = own == Path::new("/")
-        || PRIVATE_PLACES.iter().any(|place| own.starts_with(place))
-        || profile.hide.iter().any(|hidden| hidden == own);
-    if !is_covered && closed_folder_above(&own.join("."), &[]).is_none() {
+    if hidden.iter().any(|hidden| hidden == own) && !needed.iter().any(|path| path == own) {
+        log::warn!(
+            "the working directory {} is hidden from children, as homes are: hint: to import from \
+             it, use --path .; for its files, a bind or another working directory",
+            own.display()
+        );
+        return needed;
+    }
+    let is_private = PRIVATE_PLACES.iter().any(|place| own.starts_with(place));
+    if own != Path::new("/") && !is_private && closed_folder_above(&own.join(".")).is_none() {
         needed.push(own.to_owned());
     }
     needed
@@ -147,7 +185,9 @@ fn take_binds(profile: &Profile) -> Result<Vec<BoundTree>, SetupError> {
         let attributes = if bind.writable { UNTRUSTED } else { READ_ONLY };
         set_attributes(&tree, attributes, 0).map_err(step("mount_setattr"))?;
         binds.push(BoundTree {
+            source: bind.source.clone(),
             target: bind.target().to_owned(),
+            writable: bind.writable,
             is_folder: bind.source.is_dir(),
             tree,
         });
@@ -159,38 +199,48 @@ fn take_binds(profile: &Profile) -> Result<Vec<BoundTree>, SetupError> {
 
 /// The host's tree, read-only, without the kernel's file systems and what is hidden.
 fn enter_host_tree(
-    profile: &Profile,
+    hidden: &[PathBuf],
     needed: &[PathBuf],
-    covers: &mut Covers,
+    untrusted: Vec<PathBuf>,
     hosts_proc: &OwnedFd,
-) -> Result<(), SetupError> {
+) -> Result<Covers, SetupError> {
     let devices = Devices::take()?;
     enter_copy_of(Path::new("/"), READ_ONLY)?;
-    // Each child mounts its own over it. Covered here too, the host's is never in sight.
-    covers.cover(Path::new("/tmp"), needed)?;
-    kernel::remove_from_host_tree(covers, hosts_proc)?;
+    let mut covers = Covers::new(needed, untrusted);
+    cover_tmp(&mut covers, needed)?;
+    kernel::remove_from_host_tree(&mut covers, hosts_proc)?;
     devices.mount()?;
     covers.open_the_way_to(needed)?;
-    profile
-        .hide
-        .iter()
-        .try_for_each(|path| covers.hide(path, needed))
+    for path in hidden {
+        covers.hide(path, needed)?;
+    }
+    Ok(covers)
 }
 
 /// An empty tree with `/dev`, `/proc` and `/tmp`.
-fn enter_empty_tree(covers: &mut Covers) -> Result<(), SetupError> {
+fn enter_empty_tree() -> Result<Covers, SetupError> {
     let devices = Devices::take()?;
-    // Mounted where there always is a folder; the place is gone with the old root.
-    let place = Path::new("/proc");
-    mount_tmpfs(place, "mode=755,size=1m")?;
-    chdir(place).map_err(|e| error("chdir /proc".into(), e))?;
+    let root = covers::tmpfs()?;
+    // Attached where there always is a folder; the place is gone with the old root.
+    attach_tree(&root, Path::new("/proc")).map_err(|e| error("move_mount a tmpfs".into(), e))?;
+    fchdir(&root).map_err(|e| error("fchdir to a tmpfs".into(), e))?;
     leave_old_root("an empty tree")?;
     for folder in ["/dev", "/proc", "/tmp"] {
         create_mount_point(Path::new(folder), true)?;
     }
     devices.mount()?;
-    covers.cover(Path::new("/tmp"), &[])?;
-    covers.adopt(Path::new("/"))
+    let mut covers = Covers::new(&[], Vec::new());
+    cover_tmp(&mut covers, &[])?;
+    covers.adopt(root)?;
+    Ok(covers)
+}
+
+/// Each child mounts its own over it. Covered here too, the host's is never in sight.
+fn cover_tmp(covers: &mut Covers, needed: &[PathBuf]) -> Result<(), SetupError> {
+    covers.cover(Path::new("/tmp"), needed)?;
+    let shelf = Path::new("/tmp/.shelf");
+    create_mount_point(shelf, true)?;
+    covers.keep_shelf_at(shelf)
 }
 
 /// Makes a restricted copy of the tree at `source` the root and detaches the old one.
@@ -218,28 +268,8 @@ fn leave_old_root(new: &str) -> Result<(), SetupError> {
     chdir("/").map_err(step("chdir"))
 }
 
-/// Hides once more what a bind shows with a folder that it lies in. What is bound itself is
-/// meant to be seen.
-fn hide_in_binds(profile: &Profile, covers: &mut Covers) -> Result<(), SetupError> {
-    for bind in &profile.binds {
-        for path in &profile.hide {
-            match path.strip_prefix(&bind.source) {
-                Ok(rest) if rest.as_os_str().is_empty() => {}
-                Ok(rest) => covers.hide(&bind.target().join(rest), &[])?,
-                Err(_) => {}
-            }
-        }
-    }
-    Ok(())
-}
-
-fn mount_binds(
-    binds: &[BoundTree],
-    may_create: bool,
-    covers: &mut Covers,
-) -> Result<(), SetupError> {
+fn mount_binds(binds: &[BoundTree], may_create: bool) -> Result<(), SetupError> {
     for bind in binds {
-        covers.reveal(&bind.target);
         if may_create && !bind.target.exists() {
             create_mount_point(&bind.target, bind.is_folder)?;
         }
@@ -290,7 +320,7 @@ fn reachable_or_root(directory: PathBuf, kept: &[PathBuf]) -> PathBuf {
         .iter()
         .any(|place| directory.starts_with(place))
         && !kept.iter().any(|path| directory.starts_with(path));
-    if !hidden && directory.is_dir() && closed_folder_above(&directory.join("."), &[]).is_none() {
+    if !hidden && directory.is_dir() && closed_folder_above(&directory.join(".")).is_none() {
         return directory;
     }
     log::info!(

@@ -32,9 +32,15 @@ pub(super) fn make_read_only(path: &Path) -> Result<(), SetupError> {
         .map_err(|e| error(format!("remount {} read-only", path.display()), e))
 }
 
-/// Detaches what was mounted last at `path`.
-pub(super) fn detach_top(path: &Path) -> Result<(), SetupError> {
-    umount2(path, MntFlags::MNT_DETACH).map_err(|e| error(format!("detach {}", path.display()), e))
+/// Detaches what was mounted last at `path`. `false` if that is not to be had: mounts that come from
+/// a more privileged namespace are locked (`mount_namespaces(7)`), and the kernel calls that EINVAL.
+/// What a host without privilege cannot reach, its children cannot either.
+pub(super) fn detach_top(path: &Path) -> Result<bool, SetupError> {
+    match umount2(path, MntFlags::MNT_DETACH) {
+        Ok(()) | Err(Errno::ENOENT | Errno::ENOTDIR | Errno::EACCES) => Ok(true),
+        Err(Errno::EINVAL) => Ok(false),
+        Err(e) => Err(error(format!("detach {}", path.display()), e)),
+    }
 }
 
 /// Detaches everything that is mounted at `path`, one above the other. `false` if something is
@@ -44,7 +50,7 @@ pub(super) fn detach_all(path: &Path) -> Result<bool, SetupError> {
     loop {
         match umount2(path, MntFlags::MNT_DETACH) {
             Ok(()) => {}
-            Err(Errno::ENOENT) => return Ok(true),
+            Err(Errno::ENOENT | Errno::ENOTDIR | Errno::EACCES) => return Ok(true),
             Err(Errno::EINVAL) => return Ok(!is_mount(path)),
             Err(e) => return Err(error(format!("detach {}", path.display()), e)),
         }

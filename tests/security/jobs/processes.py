@@ -113,3 +113,11 @@ def leave_descendant(seconds):
         os._exit(0)
     os.close(write)
     return int(os.read(read, 20))
+
+
+def execute_from_thread(seconds):
+    """Becomes another program, from a thread that is not the first."""
+    import threading
+
+    threading.Thread(target=os.execv, args=("/bin/sleep", ["sleep", seconds])).start()
+    threading.Event().wait()

@@ -118,26 +118,38 @@ def set_id_bits(folder):
         return path
 
     def fchmod(mode):
-        descriptor = os.open(fresh(f"fchmod{mode:o}"), os.O_RDWR)
+        descriptor = os.open(fresh(f"fchmod-{mode:o}"), os.O_RDWR)
         os.fchmod(descriptor, mode)
 
     def tmpfile(mode):
         descriptor = os.open(folder, os.O_TMPFILE | os.O_RDWR, mode)
-        os.link(f"/proc/self/fd/{descriptor}", f"{folder}/tmpfile{mode:o}", follow_symlinks=True)
+        source, target, follow = f"/proc/self/fd/{descriptor}", f"{folder}/tmpfile-{mode:o}", 0x400
+        libc.linkat(-100, source.encode(), -100, target.encode(), follow)
+
+    def call(intel, arm, *args):
+        """By number, since the C library has its own ways; None where there is no such call."""
+        number = intel if os.uname().machine == "x86_64" else arm
+        if number is not None and raw(number, *args) < 0:
+            raise OSError(ctypes.get_errno(), "")
+
+    def path(way, mode):
+        return f"{folder}/{way}-{mode:o}".encode()
 
     how = struct.Struct("QQQ")
+    make = os.O_CREAT | os.O_WRONLY
     ways = {
-        "chmod": lambda mode: os.chmod(fresh(f"chmod{mode:o}"), mode),
+        "chmod": lambda mode: call(90, None, fresh(f"chmod-{mode:o}").encode(), mode),
         "fchmod": fchmod,
-        "lchmod": lambda mode: os.chmod(fresh(f"at{mode:o}"), mode, dir_fd=os.open(folder, os.O_RDONLY)),
-        "open": lambda mode: os.open(f"{folder}/open{mode:o}", os.O_CREAT | os.O_WRONLY, mode),
+        "fchmodat": lambda mode: call(268, 53, -100, fresh(f"fchmodat-{mode:o}").encode(), mode),
+        "fchmodat2": lambda mode: call(452, 452, -100, fresh(f"fchmodat2-{mode:o}").encode(), mode, 0),
+        "open": lambda mode: call(2, None, path("open", mode), make, mode),
+        "openat": lambda mode: call(257, 56, -100, path("openat", mode), make, mode),
+        "creat": lambda mode: call(85, None, path("creat", mode), mode),
+        "mknod": lambda mode: call(133, None, path("mknod", mode), stat.S_IFREG | mode, 0),
+        "mknodat": lambda mode: call(259, 33, -100, path("mknodat", mode), stat.S_IFREG | mode, 0),
         "tmpfile": tmpfile,
-        "creat": lambda mode: libc.creat(f"{folder}/creat{mode:o}".encode(), mode),
-        "mknod": lambda mode: os.mknod(f"{folder}/mknod{mode:o}", stat.S_IFREG | mode),
-        "mkdir": lambda mode: os.mkdir(f"{folder}/mkdir{mode:o}", mode),
-        "openat2": lambda mode: raw(
-            437, -100, f"{folder}/openat2{mode:o}".encode(), how.pack(os.O_CREAT | os.O_WRONLY, mode, 0), how.size
-        ),
+        "openat2": lambda mode: call(437, 437, -100, path("openat2", mode), how.pack(make, mode, 0), how.size),
+        "mkdir": lambda mode: os.mkdir(path("mkdir", mode), mode),
     }
     os.umask(0)
     told = {f"{name} {mode:o}": attempt(way, mode) for name, way in ways.items() for mode in (0o4755, 0o2755, 0o6755)}
