@@ -15,7 +15,9 @@ use crate::clone::private_memory::spawn_private_thread;
 use crate::config::HostSettings;
 use crate::interpreter::call::Entry;
 use crate::interpreter::{host_module, warm};
-use crate::pool::clone_service::{self, CloneRequest, ClonedChild, IoEnd, MainEnd, ToMain};
+use crate::pool::clone_service::{
+    self, CloneRequest, ClonedChild, Failure, IoEnd, MainEnd, ToMain,
+};
 use crate::pool::interrupt;
 use crate::sandbox::enter::{self, NEVER_STARTED, PAYLOAD_FD};
 use crate::sandbox::handshake::ChildReport;
@@ -39,25 +41,48 @@ pub fn serve(
         anyhow::bail!("the I/O thread did not start");
     };
 
-    let warm = warm::warm(settings)?;
+    match prepare(settings, io_thread) {
+        Ok(mut children) => {
+            main_end.ready(Ok(()));
+            children.clone_on_request(&main_end);
+        }
+        Err(failure) => main_end.ready(Err(failure)),
+    }
+    // The I/O thread is about to end the process, with its status.
+    loop {
+        std::thread::park();
+    }
+}
+
+/// Makes everything ready for the first clone.
+fn prepare(settings: &HostSettings, io_thread: libc::pid_t) -> Result<Children, Failure> {
+    let failure = |kind| {
+        move |error: anyhow::Error| Failure {
+            kind,
+            detail: format!("{error:#}"),
+        }
+    };
+    let warm = warm::warm(settings).map_err(failure("preload"))?;
+    prepare_children(settings, io_thread, warm).map_err(failure("setup"))
+}
+
+fn prepare_children(
+    settings: &HostSettings,
+    io_thread: libc::pid_t,
+    warm: warm::Warm,
+) -> anyhow::Result<Children> {
     let cloner = Cloner::new(&[io_thread])?;
     log_warm_state(settings, &warm.report, &cloner)?;
     let sandbox = Sandbox::prepare(&settings.profile, &warm.needed)?;
     for layer in sandbox.layers.skipped() {
         log::warn!("layer {layer} is skipped by the configuration: the sandbox is weaker");
     }
-    let mut children = Children {
+    Ok(Children {
         cloner,
         sandbox,
         entry: warm.entry,
         needed: warm.needed,
-    };
-    main_end.ready();
-    children.clone_on_request(&main_end);
-    // The I/O thread is about to end the process, with its status.
-    loop {
-        std::thread::park();
-    }
+    })
 }
 
 fn log_warm_state(
@@ -150,9 +175,10 @@ impl Children {
     /// A child's whole life. Returns its exit status.
     fn live(&self, py: Python<'_>, request: &CloneRequest) -> i32 {
         let descriptors = &request.descriptors;
-        if let Err(error) = enter::enter(&self.sandbox, descriptors, request.cgroup.is_some()) {
-            return refuse(ChildReport::SetupFailed(error));
-        }
+        let order = match enter::enter(&self.sandbox, descriptors, request.cgroup.is_some()) {
+            Ok(order) => order,
+            Err(error) => return refuse(ChildReport::SetupFailed(error)),
+        };
         if request.probe {
             return self.check_reach();
         }
@@ -164,7 +190,7 @@ impl Children {
             Ok(payload) => payload,
             Err(error) => return refuse(ChildReport::SetupFailed(error)),
         };
-        let job = match self.entry.decode(py, &payload, wants_result) {
+        let job = match self.entry.decode(py, order.call, &payload, wants_result) {
             Ok(job) => job,
             Err(text) => return refuse(ChildReport::InvalidJob(text)),
         };

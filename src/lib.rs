@@ -16,6 +16,8 @@
 //! 6. The I/O thread collects what it wrote, reaps it, and says how it ended
 //!    ([`pool::outcome`]).
 
+pub mod api;
+pub mod call;
 pub mod cli;
 pub mod clone;
 pub mod config;

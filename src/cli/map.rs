@@ -17,7 +17,7 @@ use super::JobOptions;
 use super::lines::{Line, LineReader, LineWriter};
 use crate::config::{self, Profile};
 use crate::pool::interrupt::Interrupt;
-use crate::pool::payload::{self, Job, JobLine, Stdin, Streams};
+use crate::pool::payload::{self, Job, JobLine, Own, Stdin, Streams};
 use crate::pool::{JobReport, Outcome, Pool};
 
 /// The longest line that is taken as a job.
@@ -269,6 +269,7 @@ impl Map<'_> {
                 .map_err(failed)?,
             streams: Streams::Capture,
             timeout,
+            own: Own::default(),
         })
     }
 

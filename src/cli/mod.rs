@@ -4,8 +4,11 @@ mod lines;
 pub mod map;
 mod python;
 pub mod run;
+pub mod serve;
 mod terminal;
 
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -19,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::{self, Callable, HostSettings, Profile};
 use crate::launch::{self, HostDescriptors};
 use crate::pool::Pool;
-use crate::pool::clone_service::{CloneService, IoEnd, ToMain};
+use crate::pool::clone_service::{CloneService, Failure, IoEnd, ToMain};
 use crate::pool::interrupt::Interrupt;
 use crate::sandbox::cgroup::Cgroups;
 use crate::sandbox::hidden;
@@ -49,6 +52,7 @@ struct Cli {
 enum Subcommands {
     Run(run::Arguments),
     Map(map::Arguments),
+    Serve(serve::Arguments),
 }
 
 /// What to run and how, for all commands that run jobs.
@@ -76,6 +80,12 @@ struct JobOptions {
     /// Repeatable.
     #[arg(long = "env", value_name = "K=V", value_parser = parse_variable)]
     environment: Vec<(String, String)>,
+    /// Give children this command's own environment, before --env.
+    #[arg(long)]
+    inherit_env: bool,
+    /// Like --python, but only if it is of the version that pyspawner is linked to.
+    #[arg(long, value_name = "PATH", hide = true)]
+    prefer_python: Option<PathBuf>,
     /// Which sandbox profile of the configuration to use.
     #[arg(long, value_name = "NAME")]
     profile: Option<String>,
@@ -102,6 +112,7 @@ fn parse_variable(text: &str) -> Result<(String, String), String> {
 enum Command {
     Run(run::Command),
     Map(map::Command),
+    Serve(serve::Command),
 }
 
 /// What the I/O thread is told. Children never see it.
@@ -145,6 +156,12 @@ pub fn start() -> anyhow::Result<ExitCode> {
                 Ok(Command::Map(arguments.into_command(file)?))
             })
         }
+        Subcommands::Serve(arguments) => {
+            let (options, arguments) = arguments.split();
+            execute(options, filter, cli.quiet > 0, |_| {
+                Ok(Command::Serve(arguments.into_command()?))
+            })
+        }
     }
 }
 
@@ -163,7 +180,8 @@ fn execute(
     profile.limits.wall = options.timeout.or(profile.limits.wall);
     let home = std::env::home_dir();
     profile.hide.extend(hidden::by_default(home.as_deref()));
-    let mut environment = file.environment.clone();
+    let mut environment = own_environment(options.inherit_env)?;
+    environment.extend(file.environment.clone());
     environment.extend(options.environment);
     let from_file = |text: &Option<String>, name: &str| {
         text.as_deref()
@@ -186,7 +204,10 @@ fn execute(
         child_main,
         preload: or_file(options.preload, &file.preload),
         warm_up,
-        python: python::find(options.python.or_else(|| file.python.clone()))?,
+        python: python::find(
+            options.python.or_else(|| file.python.clone()),
+            options.prefer_python,
+        )?,
         path: or_file(options.path, &file.path)
             .iter()
             .map(|path| std::path::absolute(path).with_context(|| format!("{}", path.display())))
@@ -204,6 +225,18 @@ fn execute(
     unprivileged::gain_capabilities()?;
     init::step_aside()?;
     match launch::execute_host(&settings, &io, &environment)? {}
+}
+
+/// This process's environment, if it is wanted.
+fn own_environment(wanted: bool) -> anyhow::Result<BTreeMap<String, String>> {
+    let variables = std::env::vars_os().filter(|_| wanted);
+    let text = |name: &OsStr, text: &OsStr| {
+        let text = text.to_str().map(str::to_owned);
+        text.with_context(|| format!("the variable {} is not UTF-8", name.display()))
+    };
+    variables
+        .map(|(name, value)| Ok((text(&name, &name)?, text(&name, &value)?)))
+        .collect()
 }
 
 /// A list of the flags, else the file's.
@@ -246,27 +279,31 @@ fn io_run(end: IoEnd, settings: IoSettings) -> anyhow::Result<i32> {
             .send(thread)
             .context("the main thread has ended")?;
         let interrupt = Interrupt::listen().context("signalfd")?;
-        let (clones, ready) = CloneService::start(end).context("eventfd")?;
+        let clients = match &settings.command {
+            Command::Serve(command) => Some(serve::Clients::open(command)?),
+            _ => None,
+        };
         let profile = Rc::new(settings.profile);
-        tokio::select! {
-            // A main thread that fails while warming prints why and ends the process.
-            ready = ready => if ready.is_err() { std::future::pending::<()>().await },
-            signal = interrupt.received() => return Ok(128 + signal),
-        }
-        let cgroups = claim_cgroups(&profile, settings.cgroup.as_deref())?.map(Rc::new);
-        let _removed = RemoveAtEnd(cgroups.clone());
-        let pool = Pool::new(clones, profile.clone(), cgroups, interrupt.clone())?;
-        tokio::select! {
-            probed = pool.probe() => probed.map_err(anyhow::Error::msg).context(
-                "a first child could not be made as the profile asks, so no job was run",
-            )?,
-            signal = interrupt.received() => return Ok(128 + signal),
-        }
+        let prepared = prepare(end, &interrupt, &profile, settings.cgroup.as_deref()).await;
+        let (pool, _removed) = match prepared {
+            Ok(Ok(prepared)) => prepared,
+            Ok(Err(signal)) => return Ok(128 + signal),
+            Err(failure) => {
+                if let Some(clients) = &clients {
+                    clients.tell_failure(failure.kind, &failure.detail).await;
+                }
+                anyhow::bail!(failure.detail);
+            }
+        };
         let work = async {
-            match settings.command {
-                Command::Run(command) => run::run(&pool, &interrupt, &profile, command).await,
-                Command::Map(command) => {
+            match (settings.command, clients) {
+                (Command::Run(command), _) => run::run(&pool, &interrupt, &profile, command).await,
+                (Command::Map(command), _) => {
                     map::map(&pool, &interrupt, &profile, command, settings.quiet).await
+                }
+                (Command::Serve(_), clients) => {
+                    let clients = clients.expect("opened above");
+                    serve::serve(&pool, &interrupt, profile.clone(), clients).await
                 }
             }
         };
@@ -278,6 +315,38 @@ fn io_run(end: IoEnd, settings: IoSettings) -> anyhow::Result<i32> {
             }
         }
     }))
+}
+
+/// Waits for the main thread, then makes the pool and tries it. The inner error is a signal that came
+/// meanwhile.
+async fn prepare(
+    end: IoEnd,
+    interrupt: &Interrupt,
+    profile: &Rc<Profile>,
+    cgroup: Option<&std::path::Path>,
+) -> Result<Result<(Pool, RemoveAtEnd), i32>, Failure> {
+    let setup = |error: anyhow::Error| Failure {
+        kind: "setup",
+        detail: format!("{error:#}"),
+    };
+    let (clones, ready) = CloneService::start(end).context("eventfd").map_err(setup)?;
+    tokio::select! {
+        ready = ready => match ready {
+            Ok(result) => result?,
+            Err(_) => return Err(setup(anyhow::anyhow!("the main thread has ended"))),
+        },
+        signal = interrupt.received() => return Ok(Err(signal)),
+    }
+    let cgroups = claim_cgroups(profile, cgroup).map_err(setup)?.map(Rc::new);
+    let removed = RemoveAtEnd(cgroups.clone());
+    let pool = Pool::new(clones, profile.clone(), cgroups, interrupt.clone()).map_err(setup)?;
+    tokio::select! {
+        probed = pool.probe() => probed.map_err(anyhow::Error::msg).context(
+            "a first child could not be made as the profile asks, so no job was run",
+        ).map_err(setup)?,
+        signal = interrupt.received() => return Ok(Err(signal)),
+    }
+    Ok(Ok((pool, removed)))
 }
 
 /// The control groups, unless the profile can do without and there are none. Says what is in

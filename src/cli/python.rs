@@ -14,10 +14,20 @@ const LINKED_VERSION: &str = env!("PYSPAWNER_PYTHON_VERSION");
 ///
 /// # Errors
 /// If there is none, it cannot be run, or it is of another version than the linked one.
-pub fn find(named: Option<PathBuf>) -> anyhow::Result<PathBuf> {
+pub fn find(named: Option<PathBuf>, preferred: Option<PathBuf>) -> anyhow::Result<PathBuf> {
+    if let (None, Some(preferred)) = (&named, preferred) {
+        match ask(preferred) {
+            Ok(found) => return Ok(found),
+            Err(reason) => log::debug!("another interpreter is used: {reason:#}"),
+        }
+    }
     let path = named
         .or_else(|| std::env::var_os("VIRTUAL_ENV").map(|venv| Path::new(&venv).join("bin/python")))
         .unwrap_or_else(|| BUILT_WITH.into());
+    ask(path)
+}
+
+fn ask(path: PathBuf) -> anyhow::Result<PathBuf> {
     let path = if path.components().count() > 1 {
         std::path::absolute(&path)?
     } else {

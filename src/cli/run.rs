@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{FAILED, JobOptions, terminal};
 use crate::config::Profile;
 use crate::pool::interrupt::Interrupt;
-use crate::pool::payload::{Arguments as CallArguments, Job, Stdin, Streams, seal};
+use crate::pool::payload::{Arguments as CallArguments, Job, Own, Stdin, Streams, seal};
 use crate::pool::{JobReport, Outcome, Pool};
 use crate::sys::process::Ending;
 
@@ -66,6 +66,7 @@ pub(super) async fn run(
             stdin: Stdin::Inherit,
             streams: Streams::Inherit,
             timeout,
+            own: Own::default(),
         })
         .await;
     streams.restore();

@@ -287,7 +287,7 @@ fn check_path(key: &str, path: &Path) -> anyhow::Result<()> {
 }
 
 impl Limits {
-    fn check(&self) -> anyhow::Result<()> {
+    pub fn check(&self) -> anyhow::Result<()> {
         ensure!(self.output > 0, "limits.output: expected more than 0 bytes");
         ensure!(
             self.memory.is_none_or(|bytes| bytes >= 1 << 20),

@@ -4,12 +4,14 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyCFunction, PyDict, PyTuple};
 
 use super::{describe, host_module, job_module};
+use crate::call::Call;
 
 /// The functions that a child needs, resolved in the host.
 pub struct Entry {
     pub child_main: Py<PyAny>,
     reseed: Py<PyAny>,
     decode: Py<PyAny>,
+    unpickle: Py<PyAny>,
     call: Py<PyAny>,
 }
 
@@ -26,6 +28,7 @@ impl Entry {
             child_main,
             reseed: job.getattr("reseed")?.unbind(),
             decode: job.getattr("decode")?.unbind(),
+            unpickle: job.getattr("unpickle")?.unbind(),
             call: job.getattr("call")?.unbind(),
         })
     }
@@ -53,13 +56,16 @@ impl Entry {
     pub fn decode(
         &self,
         py: Python<'_>,
+        call: Call,
         payload: &[u8],
         has_result_channel: bool,
     ) -> Result<DecodedJob, String> {
-        let decoded = self
-            .decode
-            .call1(py, (PyBytes::new(py, payload),))
-            .map_err(|error| error.value(py).to_string())?;
+        let payload = PyBytes::new(py, payload);
+        let decoded = match call {
+            Call::Json => self.decode.call1(py, (payload,)),
+            Call::Pickle { id, deadline } => self.unpickle.call1(py, (payload, id, deadline)),
+        }
+        .map_err(|error| error.value(py).to_string())?;
         let (id, deadline, args, kwargs) = decoded
             .extract::<(String, Option<f64>, Py<PyAny>, Py<PyAny>)>(py)
             .map_err(|error| error.to_string())?;

@@ -7,6 +7,7 @@ may have replaced.
 import atexit
 import json
 import os
+import pickle
 import random
 import sys
 import threading
@@ -98,6 +99,24 @@ def decode(payload):
     except (ValueError, RecursionError) as error:
         raise InvalidJob(f"the arguments cannot be decoded: {error}") from None
     return job["id"], job["deadline"], job["args"], job["kwargs"]
+
+
+def unpickle(payload, job_id, deadline):
+    """Return the same from the pickle of a list of arguments."""
+    try:
+        args = pickle.loads(payload)
+    except BaseException as error:
+        raise InvalidJob("the arguments cannot be unpickled:\n" + _text_of(error)) from None
+    if not isinstance(args, list):
+        raise InvalidJob(f"expected a pickled list of arguments, not {type(args).__name__}")
+    return job_id, deadline, args, {}
+
+
+def _text_of(error):
+    try:
+        return "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    except BaseException:
+        return type(error).__name__
 
 
 def call(child_main, args, kwargs, send_result):

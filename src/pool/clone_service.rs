@@ -35,9 +35,16 @@ pub struct CloneRequest {
 
 /// From the main thread to the I/O thread.
 pub enum FromMain {
-    /// The interpreter is warm and the sandbox prepared.
-    Ready,
+    /// The interpreter is warm and the sandbox prepared; or why not.
+    Ready(Result<(), Failure>),
     Cloned(CloneReply),
+}
+
+/// Why the main thread cannot make clones.
+pub struct Failure {
+    /// `preload` for what the operator's modules did, else `setup`.
+    pub kind: &'static str,
+    pub detail: String,
 }
 
 pub struct CloneReply {
@@ -65,8 +72,8 @@ pub struct MainEnd {
 }
 
 impl MainEnd {
-    pub fn ready(&self) {
-        self.send(FromMain::Ready);
+    pub fn ready(&self, result: Result<(), Failure>) {
+        self.send(FromMain::Ready(result));
     }
 
     pub fn reply(&self, request: CloneRequest, result: Result<ClonedChild, String>) {
@@ -127,7 +134,7 @@ pub struct CloneService {
 
 impl CloneService {
     /// Starts to pass replies on; the receiver tells when the main thread is ready.
-    pub fn start(end: IoEnd) -> std::io::Result<(Self, oneshot::Receiver<()>)> {
+    pub fn start(end: IoEnd) -> std::io::Result<(Self, oneshot::Receiver<Result<(), Failure>>)> {
         let service = Self {
             requests: end.requests,
             waiting: Rc::default(),
@@ -146,7 +153,9 @@ impl CloneService {
                 awake.clear_ready();
                 for message in replies.try_iter() {
                     match message {
-                        FromMain::Ready => drop(ready.take().map(|ready| ready.send(()))),
+                        FromMain::Ready(result) => {
+                            drop(ready.take().map(|ready| ready.send(result)));
+                        }
                         FromMain::Cloned(reply) => {
                             let waiter = waiting.borrow_mut().remove(&reply.number);
                             let waiter = waiter.expect("a reply to a request");

@@ -12,4 +12,4 @@ mod streams;
 
 pub use outcome::{JobReport, Outcome};
 pub use payload::Job;
-pub use run_job::Pool;
+pub use run_job::{Followed, Pool};

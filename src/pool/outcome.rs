@@ -6,6 +6,7 @@ use base64::Engine;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
+use crate::sandbox::SetupError;
 use crate::sys::process::Ending;
 
 /// One word for a job's end. All but the blocked call's name in `detail` rest on what the
@@ -41,9 +42,27 @@ pub enum Stop {
     Timeout(Duration),
     OutputLimit(u64),
     Cancelled,
+    /// By the client whose job it is.
+    Killed,
 }
 
 impl Outcome {
+    /// As it is written in results.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Exited => "exited",
+            Self::Signaled => "signaled",
+            Self::BlockedSyscall => "blocked_syscall",
+            Self::TimedOut => "timed_out",
+            Self::OutOfMemory => "out_of_memory",
+            Self::OutputLimit => "output_limit",
+            Self::InvalidJob => "invalid_job",
+            Self::SetupFailed => "setup_failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+
     /// The outcome of a job that ran, with its detail. A stop by the host outranks the SIGKILL
     /// that it sent; a job that ended by itself before that arrived has its own outcome.
     pub fn of(
@@ -64,6 +83,7 @@ impl Outcome {
                 Some(format!("wrote more than {limit} bytes to one stream")),
             ),
             (Some(Stop::Cancelled), _) => (Self::Cancelled, None),
+            (Some(Stop::Killed), _) => (Self::Signaled, None),
             (None, Ending::Signaled(libc::SIGKILL)) if out_of_memory => (Self::OutOfMemory, None),
             (None, Ending::Exited(0)) => (Self::Ok, None),
             (None, Ending::Exited(_)) => (Self::Exited, None),
@@ -91,6 +111,8 @@ pub struct JobReport {
     /// Resident memory at its highest, less what the clone began with.
     pub peak_memory: u64,
     pub detail: Option<String>,
+    /// The layer that could not be applied, if that is what `detail` tells.
+    pub refusal: Option<SetupError>,
 }
 
 impl JobReport {
@@ -107,6 +129,15 @@ impl JobReport {
             cpu: Duration::ZERO,
             peak_memory: 0,
             detail: Some(detail.into()),
+            refusal: None,
+        }
+    }
+
+    /// A report of a job for which a layer of the sandbox could not be applied.
+    pub fn refused(error: SetupError) -> Self {
+        Self {
+            refusal: Some(error.clone()),
+            ..Self::not_run(Outcome::SetupFailed, error.to_string())
         }
     }
 

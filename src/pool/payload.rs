@@ -7,6 +7,8 @@ use std::time::{Duration, SystemTime};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use crate::config::Limits;
+use crate::sandbox::Layer;
 use crate::sys::files::sealed_memfd;
 
 /// A job, ready to run.
@@ -16,6 +18,19 @@ pub struct Job {
     pub stdin: Stdin,
     pub streams: Streams,
     pub timeout: Option<Duration>,
+    pub own: Own,
+}
+
+/// What a job has otherwise than its profile says.
+#[derive(Default)]
+pub struct Own {
+    pub limits: Option<Limits>,
+    /// Layers that are left out, besides the profile's.
+    pub skip_layers: Vec<Layer>,
+    /// The same and more, for the child: [`crate::sandbox::order::Order`].
+    pub order: Option<OwnedFd>,
+    /// A root of its own: a detached tree.
+    pub root: Option<OwnedFd>,
 }
 
 /// What the child reads as standard input.
@@ -40,12 +55,13 @@ impl Stdin {
 }
 
 /// Where the child's output goes.
-#[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Streams {
     /// To the host's own standard output and error; no result is wanted.
     Inherit,
     /// Into the report, with the result.
     Capture,
+    /// To these; no result is wanted.
+    Given { stdout: OwnedFd, stderr: OwnedFd },
 }
 
 /// The arguments of a call, as JSON text.

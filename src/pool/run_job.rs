@@ -8,16 +8,17 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::Notify;
+use tokio::net::UnixStream;
+use tokio::sync::{Notify, oneshot};
 
 use super::capture::Capture;
 use super::clone_service::{CloneService, ClonedChild};
 use super::interrupt::Interrupt;
 use super::outcome::{JobReport, Outcome, Stop};
-use super::payload::{Job, Stdin, Streams, seal};
+use super::payload::{Job, Own, Stdin, Streams, seal};
 use super::spoken::Spoken;
 use super::streams::{self, ChildEnds, Ends};
-use crate::config::Profile;
+use crate::config::{Limits, Profile};
 use crate::sandbox::cgroup::{Cgroups, JobCgroup, Usage, prefer_as_victim};
 use crate::sandbox::enter::ChildDescriptors;
 use crate::sandbox::from_host::{HostIds, write_id_maps};
@@ -50,8 +51,45 @@ pub struct Pool {
     interrupt: Interrupt,
 }
 
+/// Why a job was not begun.
+enum Refusal {
+    Layer(SetupError),
+    Other(String),
+}
+
+impl From<SetupError> for Refusal {
+    fn from(error: SetupError) -> Self {
+        Self::Layer(error)
+    }
+}
+
+impl From<String> for Refusal {
+    fn from(text: String) -> Self {
+        Self::Other(text)
+    }
+}
+
+impl From<Refusal> for JobReport {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Layer(error) => Self::refused(error),
+            Refusal::Other(text) => Self::not_run(Outcome::SetupFailed, text),
+        }
+    }
+}
+
+/// How whoever runs a job follows it and ends it.
+#[derive(Default)]
+pub struct Followed {
+    /// Told the child's process id once the job's code runs.
+    pub started: Option<oneshot::Sender<libc::pid_t>>,
+    /// Ends the job.
+    pub kill: Rc<Notify>,
+}
+
 /// A child on its way, or at work.
 struct Child {
+    pid: libc::pid_t,
     pidfd: AsyncFd<OwnedFd>,
     cgroup: Option<JobCgroup>,
     host_id: u32,
@@ -87,10 +125,19 @@ impl Pool {
 
     /// Runs a job to its end. Everything that can go wrong is a report.
     pub async fn run(&self, job: Job) -> JobReport {
+        self.run_followed(job, Followed::default()).await
+    }
+
+    pub async fn run_followed(&self, job: Job, followed: Followed) -> JobReport {
         let start = Instant::now();
         match self.start(&job, false).await {
-            Ok(child) => self.attend(child, job.timeout, start).await,
-            Err(detail) => JobReport::not_run(Outcome::SetupFailed, detail),
+            Ok(child) => {
+                let timeout = job.timeout;
+                // Its descriptors are the child's now; a reader waits for their last copy.
+                drop(job);
+                self.attend(child, timeout, start, followed).await
+            }
+            Err(refusal) => refusal.into(),
         }
     }
 
@@ -107,11 +154,16 @@ impl Pool {
             stdin: Stdin::null().map_err(|error| format!("/dev/null: {error}"))?,
             streams: Streams::Inherit,
             timeout: None,
+            own: Own::default(),
         };
-        let child = self.start(&job, true).await?;
-        let report = self
-            .attend(child, Some(Duration::from_secs(60)), Instant::now())
-            .await;
+        let limit = Some(Duration::from_secs(60));
+        let report = match self.start(&job, true).await {
+            Ok(child) => {
+                let followed = Followed::default();
+                self.attend(child, limit, Instant::now(), followed).await
+            }
+            Err(refusal) => refusal.into(),
+        };
         match report.outcome {
             Outcome::Ok => Ok(()),
             _ => Err(report
@@ -120,34 +172,39 @@ impl Pool {
         }
     }
 
-    async fn start(&self, job: &Job, probe: bool) -> Result<Child, String> {
+    async fn start(&self, job: &Job, probe: bool) -> Result<Child, Refusal> {
         if self.overdue.get() >= MOST_OVERDUE {
-            return Err(format!(
+            return Err(Refusal::Other(format!(
                 "{MOST_OVERDUE} children were killed and have not ended; hint: which file system or \
                  device do they wait for?"
-            ));
+            )));
         }
-        let (ends, child_ends) = streams::open(job.streams).map_err(|e| format!("pipes: {e}"))?;
+        let (ends, child_ends) = streams::open(&job.streams).map_err(|e| format!("pipes: {e}"))?;
         let descriptors = self.descriptors(job, &child_ends);
         let host_id = self
             .ids
             .borrow_mut()
             .take()
-            .ok_or("every host uid of the children is in use")?;
-        let result = match self.create_cgroup() {
+            .ok_or_else(|| "every host uid of the children is in use".to_owned())?;
+        let limits = job.own.limits.as_ref().unwrap_or(&self.profile.limits);
+        let result = match self.create_cgroup(limits) {
             Ok(cgroup) => {
                 let folder = cgroup.as_ref().map(JobCgroup::descriptor);
                 let cloned = self.clones.clone(descriptors, folder, probe).await;
                 drop(child_ends);
                 match cloned {
-                    Ok(cloned) => self.release(cloned, cgroup, host_id, ends).await,
+                    Ok(cloned) => {
+                        let layers = self.layers.without(&job.own.skip_layers);
+                        let released = self.release(cloned, cgroup, host_id, &layers, ends).await;
+                        released.map_err(Refusal::from)
+                    }
                     Err(detail) => {
                         remove(cgroup).await;
-                        Err(detail)
+                        Err(detail.into())
                     }
                 }
             }
-            Err(error) => Err(error.to_string()),
+            Err(error) => Err(error.into()),
         };
         if result.is_err() {
             self.ids.borrow_mut().give_back(host_id);
@@ -155,25 +212,32 @@ impl Pool {
         result
     }
 
-    fn create_cgroup(&self) -> Result<Option<JobCgroup>, SetupError> {
+    fn create_cgroup(&self, limits: &Limits) -> Result<Option<JobCgroup>, SetupError> {
         let cgroups = self.cgroups.as_ref();
-        cgroups
-            .map(|cgroups| cgroups.create(&self.profile.limits))
-            .transpose()
+        cgroups.map(|cgroups| cgroups.create(limits)).transpose()
     }
 
     fn descriptors(&self, job: &Job, child: &ChildEnds) -> ChildDescriptors {
         let or = |end: &Option<OwnedFd>, own| end.as_ref().map_or(own, AsRawFd::as_raw_fd);
+        let (stdout, stderr) = match &job.streams {
+            Streams::Given { stdout, stderr } => (stdout.as_raw_fd(), stderr.as_raw_fd()),
+            _ => (
+                or(&child.stdout, libc::STDOUT_FILENO),
+                or(&child.stderr, libc::STDERR_FILENO),
+            ),
+        };
         ChildDescriptors {
             stdin: match &job.stdin {
                 Stdin::Inherit => libc::STDIN_FILENO,
                 Stdin::Private(own) => own.as_raw_fd(),
             },
-            stdout: or(&child.stdout, libc::STDOUT_FILENO),
-            stderr: or(&child.stderr, libc::STDERR_FILENO),
+            stdout,
+            stderr,
             result: child.result.as_ref().map(AsRawFd::as_raw_fd),
             payload: job.payload.as_raw_fd(),
             control: child.control.as_raw_fd(),
+            order: job.own.order.as_ref().map(AsRawFd::as_raw_fd),
+            root: job.own.root.as_ref().map(AsRawFd::as_raw_fd),
         }
     }
 
@@ -183,12 +247,14 @@ impl Pool {
         cloned: ClonedChild,
         cgroup: Option<JobCgroup>,
         host_id: u32,
+        layers: &Layers,
         ends: Ends,
-    ) -> Result<Child, String> {
+    ) -> Result<Child, SetupError> {
         let ClonedChild { pid, pidfd } = cloned;
         // Unread, it counts as 0, which makes a peak larger, never smaller.
         let resident_at_start = memory::resident(pid).unwrap_or(0);
         let mut child = Child {
+            pid,
             // It fails only if epoll does, without which nothing goes on here.
             pidfd: watch(pidfd).expect("epoll takes a pidfd"),
             cgroup,
@@ -196,8 +262,7 @@ impl Pool {
             ends,
             resident_at_start,
         };
-        let prepared =
-            prefer_as_victim(pid).and_then(|()| write_id_maps(pid, host_id, &self.layers));
+        let prepared = prefer_as_victim(pid).and_then(|()| write_id_maps(pid, host_id, layers));
         match prepared {
             Ok(()) => {
                 // A child that has already ended cannot read it; its end says why.
@@ -208,7 +273,7 @@ impl Pool {
                 kill(&child.pidfd);
                 reap(&child.pidfd).await;
                 remove(child.cgroup.take()).await;
-                Err(error.to_string())
+                Err(error)
             }
         }
     }
@@ -219,20 +284,27 @@ impl Pool {
         mut child: Child,
         timeout: Option<Duration>,
         start: Instant,
+        followed: Followed,
     ) -> JobReport {
         let limit = self.profile.limits.output;
         let overflow = Notify::new();
         let (mut stdout, mut stderr, mut result) = <(Capture, Capture, Capture)>::default();
+        let wants_result = child.ends.result.is_some();
         let mut said = Vec::new();
         let mut stop = None;
         let reaped = {
             let collect = async {
-                let control = &mut child.ends.control;
+                let control = hear(
+                    &mut child.ends.control,
+                    &mut said,
+                    child.pid,
+                    followed.started,
+                );
                 let (out, err, res, control) = tokio::join!(
                     stdout.collect(child.ends.stdout.take(), limit, &overflow),
                     stderr.collect(child.ends.stderr.take(), limit, &overflow),
                     result.collect(child.ends.result.take(), limit, &overflow),
-                    control.read_to_end(&mut said),
+                    control,
                 );
                 for error in [out.err(), err.err(), res.err(), control.err()]
                     .into_iter()
@@ -266,6 +338,7 @@ impl Pool {
                     reason = &mut deadline, if stop.is_none() => reason,
                     () = overflow.notified(), if stop.is_none() => Stop::OutputLimit(limit),
                     _ = self.interrupt.received(), if stop.is_none() => Stop::Cancelled,
+                    () = followed.kill.notified(), if stop.is_none() => Stop::Killed,
                     () = &mut overdue => break None,
                 };
                 stop = Some(reason);
@@ -292,7 +365,8 @@ impl Pool {
         let mut report = match (&reaped, stop) {
             (Some(reaped), _) => {
                 self.forget(child).await;
-                classify(&said, reaped, stop, usage.out_of_memory, &result.bytes)
+                let records = wants_result.then_some(&*result.bytes);
+                classify(&said, reaped, stop, usage.out_of_memory, records)
             }
             (None, stop) => {
                 tokio::task::spawn_local(self.clone().reap_in_the_end(child));
@@ -346,11 +420,11 @@ fn classify(
     reaped: &Reaped,
     stop: Option<Stop>,
     out_of_memory: bool,
-    records: &[u8],
+    records: Option<&[u8]>,
 ) -> JobReport {
     let mut report = match (ChildReport::decode(said), stop) {
         (Some(ChildReport::Started), _) => {
-            let spoken = Spoken::from(records);
+            let spoken = Spoken::from(records.unwrap_or_default());
             let (outcome, detail) = Outcome::of(
                 reaped.ending,
                 stop,
@@ -359,7 +433,7 @@ fn classify(
             );
             let mut report = JobReport::not_run(outcome, "");
             report.detail = detail;
-            if outcome == Outcome::Ok {
+            if outcome == Outcome::Ok && records.is_some() {
                 match spoken.result {
                     Ok(result) => report.result = Some(result),
                     Err(detail) => report.detail = Some(detail),
@@ -367,9 +441,7 @@ fn classify(
             }
             report
         }
-        (Some(ChildReport::SetupFailed(error)), _) => {
-            JobReport::not_run(Outcome::SetupFailed, error.to_string())
-        }
+        (Some(ChildReport::SetupFailed(error)), _) => JobReport::refused(error),
         (Some(ChildReport::HookFailed(text)), _) => JobReport::not_run(Outcome::SetupFailed, text),
         (Some(ChildReport::InvalidJob(text)), _) => JobReport::not_run(Outcome::InvalidJob, text),
         // Ended by the host on its way in.
@@ -389,6 +461,23 @@ fn classify(
     };
     report.ending = Some(reaped.ending);
     report
+}
+
+/// Hears a child's report to its end, and tells once it has started its job.
+async fn hear(
+    control: &mut UnixStream,
+    said: &mut Vec<u8>,
+    pid: libc::pid_t,
+    started: Option<oneshot::Sender<libc::pid_t>>,
+) -> std::io::Result<()> {
+    control.read_to_end(said).await?;
+    if let Some(started) = started
+        && ChildReport::decode(said) == Some(ChildReport::Started)
+    {
+        // Whoever followed it may have gone.
+        started.send(pid).ok();
+    }
+    Ok(())
 }
 
 fn kill(pidfd: &AsyncFd<OwnedFd>) {

@@ -25,7 +25,7 @@ pub struct ChildEnds {
 }
 
 /// Opens what a child with these streams needs.
-pub fn open(streams: Streams) -> std::io::Result<(Ends, ChildEnds)> {
+pub fn open(streams: &Streams) -> std::io::Result<(Ends, ChildEnds)> {
     let (control, child_control) = std::os::unix::net::UnixStream::pair()?;
     control.set_nonblocking(true)?;
     let mut ends = Ends {
@@ -40,7 +40,7 @@ pub fn open(streams: Streams) -> std::io::Result<(Ends, ChildEnds)> {
         stderr: None,
         result: None,
     };
-    if streams == Streams::Capture {
+    if matches!(streams, Streams::Capture) {
         for (end, child_end) in [
             (&mut ends.stdout, &mut child.stdout),
             (&mut ends.stderr, &mut child.stderr),

@@ -11,7 +11,10 @@ use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 
 use super::handshake::{ChildReport, GO};
 use super::layer::{Layer, SetupError};
-use super::{Sandbox, at, capabilities, identity, namespaces, processes, read_back, root};
+use super::order::Order;
+use super::{
+    Sandbox, at, capabilities, identity, landlock, namespaces, processes, read_back, root,
+};
 use crate::record::RESULT_FD;
 use crate::sys::{files, process};
 
@@ -22,6 +25,11 @@ pub const NEVER_STARTED: i32 = 125;
 pub const PAYLOAD_FD: RawFd = 4;
 /// The control socket, until the child reports.
 pub const CONTROL_FD: RawFd = 5;
+/// What this child is to get otherwise than its profile says, until that is read.
+const ORDER_FD: RawFd = 6;
+/// A root of the child's own, until it is entered.
+const ROOT_FD: RawFd = 7;
+const LAST_FD: RawFd = ROOT_FD;
 
 /// The host's descriptors that become the child's. Numbers, not owners: the clone holds
 /// copies of them all.
@@ -33,6 +41,9 @@ pub struct ChildDescriptors {
     pub result: Option<RawFd>,
     pub payload: RawFd,
     pub control: RawFd,
+    pub order: Option<RawFd>,
+    /// A detached tree, as `open_tree(2)` gives it.
+    pub root: Option<RawFd>,
 }
 
 /// Takes a fresh clone into its sandbox. No code of the job has run when this returns, and
@@ -41,27 +52,43 @@ pub fn enter(
     sandbox: &Sandbox,
     descriptors: &ChildDescriptors,
     in_cgroup: bool,
-) -> Result<(), SetupError> {
-    let layers = &sandbox.layers;
+) -> Result<Order, SetupError> {
     take_descriptors(descriptors);
     unblock_signals()?;
     processes::leave_terminal()?;
+    let order = match descriptors.order {
+        Some(_) => Order::take(ORDER_FD)?,
+        None => Order::default(),
+    };
+    let layers = &order.layers(&sandbox.layers);
+    let limits = match &order.limits {
+        Some(limits) => &sandbox.limits.with(limits.clone()),
+        None => &sandbox.limits,
+    };
+    processes::take_name(order.process_name.as_deref())?;
     wait_for_host()?;
     identity::become_sandbox_user(layers, sandbox.may_set_groups)?;
-    if let Some(root) = &sandbox.root {
-        root::mount_private_places(root)?;
+    match (descriptors.root, &sandbox.root) {
+        (Some(_), _) => root::enter_own(ROOT_FD, &order.covered)?,
+        (None, Some(root)) => root::mount_private_places(root)?,
+        (None, None) => {}
     }
     namespaces::enter_cgroup_namespace(layers)?;
     namespaces::set_hostname(layers)?;
-    sandbox.limits.apply(in_cgroup)?;
-    sandbox.landlock.restrict(layers)?;
+    limits.apply(in_cgroup)?;
+    let landlock = match descriptors.root {
+        Some(_) => &landlock::Rules::of_chroot(),
+        None => &sandbox.landlock,
+    };
+    landlock.restrict(layers)?;
     capabilities::drop_all(layers)?;
     processes::refuse_new_privileges(layers)?;
     processes::tie_to_host()?;
     sandbox
         .seccomp
         .install(layers, descriptors.result.is_some())?;
-    read_back::check_promises(sandbox, in_cgroup)
+    read_back::check_promises(sandbox, layers, limits, in_cgroup)?;
+    Ok(order)
 }
 
 /// Moves the child's descriptors to their fixed numbers and closes all others. If that fails,
@@ -72,7 +99,7 @@ fn take_descriptors(descriptors: &ChildDescriptors) {
         process::exit_now(NEVER_STARTED)
     };
     // Out of the way of the fixed numbers, and open until all is done.
-    let control = files::duplicate_above(descriptors.control, 2 * CONTROL_FD)
+    let control = files::duplicate_above(descriptors.control, 2 * LAST_FD)
         .map_err(at(Layer::Descriptors, "fcntl(F_DUPFD)"))
         .unwrap_or_else(|error| fail(descriptors.control, error));
     if let Err(error) = move_descriptors(descriptors) {
@@ -88,12 +115,14 @@ fn move_descriptors(descriptors: &ChildDescriptors) -> Result<(), SetupError> {
         (descriptors.result, RESULT_FD),
         (Some(descriptors.payload), PAYLOAD_FD),
         (Some(descriptors.control), CONTROL_FD),
+        (descriptors.order, ORDER_FD),
+        (descriptors.root, ROOT_FD),
     ];
     // Out of the way first: a source may have the number of another's target.
-    let mut moved = [None; 6];
+    let mut moved = [None; LAST_FD as usize + 1];
     for (slot, (source, _)) in moved.iter_mut().zip(wanted) {
         if let Some(source) = source {
-            let copy = files::duplicate_above(source, 2 * CONTROL_FD);
+            let copy = files::duplicate_above(source, 2 * LAST_FD);
             *slot = Some(copy.map_err(at(Layer::Descriptors, "fcntl(F_DUPFD)"))?);
         }
     }
@@ -110,7 +139,7 @@ fn move_descriptors(descriptors: &ChildDescriptors) -> Result<(), SetupError> {
         }
         .map_err(at(Layer::Descriptors, "dup2"))?;
     }
-    files::close_from(CONTROL_FD + 1).map_err(at(Layer::Descriptors, "close_range"))
+    files::close_from(LAST_FD + 1).map_err(at(Layer::Descriptors, "close_range"))
 }
 
 /// The host blocks the signals it reads from a descriptor; a job starts with none blocked.

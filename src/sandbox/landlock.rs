@@ -27,8 +27,7 @@ impl Rules {
         let all = AccessFs::from_all(KNOWN);
         let root = PathBuf::from("/");
         if matches!(profile.root, Root::Chroot(_)) {
-            // As writable as its modes say.
-            return Self(vec![(root, all)]);
+            return Self::of_chroot();
         }
         let read = AccessFs::Execute | AccessFs::ReadFile | AccessFs::ReadDir;
         let mut rules = vec![(root, read)];
@@ -47,6 +46,11 @@ impl Rules {
             rules.push((Path::new("/dev").join(device), access));
         }
         Self(rules)
+    }
+
+    /// A chroot is as writable as its modes say.
+    pub fn of_chroot() -> Self {
+        Self(vec![("/".into(), AccessFs::from_all(KNOWN))])
     }
 
     /// Restricts the calling child. Needs CAP_SYS_ADMIN in its user namespace, or

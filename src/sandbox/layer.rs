@@ -78,6 +78,13 @@ impl Layers {
         }
     }
 
+    /// These without some more.
+    pub fn without(&self, skipped: &[Layer]) -> Self {
+        Self {
+            skipped: [&self.skipped, skipped].concat(),
+        }
+    }
+
     pub fn has(&self, layer: Layer) -> bool {
         !self.skipped.contains(&layer)
     }
@@ -112,7 +119,8 @@ impl SetupError {
         Self::new(layer, step, errno)
     }
 
-    fn hint(&self) -> &'static str {
+    /// What is likely wrong on the user's machine, as the end of a sentence; may be empty.
+    pub fn hint(&self) -> &'static str {
         match (self.layer, self.errno) {
             (Layer::Root, Errno::EPERM) if self.step.contains("/proc") => {
                 "; hint: this container hides parts of its own /proc, so the kernel refuses a new \

@@ -8,13 +8,15 @@ use super::layer::{Layer, Layers, SetupError};
 use crate::config::Limits;
 
 /// What a child's processes may use.
+#[derive(Clone)]
 pub struct ResourceLimits {
-    open_files: (u64, u64),
-    file_size: Option<u64>,
-    /// Processes and threads of the child's user, counted in its own user namespace.
-    processes: Option<u64>,
-    /// For children in no control group: private writable memory, with what the clone brings.
-    data: Option<u64>,
+    limits: Limits,
+    /// The limit of open files that the host was started with, soft and hard.
+    files_of_host: (u64, u64),
+    /// Whether processes are counted for the child alone, in a user namespace of its own.
+    counts_processes: bool,
+    /// Private writable memory that a clone brings, in bytes.
+    warm: u64,
 }
 
 impl ResourceLimits {
@@ -24,18 +26,21 @@ impl ResourceLimits {
         let step = at(Layer::Limits, "setrlimit(RLIMIT_NOFILE)");
         let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(&step)?;
         setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map_err(&step)?;
-        let warm = crate::sys::memory::private_data()
-            .map_err(|_| at(Layer::Limits, "reading /proc/self/status")(nix::errno::Errno::EIO))?;
         Ok(Self {
-            open_files: match limits.open_files {
-                Some(files) => (files.min(hard), files.min(hard)),
-                None => (soft, hard),
-            },
-            file_size: limits.file_size,
-            // Without a user namespace, the count would include what is not the child's.
-            processes: layers.has(Layer::UserNamespace).then_some(limits.pids),
-            data: limits.memory.map(|bytes| bytes.saturating_add(warm)),
+            limits: limits.clone(),
+            files_of_host: (soft, hard),
+            counts_processes: layers.has(Layer::UserNamespace),
+            warm: crate::sys::memory::private_data()
+                .map_err(|e| SetupError::from_io(Layer::Limits, "read /proc/self/status", &e))?,
         })
+    }
+
+    /// The same for a child with other limits than its profile's.
+    pub fn with(&self, limits: Limits) -> Self {
+        Self {
+            limits,
+            ..self.clone()
+        }
     }
 
     /// The limits of a child: which, its name for an error, soft and hard.
@@ -43,16 +48,25 @@ impl ResourceLimits {
         &self,
         in_cgroup: bool,
     ) -> impl Iterator<Item = (Resource, &'static str, u64, u64)> {
+        let limits = &self.limits;
         let both = |resource, name, limit: Option<u64>| limit.map(|n| (resource, name, n, n));
-        let (soft, hard) = self.open_files;
+        let (soft, hard) = self.files_of_host;
+        let files = limits.open_files.map(|files| files.min(hard));
+        let processes = self.counts_processes.then_some(limits.pids);
         // In a control group the memory is counted exactly, and its end is an outcome.
-        let data = self.data.filter(|_| !in_cgroup);
+        let memory = limits.memory.filter(|_| !in_cgroup);
+        let data = memory.map(|bytes| bytes.saturating_add(self.warm));
         [
-            Some((Resource::RLIMIT_NOFILE, "RLIMIT_NOFILE", soft, hard)),
+            both(Resource::RLIMIT_NOFILE, "RLIMIT_NOFILE", files).or(Some((
+                Resource::RLIMIT_NOFILE,
+                "RLIMIT_NOFILE",
+                soft,
+                hard,
+            ))),
             // No core dump: it would hold the warm interpreter.
             both(Resource::RLIMIT_CORE, "RLIMIT_CORE", Some(0)),
-            both(Resource::RLIMIT_FSIZE, "RLIMIT_FSIZE", self.file_size),
-            both(Resource::RLIMIT_NPROC, "RLIMIT_NPROC", self.processes),
+            both(Resource::RLIMIT_FSIZE, "RLIMIT_FSIZE", limits.file_size),
+            both(Resource::RLIMIT_NPROC, "RLIMIT_NPROC", processes),
             both(Resource::RLIMIT_DATA, "RLIMIT_DATA", data),
         ]
         .into_iter()

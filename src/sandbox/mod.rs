@@ -12,6 +12,7 @@ pub mod landlock;
 pub mod layer;
 pub mod limits;
 pub mod namespaces;
+pub mod order;
 pub mod processes;
 pub mod read_back;
 pub mod root;

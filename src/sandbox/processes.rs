@@ -1,6 +1,7 @@
 //! What the kernel does with the child as a process: session, privileges, and its end when
 //! the host ends.
 
+use nix::errno::Errno;
 use nix::unistd::setsid;
 
 use super::at;
@@ -11,6 +12,16 @@ use crate::sys::process::prctl;
 /// host's (CVE-2005-4890 and its many successors).
 pub fn leave_terminal() -> Result<(), SetupError> {
     setsid().map(drop).map_err(at(Layer::Descriptors, "setsid"))
+}
+
+/// Takes a name that `ps` shows, cut at 15 bytes (`PR_SET_NAME(2const)`).
+pub fn take_name(name: Option<&str>) -> Result<(), SetupError> {
+    let Some(name) = name else {
+        return Ok(());
+    };
+    let failed = at(Layer::Descriptors, "prctl(PR_SET_NAME)");
+    let name = std::ffi::CString::new(name).map_err(|_| failed(Errno::EINVAL))?;
+    nix::sys::prctl::set_name(&name).map_err(failed)
 }
 
 /// `no_new_privs`: from here on no executable gives privilege (`PR_SET_NO_NEW_PRIVS(2const)`).

@@ -6,15 +6,20 @@
 use nix::errno::Errno;
 use nix::unistd::{getgroups, getresgid, getresuid};
 
-use super::layer::{Layer, SetupError};
+use super::layer::{Layer, Layers, SetupError};
+use super::limits::ResourceLimits;
 use super::{Sandbox, capabilities, identity};
 use crate::sys::process::prctl;
 
 const SECCOMP_MODE_FILTER: i64 = 2;
 
 /// Refuses with `EBADE` and the promise's name if the child's state is not as promised.
-pub fn check_promises(sandbox: &Sandbox, in_cgroup: bool) -> Result<(), SetupError> {
-    let layers = &sandbox.layers;
+pub fn check_promises(
+    sandbox: &Sandbox,
+    layers: &Layers,
+    limits: &ResourceLimits,
+    in_cgroup: bool,
+) -> Result<(), SetupError> {
     let broken = |layer, promise: &str| Err(SetupError::new(layer, promise, Errno::EBADE));
 
     let id = identity::inside_id(layers);
@@ -29,7 +34,7 @@ pub fn check_promises(sandbox: &Sandbox, in_cgroup: bool) -> Result<(), SetupErr
     if sandbox.may_set_groups && !getgroups().is_ok_and(|groups| groups.is_empty()) {
         return broken(Layer::Setuid, "supplementary groups are left");
     }
-    if let Some(limit) = sandbox.limits.broken_promise(in_cgroup) {
+    if let Some(limit) = limits.broken_promise(in_cgroup) {
         return broken(Layer::Limits, limit);
     }
     if layers.has(Layer::PidNamespace) && nix::unistd::getpid().as_raw() != 1 {

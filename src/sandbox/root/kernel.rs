@@ -175,7 +175,7 @@ pub(super) fn mount_visible_proc(hosts: &OwnedFd) -> Result<(), SetupError> {
 
 /// The mounts of [`KERNEL_FILE_SYSTEMS`] in this root that are in sight (`proc_pid_mountinfo(5)`), as
 /// `proc`, a `/proc` that need not be in sight itself, has them.
-fn kernel_mounts(proc: &OwnedFd) -> Result<Vec<PathBuf>, SetupError> {
+pub(super) fn kernel_mounts(proc: &OwnedFd) -> Result<Vec<PathBuf>, SetupError> {
     // Not self: that is the main thread's view, and this may be another thread.
     let file = "thread-self/mountinfo";
     let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;

@@ -12,18 +12,20 @@ mod kernel;
 mod steps;
 
 use std::fs;
-use std::os::fd::OwnedFd;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::stat::Mode;
 use nix::unistd::{chdir, fchdir};
 
 pub use self::kernel::DEVICES;
 
 use self::covers::{Covers, closed_folder_above};
 use self::kernel::Devices;
-use self::steps::{create_mount_point, error, mount_tmpfs};
+use self::steps::{create_mount_point, error, io_error, mount_tmpfs};
 use super::layer::SetupError;
 use crate::config::{Proc, Profile, Root};
 use crate::sys::mounts::{attach_tree, copy_tree, pivot_to_working_directory, set_attributes};
@@ -354,6 +356,67 @@ pub fn mount_private_places(root: &PreparedRoot) -> Result<(), SetupError> {
     // host's files would be in reach.
     let directory = &root.working_directory;
     chdir(directory).map_err(|e| error(format!("chdir {}", directory.display()), e))
+}
+
+/// A root for one child, taken by a thread that sees the host's tree.
+pub struct OwnRoot {
+    /// A detached copy of its mounts.
+    pub tree: OwnedFd,
+    /// The kernel's file systems in it, as paths from its root: children cover them.
+    pub covered: Vec<PathBuf>,
+}
+
+impl OwnRoot {
+    /// Takes what is at `folder` now. Makes system calls only: the C library's `realpath(3)` would use
+    /// its heap, whose locks clones inherit.
+    ///
+    /// # Errors
+    /// With the call that failed, and the folder.
+    pub fn take(folder: &Path) -> Result<Self, SetupError> {
+        let step = |what: &str| {
+            let step = format!("{what} {}", folder.display());
+            move |errno| error(step, errno)
+        };
+        if !folder.is_absolute() {
+            return Err(step("a chroot that is not absolute:")(Errno::EINVAL));
+        }
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let found = open(folder, flags, Mode::empty()).map_err(step("open"))?;
+        let number = std::os::fd::AsRawFd::as_raw_fd(&found);
+        let real = fs::read_link(format!("/proc/thread-self/fd/{number}"))
+            .map_err(|e| io_error(format!("readlink of {}", folder.display()), &e))?;
+        let tree = copy_tree(&real, true).map_err(step("open_tree"))?;
+        set_attributes(&tree, UNTRUSTED, 0).map_err(step("mount_setattr"))?;
+        let proc =
+            open("/proc", flags, Mode::empty()).map_err(|e| error("open /proc".into(), e))?;
+        let mut covered = Vec::new();
+        for mount in kernel::kernel_mounts(&proc)? {
+            match mount.strip_prefix(&real) {
+                Ok(rest) if rest.as_os_str().is_empty() => {
+                    return Err(step("a chroot in a file system of the kernel's own:")(
+                        Errno::EINVAL,
+                    ));
+                }
+                Ok(rest) => covered.push(rest.to_owned()),
+                Err(_) => {}
+            }
+        }
+        Ok(Self { tree, covered })
+    }
+}
+
+/// Makes a tree of the child's own the root, in the child, as the sandbox's user. What is `covered`
+/// in it, paths from its root, cannot be seen.
+pub fn enter_own(tree: RawFd, covered: &[PathBuf]) -> Result<(), SetupError> {
+    // SAFETY: the child's descriptors were put at their numbers, and nothing else owns this one.
+    let tree = unsafe { OwnedFd::from_raw_fd(tree) };
+    // Attached where there always is a folder; the place is gone with the old root.
+    attach_tree(&tree, Path::new("/tmp")).map_err(|e| error("move_mount the root".into(), e))?;
+    fchdir(&tree).map_err(|e| error("fchdir to the root".into(), e))?;
+    leave_old_root("the root")?;
+    covered
+        .iter()
+        .try_for_each(|path| mount_tmpfs(&Path::new("/").join(path), "ro,mode=755,size=4k"))
 }
 
 fn is_folder(tree: &OwnedFd) -> Result<bool, SetupError> {

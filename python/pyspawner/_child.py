@@ -1,0 +1,225 @@
+"""A child and how it ended."""
+
+import os
+import selectors
+import socket
+import subprocess
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any, BinaryIO, Dict, Optional, Tuple
+
+from ._errors import HostDied, ProtocolError, refusal
+from ._protocol import LONGEST, Launch, decode, encode
+
+KILL = encode("kill")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a child ended, as the host measured it."""
+
+    name: str
+    """One of ``ok``, ``exited``, ``signaled``, ``blocked_syscall``, ``timed_out``, ``out_of_memory``,
+    ``cancelled``."""
+    status: int
+    """As ``os.wait`` has it: see ``os.waitstatus_to_exitcode``."""
+    detail: Optional[str]
+    """What there is to say about it, such as the blocked system call's name."""
+    wall_ms: float
+    """From the request to the end, in milliseconds."""
+    cpu_ms: float
+    """Processor time in milliseconds."""
+    peak_memory_bytes: int
+    """Memory that the child added to the warm image, at most."""
+
+    @classmethod
+    def of(cls, event: Dict[str, Any]) -> "Outcome":
+        """The outcome in a host's ``ended`` event."""
+        try:
+            keys = ("outcome", "status", "detail", "wall_ms", "cpu_ms", "peak_memory_bytes")
+            return cls(*(event[key] for key in keys))
+        except KeyError as error:
+            raise ProtocolError(f"the host's event has no {error}") from None
+
+
+def started(message: bytes) -> int:
+    """The process id in the host's first event on a child; its refusal is raised."""
+    event = decode(message)
+    if event["type"] == "refused":
+        raise refusal(event)
+    if event["type"] != "started":
+        raise ProtocolError(f"expected a child to have started, got {event}")
+    return int(event["pid"])
+
+
+def ended(message: bytes) -> Outcome:
+    """The outcome in the host's second event on a child."""
+    event = decode(message)
+    if event["type"] != "ended":
+        raise ProtocolError(f"expected a child to have ended, got {event}")
+    return Outcome.of(event)
+
+
+class ChildProcess:
+    """A handle of a child. It is not a child of this process: nothing here listens to SIGCHLD, and one
+    that nobody waits for leaves no zombie.
+
+    Usable by several threads at once. As a context manager it closes the streams and waits.
+    """
+
+    pid: int
+    """Process id as the host sees it. (The child sees itself as 1.)"""
+    stdin: BinaryIO
+    """Writable pipe, readable in the child as ``sys.stdin``."""
+    stdout: BinaryIO
+    """Readable pipe, written in the child as ``sys.stdout``."""
+    stderr: BinaryIO
+    """Readable pipe, written in the child as ``sys.stderr``."""
+
+    def __init__(self, launch: Launch) -> None:
+        assert launch.control is not None
+        self.pid = started(_receive(launch.control))
+        self._control: socket.socket = launch.take("control")
+        self.stdin = os.fdopen(launch.take("stdin"), "wb")
+        self.stdout = os.fdopen(launch.take("stdout"), "rb")
+        self.stderr = os.fdopen(launch.take("stderr"), "rb")
+        self._outcome: Optional[Outcome] = None
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        state = "running" if self._outcome is None else self._outcome.name
+        return f"<pyspawner.ChildProcess pid={self.pid} {state}>"
+
+    def __enter__(self) -> "ChildProcess":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for stream in (self.stdout, self.stderr):
+            stream.close()
+        try:
+            self.stdin.close()
+        except BrokenPipeError:  # it has ended without reading all
+            pass
+        self.wait()
+
+    def __del__(self) -> None:
+        # A child whose handle is dropped runs on.
+        control = getattr(self, "_control", None)
+        if control is not None:
+            control.close()
+
+    def kill(self) -> None:
+        """End the child with SIGKILL, and with it all that it started. Does nothing once it has ended."""
+        try:
+            self._control.send(KILL)
+        except OSError:
+            pass  # it has ended, or the host has, and with it the child
+
+    def wait(self, options: int = 0) -> Tuple[int, int]:
+        """Wait for the child's end: its process id and its status, as ``os.waitpid`` gives them.
+
+        With ``os.WNOHANG``, ``(0, 0)`` if it still runs. May be called again. HostDied if the host ends
+        first, which ends the child.
+        """
+        outcome = self._await(0.0 if options & os.WNOHANG else None)
+        return (0, 0) if outcome is None else (self.pid, outcome.status)
+
+    def poll(self) -> Optional[int]:
+        """The exit code, negative for a signal, as ``subprocess.Popen.poll`` gives it; None if the child
+        still runs."""
+        outcome = self._await(0.0)
+        return None if outcome is None else os.waitstatus_to_exitcode(outcome.status)
+
+    def outcome(self, timeout: Optional[float] = None) -> Outcome:
+        """How the child ended. Waits for that, ``timeout`` seconds at most (then TimeoutError)."""
+        outcome = self._await(timeout)
+        if outcome is None:
+            raise TimeoutError(f"child {self.pid} has not ended")
+        return outcome
+
+    def communicate(self, input: Optional[bytes] = None, timeout: Optional[float] = None) -> Tuple[bytes, bytes]:
+        """Write ``input``, close the child's standard input, read output and error to their ends, and
+        wait.
+
+        subprocess.TimeoutExpired after ``timeout`` seconds; the child runs on then, and what it wrote
+        so far is in the exception.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        chunks = _exchange(self.stdin, self.stdout, self.stderr, input or b"", deadline)
+        out, err = (b"".join(chunks[stream]) for stream in (self.stdout, self.stderr))
+        remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
+        if self._await(remaining) is None:
+            raise subprocess.TimeoutExpired(f"child {self.pid}", timeout or 0.0, out, err)
+        return out, err
+
+    def _await(self, timeout: Optional[float]) -> Optional[Outcome]:
+        """The outcome, once it is known."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        if not self._lock.acquire(timeout=-1 if timeout is None else max(timeout, 0.0)):
+            return None  # another thread waits, and has not been told
+        try:
+            if self._outcome is None and _is_readable(self._control, deadline):
+                self._outcome = ended(_receive(self._control))
+                self._control.close()
+            return self._outcome
+        finally:
+            self._lock.release()
+
+
+def _receive(control: socket.socket) -> bytes:
+    try:
+        return control.recv(LONGEST)
+    except ConnectionResetError:
+        return b""
+
+
+def _is_readable(control: socket.socket, deadline: Optional[float]) -> bool:
+    with selectors.DefaultSelector() as selector:
+        try:
+            selector.register(control, selectors.EVENT_READ)
+        except ValueError:
+            raise HostDied("the host has ended") from None
+        timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
+        return bool(selector.select(timeout))
+
+
+def _exchange(
+    stdin: BinaryIO, stdout: BinaryIO, stderr: BinaryIO, data: bytes, deadline: Optional[float]
+) -> "Dict[BinaryIO, list[bytes]]":
+    """Feed and drain a child's pipes at once."""
+    chunks: "Dict[BinaryIO, list[bytes]]" = {stdout: [], stderr: []}
+    view = memoryview(data)
+    with selectors.DefaultSelector() as selector:
+        for stream in (stdout, stderr):
+            if not stream.closed:
+                selector.register(stream, selectors.EVENT_READ)
+        if not stdin.closed:
+            stdin.flush()
+            os.set_blocking(stdin.fileno(), False)
+            selector.register(stdin, selectors.EVENT_WRITE)
+        while selector.get_map():
+            remaining = None if deadline is None else deadline - time.monotonic()
+            if remaining is not None and remaining <= 0:
+                raise subprocess.TimeoutExpired(
+                    "child", 0.0, b"".join(chunks[stdout]), b"".join(chunks[stderr])
+                )
+            for key, _ in selector.select(remaining):
+                stream: Any = key.fileobj
+                if stream is stdin:
+                    try:
+                        view = view[os.write(key.fd, view[: 64 << 10]) :] if view else view
+                    except BlockingIOError:
+                        continue
+                    except BrokenPipeError:
+                        view = view[:0]
+                    if not view:
+                        selector.unregister(stream)
+                        stream.close()
+                else:
+                    chunk = stream.read1(64 << 10)
+                    if not chunk:
+                        selector.unregister(stream)
+                        stream.close()
+                    chunks[stream].append(chunk)
+    return chunks

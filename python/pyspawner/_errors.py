@@ -1,0 +1,75 @@
+"""What can go wrong."""
+
+from typing import Any, Dict, Optional
+
+
+class PyspawnerError(Exception):
+    """Base of all errors of this package."""
+
+
+class HostDied(PyspawnerError):
+    """The host has ended, or was never there. What it had to say is on standard error."""
+
+
+class ProtocolError(PyspawnerError):
+    """Host and client do not understand each other; the host's words are the argument."""
+
+
+class PreloadError(PyspawnerError):
+    """A module could not be imported, or ``child_main`` not be found: the traceback is the argument."""
+
+
+class InvalidArguments(PyspawnerError):
+    """The arguments could not be unpickled in the child: its traceback is the argument."""
+
+
+class SandboxSetupError(PyspawnerError):
+    """A layer of the sandbox could not be applied. No code of the job has run.
+
+    ``outcome`` says what came between, if it is not that: ``"timed_out"``, ``"cancelled"``,
+    ``"signaled"``.
+    """
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        layer: Optional[str] = None,
+        step: Optional[str] = None,
+        errno: Optional[int] = None,
+        hint: Optional[str] = None,
+        outcome: str = "setup_failed",
+    ) -> None:
+        super().__init__(detail)
+        self.layer = layer
+        """The layer's name, as in ``docs/sandbox.md``, or None if it was none."""
+        self.step = step
+        """The call that failed, with its operand."""
+        self.errno = errno
+        """Its error number."""
+        self.hint = hint
+        """What is likely wrong on this machine."""
+        self.outcome = outcome
+
+
+def refusal(event: Dict[str, Any]) -> PyspawnerError:
+    """The exception for a host's ``refused`` event."""
+    outcome, detail = event["outcome"], event["detail"]
+    if outcome == "invalid_job":
+        return InvalidArguments(detail)
+    if outcome == "bad_request":
+        return ProtocolError(detail)
+    return SandboxSetupError(
+        detail or outcome,
+        layer=event.get("layer"),
+        step=event.get("step"),
+        errno=event.get("errno"),
+        hint=event.get("hint"),
+        outcome=outcome,
+    )
+
+
+def failure(event: Dict[str, Any]) -> PyspawnerError:
+    """The exception for a host's ``failed`` event."""
+    kinds = {"preload": PreloadError, "setup": SandboxSetupError}
+    return kinds.get(event["kind"], ProtocolError)(event["detail"])

@@ -1,0 +1,263 @@
+//! The messages of the client protocol: JSON objects, one a message. See `docs/protocol.md`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::Limits;
+use crate::pool::{JobReport, Outcome};
+use crate::sandbox::Layer;
+use crate::sys::process::Ending;
+
+/// What this host speaks.
+pub const VERSION: u32 = 1;
+
+/// From a client, on its connection.
+#[derive(Debug, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    /// Comes first.
+    Hello { version: u32 },
+    /// With the descriptors of [`DESCRIPTORS`].
+    Spawn(Spawn),
+    /// The client goes, and its children stay.
+    Close {},
+}
+
+/// What comes with [`Request::Spawn`], in this order.
+pub const DESCRIPTORS: [&str; 5] = ["arguments", "stdin", "stdout", "stderr", "control"];
+
+/// One child, please.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Spawn {
+    /// For `pyspawner_host.job_id()`.
+    pub id: String,
+    pub process_name: Option<String>,
+    /// The child's own root.
+    pub chroot: Option<PathBuf>,
+    /// Of the layers that a client may leave out, those that are applied; by default all.
+    pub skip_except: Option<Vec<Layer>>,
+    /// Seconds; the profile's limit may only be shortened.
+    pub timeout: Option<f64>,
+    /// Keys of `[profile.NAME.limits]`, instead of the profile's.
+    pub limits: serde_json::Map<String, serde_json::Value>,
+}
+
+/// The layers that [`Spawn::skip_except`] is about.
+pub const MAY_SKIP: [Layer; 4] = [
+    Layer::DropCapabilities,
+    Layer::Setuid,
+    Layer::NoNewPrivs,
+    Layer::Seccomp,
+];
+
+/// From a client, on a child's control socket.
+#[derive(Debug, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+pub enum ChildRequest {
+    Kill {},
+}
+
+/// To a client, on its connection.
+#[derive(Debug, Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Event<'a> {
+    /// Children can be asked for.
+    Ready { version: u32, pid: u32 },
+    /// The answer to [`Request::Close`]: how many children run on.
+    Closing { children: usize },
+    /// The host ends.
+    Failed { kind: &'a str, detail: &'a str },
+}
+
+/// To a client, on a child's control socket.
+#[derive(Debug, Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum ChildEvent {
+    /// The job's code runs.
+    Started {
+        pid: i32,
+    },
+    /// It never will.
+    Refused(Refused),
+    Ended(Ended),
+}
+
+#[derive(Debug, Serialize)]
+pub struct Refused {
+    /// `setup_failed`, `invalid_job`, `timed_out`, `cancelled`, …; `bad_request`.
+    pub outcome: &'static str,
+    pub detail: String,
+    pub layer: Option<&'static str>,
+    pub step: Option<String>,
+    pub errno: Option<i32>,
+    pub hint: Option<&'static str>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Ended {
+    /// As `wait(2)` gives it.
+    pub status: i32,
+    pub outcome: Outcome,
+    pub detail: Option<String>,
+    pub wall_ms: f64,
+    pub cpu_ms: f64,
+    pub peak_memory_bytes: u64,
+}
+
+impl Request {
+    /// # Errors
+    /// In words.
+    pub fn decode(bytes: &[u8]) -> Result<Self, String> {
+        serde_json::from_slice(bytes).map_err(|error| format!("not a request: {error}"))
+    }
+}
+
+impl Spawn {
+    /// The layers that are left out.
+    ///
+    /// # Errors
+    /// For a layer that is not among [`MAY_SKIP`].
+    pub fn skipped(&self) -> Result<Vec<Layer>, String> {
+        let Some(applied) = &self.skip_except else {
+            return Ok(Vec::new());
+        };
+        if let Some(other) = applied.iter().find(|layer| !MAY_SKIP.contains(layer)) {
+            return Err(format!("skip_except: {:?} is always applied", other.name()));
+        }
+        let mut skipped = MAY_SKIP.to_vec();
+        skipped.retain(|layer| !applied.contains(layer));
+        Ok(skipped)
+    }
+
+    /// The limits in force, if they are other than the profile's.
+    ///
+    /// # Errors
+    /// As for a configuration file.
+    pub fn limits(&self, of_profile: &Limits) -> Result<Option<Limits>, String> {
+        if self.limits.is_empty() {
+            return Ok(None);
+        }
+        let mut value = serde_json::to_value(of_profile).expect("limits are valid JSON");
+        let all = value.as_object_mut().expect("limits are an object");
+        all.extend(self.limits.clone());
+        let limits: Limits =
+            serde_json::from_value(value).map_err(|error| format!("limits: {error}"))?;
+        limits.check().map_err(|error| error.to_string())?;
+        Ok(Some(limits))
+    }
+
+    /// # Errors
+    /// If it is no duration.
+    pub fn timeout(&self) -> Result<Option<Duration>, String> {
+        self.timeout
+            .map(|seconds| crate::config::parse_duration(&seconds.to_string()))
+            .transpose()
+            .map_err(|error| format!("timeout: {error}"))
+    }
+}
+
+impl ChildEvent {
+    pub fn bad_request(detail: String) -> Self {
+        Self::Refused(Refused {
+            outcome: "bad_request",
+            detail,
+            layer: None,
+            step: None,
+            errno: None,
+            hint: None,
+        })
+    }
+
+    /// The last word on a job; whether its code ran decides which.
+    pub fn last(report: JobReport, started: bool) -> Self {
+        let status = match report.ending {
+            Some(Ending::Exited(status)) => status << 8,
+            Some(Ending::Signaled(signal)) => signal,
+            None => libc::SIGKILL, // it was killed, and has not ended
+        };
+        if started {
+            let milliseconds = |d: Duration| d.as_secs_f64() * 1e3;
+            return Self::Ended(Ended {
+                status,
+                outcome: report.outcome,
+                detail: report.detail,
+                wall_ms: milliseconds(report.wall),
+                cpu_ms: milliseconds(report.cpu),
+                peak_memory_bytes: report.peak_memory,
+            });
+        }
+        let refusal = report.refusal.as_ref();
+        Self::Refused(Refused {
+            outcome: report.outcome.name(),
+            detail: report.detail.unwrap_or_default(),
+            layer: refusal.map(|error| error.layer.name()),
+            step: refusal.map(|error| error.step.clone()),
+            errno: refusal.map(|error| error.errno as i32),
+            hint: refusal
+                .map(|error| error.hint())
+                .filter(|hint| !hint.is_empty()),
+        })
+    }
+
+    pub fn encode(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("an event is valid JSON")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_decoded_or_refused_in_words() {
+        let spawn = br#"{"type": "spawn", "chroot": "/x", "skip_except": ["seccomp"]}"#;
+        let Ok(Request::Spawn(spawn)) = Request::decode(spawn) else {
+            panic!("a request");
+        };
+        assert_eq!(spawn.chroot.as_deref(), Some("/x".as_ref()));
+        assert_eq!(spawn.skipped().expect("layers").len(), 3);
+        for (text, words) in [
+            (&b""[..], "EOF"),
+            (b"{}", "type"),
+            (b"{\"type\": \"spwan\"}", "unknown variant"),
+            (b"{\"type\": \"spawn\", \"chrot\": \"/\"}", "unknown field"),
+            (b"{\"type\": \"hello\", \"version\": -1}", "version"),
+            (b"\xff", "request"),
+        ] {
+            let error = Request::decode(text).expect_err("no request");
+            assert!(error.contains(words), "{text:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn limits_are_laid_over_the_profiles() {
+        let spawn = |limits: &str| -> Spawn {
+            serde_json::from_str(&format!("{{\"limits\": {limits}}}")).expect("a request")
+        };
+        let profile = Limits {
+            memory: Some(1 << 30),
+            wall: Some(Duration::from_secs(5)),
+            ..Limits::default()
+        };
+        assert!(spawn("{}").limits(&profile).expect("limits").is_none());
+        let limits = spawn(r#"{"pids": 7, "memory": "64M"}"#).limits(&profile);
+        let limits = limits.expect("valid").expect("some");
+        assert_eq!((limits.pids, limits.memory), (7, Some(64 << 20)));
+        assert_eq!(limits.wall, profile.wall);
+        for wrong in [r#"{"pids": 0}"#, r#"{"pisd": 1}"#, r#"{"memory": "much"}"#] {
+            assert!(spawn(wrong).limits(&profile).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn only_some_layers_may_be_left_out() {
+        let spawn = Spawn {
+            skip_except: Some(vec![Layer::Root]),
+            ..Spawn::default()
+        };
+        assert!(spawn.skipped().is_err());
+    }
+}

@@ -1,0 +1,51 @@
+//! What one child is to get otherwise than its profile says.
+//!
+//! It reaches the child in a sealed memory file, and the host's main thread never reads it: names
+//! and paths of one job must not be found in the memory that others inherit.
+
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::path::PathBuf;
+
+use nix::errno::Errno;
+use serde::{Deserialize, Serialize};
+
+use super::at;
+use super::layer::{Layer, Layers, SetupError};
+use crate::call::Call;
+use crate::config::Limits;
+use crate::sys::files;
+
+/// See the module's text. What is absent is as the profile says.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Order {
+    /// What `ps` shows for the child; the kernel cuts it at 15 bytes.
+    pub process_name: Option<String>,
+    /// Layers that are left out, besides the profile's. For tests.
+    pub skip_layers: Vec<Layer>,
+    pub limits: Option<Limits>,
+    /// Folders of a root of its own that are covered: the kernel's file systems in it.
+    pub covered: Vec<PathBuf>,
+    pub call: Call,
+}
+
+impl Order {
+    /// Puts it into a memory file.
+    pub fn seal(&self) -> std::io::Result<OwnedFd> {
+        let json = serde_json::to_vec(self).expect("an order is valid JSON");
+        files::sealed_memfd("pyspawner-order", &[&json])
+    }
+
+    /// Reads it in the child, and closes it.
+    pub(super) fn take(number: RawFd) -> Result<Self, SetupError> {
+        // SAFETY: the child has just put it there, and nothing else owns it.
+        let fd = unsafe { OwnedFd::from_raw_fd(number) };
+        let json = files::read_to_end(fd)
+            .map_err(|error| SetupError::from_io(Layer::Descriptors, "read(order)", &error))?;
+        serde_json::from_slice(&json)
+            .map_err(|_| at(Layer::Descriptors, "decoding the order")(Errno::EBADMSG))
+    }
+
+    pub(super) fn layers(&self, of_profile: &Layers) -> Layers {
+        of_profile.without(&self.skip_layers)
+    }
+}

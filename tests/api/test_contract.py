@@ -1,0 +1,192 @@
+"""A program written for pyspawner 1.0.0. It passes there, and here, unchanged.
+
+`test_the_same_program_under_the_old_package` in test_client.py runs this file under 1.0.0.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pyspawner
+import pytest
+
+JOBS = Path(__file__).parent / "jobs"
+ENVIRONMENT = {"LC_ALL": "C.UTF-8", "ANSWER": "42"}
+
+
+# Without a C library, whose start-up makes calls that the old package's filter does not know. It
+# exits with 3 if it runs as the user 1000 in all respects.
+PROGRAM = """
+static long call(long number, long a, long b, long c)
+{
+#if defined(__x86_64__)
+    long result;
+    __asm__ volatile("syscall" : "=a"(result) : "a"(number), "D"(a), "S"(b), "d"(c) : "rcx", "r11", "memory");
+    return result;
+#else
+    register long x8 __asm__("x8") = number, x0 __asm__("x0") = a, x1 __asm__("x1") = b, x2 __asm__("x2") = c;
+    __asm__ volatile("svc 0" : "+r"(x0) : "r"(x8), "r"(x1), "r"(x2) : "memory");
+    return x0;
+#endif
+}
+#if defined(__x86_64__)
+enum { WRITE = 1, EXIT = 60, GETUID = 102, GETEUID = 107 };
+#else
+enum { WRITE = 64, EXIT = 93, GETUID = 174, GETEUID = 175 };
+#endif
+void _start(void)
+{
+    int right = call(GETUID, 0, 0, 0) == 1000 && call(GETEUID, 0, 0, 0) == 1000;
+    call(WRITE, 1, (long)"executed\\n", 9);
+    call(EXIT, right ? 3 : 4, 0, 0);
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def client():
+    before = os.getcwd()
+    os.chdir(JOBS)
+    try:
+        with pyspawner.Client(
+            child_main="contract_jobs.main",
+            environment=ENVIRONMENT,
+            preload_imports=["json", "decimal"],
+        ) as client:
+            os.chdir(before)
+            yield client
+    finally:
+        os.chdir(before)
+
+
+@pytest.fixture
+def root():
+    """A chroot: world-readable, with a static program, set-uid root."""
+    folder = Path("/var/tmp") / f"contract-{os.getpid()}"
+    folder.mkdir()
+    folder.chmod(0o755)
+    source = folder / "program.c"
+    source.write_text(PROGRAM)
+    flags = ["-static", "-nostdlib", "-ffreestanding", "-fno-stack-protector", "-O1"]
+    subprocess.run(["cc", *flags, "-o", folder / "program", source], check=True)
+    source.unlink()
+    (folder / "program").chmod(0o6755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def run(client, *args, config=None, data=b""):
+    """A child's output, error and wait status."""
+    child = client.spawn_child(
+        args=list(args), process_name="contract", sandbox_config=config or pyspawner.SandboxConfig()
+    )
+    try:
+        child.stdin.write(data)
+        child.stdin.close()
+    except BrokenPipeError:
+        pass
+    out, err = child.stdout.read(), child.stderr.read()
+    pid, status = child.wait(0)
+    assert pid == child.pid
+    child.stdout.close()
+    child.stderr.close()
+    return out.decode(), err.decode(), status
+
+
+def test_output_and_error(client):
+    assert run(client, "talk") == ("to stdout\n", "to stderr\n", 0)
+
+
+def test_input(client):
+    assert run(client, "echo", data=b"some text") == ("SOME TEXT", "", 0)
+
+
+def test_arguments_are_python_objects(client):
+    args = ([1, None], {"k": (2.5, b"bytes")}, "ü")
+    assert run(client, "arguments", *args)[0] == f"{args}\n"
+
+
+def test_an_exception_is_printed_and_exits_with_1(client):
+    out, err, status = run(client, "fail", "on purpose")
+    assert (out, status) == ("", 1 << 8)
+    assert "Traceback (most recent call last)" in err and "ValueError: on purpose" in err
+
+
+def test_environment(client):
+    assert run(client, "environment") == (f"{sorted(ENVIRONMENT.items())}\n", "", 0)
+
+
+def test_descriptors(client):
+    assert run(client, "descriptors") == ("[0, 1, 2]\n", "", 0)
+
+
+def test_identity(client):
+    assert run(client, "identity") == ("1 1000 1000\n", "", 0)
+
+
+def test_import_path(client):
+    assert run(client, "path") == ("''\n", "", 0)
+
+
+def test_setting_the_user_id_kills(client):
+    out, _, status = run(client, "set_uid")
+    assert (out, status) == ("", signal.SIGSYS)
+
+
+def test_each_layer_alone(client):
+    only = {
+        name: pyspawner.SandboxConfig(skip_sandbox_except=frozenset([name]))
+        for name in ("drop_capabilities", "setuid", "no_new_privs", "seccomp")
+    }
+    assert run(client, "set_uid", config=only["seccomp"])[2] == signal.SIGSYS
+    assert run(client, "set_uid", config=only["setuid"])[0] == "still here\n"
+    assert run(client, "identity", config=only["setuid"])[0] == "1 1000 1000\n"
+    assert run(client, "no_new_privs", config=only["no_new_privs"])[0] == "1\n"
+    assert run(client, "no_new_privs", config=only["drop_capabilities"])[0] == "0\n"
+    assert run(client, "chroot", config=only["drop_capabilities"])[0] == "PermissionError\n"
+    assert run(client, "chroot", config=only["no_new_privs"])[0] == ""
+
+
+def test_kill(client):
+    child = client.spawn_child(["sleep", 60], sandbox_config=pyspawner.SandboxConfig())
+    assert child.stdout.readline() == b"here\n"
+    child.kill()
+    assert child.wait(0) == (child.pid, signal.SIGKILL)
+
+
+def test_wait_without_hanging(client):
+    child = client.spawn_child(["sleep", 60], sandbox_config=pyspawner.SandboxConfig())
+    assert child.wait(os.WNOHANG) == (0, 0)
+    child.kill()
+    assert child.wait(0)[1] == signal.SIGKILL
+
+
+def test_chroot(client, root):
+    config = pyspawner.SandboxConfig(chroot_dir=root)
+    assert run(client, "surroundings", config=config) == ("['program'] /\n", "", 0)
+
+
+def test_a_set_uid_program_in_a_chroot(client, root):
+    config = pyspawner.SandboxConfig(chroot_dir=root)
+    assert run(client, "execute", "/program", config=config) == ("executed\n", "", 3 << 8)
+
+
+def test_id_maps_cannot_be_written(client):
+    assert run(client, "write_uid_map")[0] == "done\n"
+
+
+def test_without_a_network(client):
+    assert run(client, "connect", "127.0.0.1", 80)[0] == "OSError\n"
+    assert run(client, "connect", "192.0.2.1", 80)[0] == "OSError\n"
+
+
+def test_children_at_once(client):
+    children = [client.spawn_child(["echo"], sandbox_config=pyspawner.SandboxConfig()) for _ in range(10)]
+    for number, child in enumerate(children):
+        child.stdin.write(b"child %d" % number)
+        child.stdin.close()
+    for number, child in enumerate(children):
+        assert child.stdout.read() == b"CHILD %d" % number
+        assert child.wait(0) == (child.pid, 0)
