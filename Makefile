@@ -10,7 +10,7 @@ export PYTHON VENV
 # The interpreter that setup links: the one that the environment was made from.
 CARGO_ENV = PYO3_PYTHON=$$(readlink -f $(VENV)/bin/python)
 
-.PHONY: demo test test-vm soak bench-memory lint setup clean
+.PHONY: demo test test-vm soak bench-memory lint docs setup clean
 
 setup:
 	@scripts/setup.sh
@@ -45,6 +45,13 @@ bench-memory: setup
 lint: setup
 	cargo fmt --check
 	$(CARGO_ENV) cargo clippy --release --all-targets --locked -- -D warnings
+	$(VENV)/bin/python -m mypy
+
+# The reference of the Python package, from its docstrings.
+docs: setup
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check pdoc==16.0.0
+	PYTHONPATH=python $(VENV)/bin/python -m pdoc --output-directory target/docs pyspawner
+	@echo "see target/docs/index.html"
 
 clean:
 	rm -rf target $(VENV) examples/flights/data demo-results.ndjson

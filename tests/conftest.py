@@ -17,6 +17,10 @@ PYSPAWNER = Path(os.environ.get("PYSPAWNER", TARGET / "release/pyspawner")).reso
 JOBS = Path(__file__).parent / "jobs"
 IN_VM = "PYSPAWNER_VM" in os.environ
 
+# The client package of this checkout, and the program that it starts.
+sys.path.insert(0, str(ROOT / "python"))
+os.environ["PYSPAWNER"] = str(PYSPAWNER)
+
 # They need what only the virtual machine is known to have: see tests/vm/run.
 collect_ignore = [] if IN_VM else ["vm"]
 

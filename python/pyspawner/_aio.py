@@ -189,6 +189,6 @@ async def _reader(descriptor: int) -> asyncio.StreamReader:
 async def _writer(descriptor: int) -> asyncio.StreamWriter:
     loop = asyncio.get_running_loop()
     pipe = os.fdopen(descriptor, "wb", 0)
-    protocol = asyncio.streams.FlowControlMixin(loop=loop)
+    protocol = asyncio.StreamReaderProtocol(asyncio.StreamReader())
     transport, _ = await loop.connect_write_pipe(lambda: protocol, pipe)
     return asyncio.StreamWriter(transport, protocol, None, loop)

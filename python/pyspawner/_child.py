@@ -7,7 +7,8 @@ import subprocess
 import threading
 import time
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Dict, Optional, Tuple
+from io import BufferedReader, BufferedWriter
+from typing import Any, Dict, List, Optional, Tuple
 
 from ._errors import HostDied, ProtocolError, refusal
 from ._protocol import LONGEST, Launch, decode, encode
@@ -70,11 +71,11 @@ class ChildProcess:
 
     pid: int
     """Process id as the host sees it. (The child sees itself as 1.)"""
-    stdin: BinaryIO
+    stdin: BufferedWriter
     """Writable pipe, readable in the child as ``sys.stdin``."""
-    stdout: BinaryIO
+    stdout: BufferedReader
     """Readable pipe, written in the child as ``sys.stdout``."""
-    stderr: BinaryIO
+    stderr: BufferedReader
     """Readable pipe, written in the child as ``sys.stderr``."""
 
     def __init__(self, launch: Launch) -> None:
@@ -146,8 +147,9 @@ class ChildProcess:
         so far is in the exception.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        chunks = _exchange(self.stdin, self.stdout, self.stderr, input or b"", deadline)
-        out, err = (b"".join(chunks[stream]) for stream in (self.stdout, self.stderr))
+        chunks = _Chunks()
+        _exchange(self, input or b"", deadline, chunks)
+        out, err = b"".join(chunks.out), b"".join(chunks.err)
         remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
         if self._await(remaining) is None:
             raise subprocess.TimeoutExpired(f"child {self.pid}", timeout or 0.0, out, err)
@@ -184,42 +186,48 @@ def _is_readable(control: socket.socket, deadline: Optional[float]) -> bool:
         return bool(selector.select(timeout))
 
 
-def _exchange(
-    stdin: BinaryIO, stdout: BinaryIO, stderr: BinaryIO, data: bytes, deadline: Optional[float]
-) -> "Dict[BinaryIO, list[bytes]]":
-    """Feed and drain a child's pipes at once."""
-    chunks: "Dict[BinaryIO, list[bytes]]" = {stdout: [], stderr: []}
+class _Chunks:
+    """What a child has written so far."""
+
+    def __init__(self) -> None:
+        self.out: List[bytes] = []
+        self.err: List[bytes] = []
+
+
+def _exchange(child: ChildProcess, data: bytes, deadline: Optional[float], chunks: _Chunks) -> None:
+    """Feed and drain a child's pipes at once, until all are closed or the deadline is over."""
     view = memoryview(data)
     with selectors.DefaultSelector() as selector:
-        for stream in (stdout, stderr):
-            if not stream.closed:
-                selector.register(stream, selectors.EVENT_READ)
-        if not stdin.closed:
-            stdin.flush()
-            os.set_blocking(stdin.fileno(), False)
-            selector.register(stdin, selectors.EVENT_WRITE)
+        for output, to in ((child.stdout, chunks.out), (child.stderr, chunks.err)):
+            if not output.closed:
+                selector.register(output, selectors.EVENT_READ, to)
+        if not child.stdin.closed:
+            child.stdin.flush()
+            os.set_blocking(child.stdin.fileno(), False)
+            selector.register(child.stdin, selectors.EVENT_WRITE)
         while selector.get_map():
             remaining = None if deadline is None else deadline - time.monotonic()
             if remaining is not None and remaining <= 0:
-                raise subprocess.TimeoutExpired(
-                    "child", 0.0, b"".join(chunks[stdout]), b"".join(chunks[stderr])
-                )
+                return
             for key, _ in selector.select(remaining):
-                stream: Any = key.fileobj
-                if stream is stdin:
-                    try:
-                        view = view[os.write(key.fd, view[: 64 << 10]) :] if view else view
-                    except BlockingIOError:
-                        continue
-                    except BrokenPipeError:
-                        view = view[:0]
-                    if not view:
-                        selector.unregister(stream)
-                        stream.close()
+                if key.fileobj is child.stdin:
+                    view = _feed(key.fd, view)
+                    is_open = len(view) > 0
                 else:
-                    chunk = stream.read1(64 << 10)
-                    if not chunk:
-                        selector.unregister(stream)
-                        stream.close()
-                    chunks[stream].append(chunk)
-    return chunks
+                    # What is buffered counts, from an earlier readline() of the caller's.
+                    chunk = key.fileobj.read1(64 << 10)  # type: ignore[union-attr]
+                    key.data.append(chunk)
+                    is_open = chunk != b""
+                if not is_open:
+                    selector.unregister(key.fileobj)
+                    key.fileobj.close()  # type: ignore[union-attr]
+
+
+def _feed(descriptor: int, view: memoryview) -> memoryview:
+    """Write what there is room for: what is left. Nothing, once nobody reads any more."""
+    try:
+        return view[os.write(descriptor, view[: 64 << 10]) :] if view else view
+    except BlockingIOError:
+        return view
+    except BrokenPipeError:
+        return view[:0]

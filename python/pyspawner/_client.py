@@ -8,7 +8,7 @@ from ._child import ChildProcess
 from ._config import SandboxConfig
 from ._errors import HostDied
 from ._host import PathLike
-from ._protocol import Launch, spawn_request
+from ._protocol import LONGEST, Launch, spawn_request
 
 
 class Client:
@@ -114,7 +114,7 @@ def _farewell(connection: Any) -> int:
     """Say good-bye: how many children run on."""
     try:
         connection.send(_host.CLOSE)
-        return _host.children_left(connection.recv(_host.LONGEST))
+        return _host.children_left(connection.recv(LONGEST))
     except OSError:
         return 0  # the host has ended
 

@@ -71,5 +71,9 @@ def refusal(event: Dict[str, Any]) -> PyspawnerError:
 
 def failure(event: Dict[str, Any]) -> PyspawnerError:
     """The exception for a host's ``failed`` event."""
-    kinds = {"preload": PreloadError, "setup": SandboxSetupError}
-    return kinds.get(event["kind"], ProtocolError)(event["detail"])
+    detail = str(event["detail"])
+    if event["kind"] == "preload":
+        return PreloadError(detail)
+    if event["kind"] == "setup":
+        return SandboxSetupError(detail)
+    return ProtocolError(detail)
