@@ -269,6 +269,7 @@ impl Map<'_> {
                 .map_err(failed)?,
             streams: Streams::Capture,
             timeout,
+            network: None,
         })
     }
 

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{self, Callable, HostSettings, Profile};
 use crate::launch::{self, HostDescriptors};
+use crate::network::Networks;
 use crate::pool::Pool;
 use crate::pool::clone_service::{CloneService, IoEnd, ToMain};
 use crate::pool::interrupt::Interrupt;
@@ -255,14 +256,21 @@ fn io_run(end: IoEnd, settings: IoSettings) -> anyhow::Result<i32> {
         }
         let cgroups = claim_cgroups(&profile, settings.cgroup.as_deref())?.map(Rc::new);
         let _removed = RemoveAtEnd(cgroups.clone());
-        let pool = Pool::new(clones, profile.clone(), cgroups, interrupt.clone())?;
-        tokio::select! {
-            probed = pool.probe() => probed.map_err(anyhow::Error::msg).context(
-                "a first child could not be made as the profile asks, so no job was run",
-            )?,
-            signal = interrupt.received() => return Ok(128 + signal),
-        }
+        let networks = Rc::new(Networks::start(&profile.network).await?);
+        let pool = Pool::new(
+            clones,
+            profile.clone(),
+            cgroups,
+            networks.clone(),
+            interrupt.clone(),
+        )?;
         let work = async {
+            tokio::select! {
+                probed = pool.probe() => probed.map_err(anyhow::Error::msg).context(
+                    "a first child could not be made as the profile asks, so no job was run",
+                )?,
+                signal = interrupt.received() => return Ok(128 + signal),
+            }
             match settings.command {
                 Command::Run(command) => run::run(&pool, &interrupt, &profile, command).await,
                 Command::Map(command) => {
@@ -270,13 +278,15 @@ fn io_run(end: IoEnd, settings: IoSettings) -> anyhow::Result<i32> {
                 }
             }
         };
-        tokio::select! {
+        let status = tokio::select! {
             status = work => status,
             signal = overdue(&interrupt) => {
                 log::error!("the command did not end in {PATIENCE:?} after signal {signal}");
                 Ok(128 + signal)
             }
-        }
+        };
+        networks.stop().await;
+        status
     }))
 }
 

@@ -66,6 +66,7 @@ pub(super) async fn run(
             stdin: Stdin::Inherit,
             streams: Streams::Inherit,
             timeout,
+            network: None,
         })
         .await;
     streams.restore();

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use crate::network::JobNetwork;
 use crate::sys::files::sealed_memfd;
 
 /// A job, ready to run.
@@ -16,6 +17,8 @@ pub struct Job {
     pub stdin: Stdin,
     pub streams: Streams,
     pub timeout: Option<Duration>,
+    /// In place of the profile's.
+    pub network: Option<JobNetwork>,
 }
 
 /// What the child reads as standard input.

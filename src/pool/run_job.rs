@@ -18,6 +18,7 @@ use super::payload::{Job, Stdin, Streams, seal};
 use super::spoken::Spoken;
 use super::streams::{self, ChildEnds, Ends};
 use crate::config::Profile;
+use crate::network::{Connection, JobNetwork, Networks};
 use crate::sandbox::cgroup::{Cgroups, JobCgroup, Usage, prefer_as_victim};
 use crate::sandbox::enter::ChildDescriptors;
 use crate::sandbox::from_host::{HostIds, write_id_maps};
@@ -42,6 +43,7 @@ pub struct Pool {
     profile: Rc<Profile>,
     layers: Rc<Layers>,
     cgroups: Option<Rc<Cgroups>>,
+    networks: Rc<Networks>,
     ids: Rc<RefCell<HostIds>>,
     interrupt: Interrupt,
 }
@@ -50,6 +52,7 @@ pub struct Pool {
 struct Child {
     pidfd: AsyncFd<OwnedFd>,
     cgroup: Option<JobCgroup>,
+    connection: Option<Connection>,
     host_id: u32,
     ends: Ends,
     /// Resident memory at the clone: the part of the warm image that the child began with.
@@ -68,6 +71,7 @@ impl Pool {
         clones: CloneService,
         profile: Rc<Profile>,
         cgroups: Option<Rc<Cgroups>>,
+        networks: Rc<Networks>,
         interrupt: Interrupt,
     ) -> anyhow::Result<Self> {
         Ok(Self {
@@ -75,6 +79,7 @@ impl Pool {
             layers: Rc::new(profile.layers()),
             profile,
             cgroups,
+            networks,
             ids: Rc::new(RefCell::new(HostIds::choose()?)),
             interrupt,
         })
@@ -102,6 +107,7 @@ impl Pool {
             stdin: Stdin::null().map_err(|error| format!("/dev/null: {error}"))?,
             streams: Streams::Inherit,
             timeout: None,
+            network: None,
         };
         let child = self.start(&job, true).await?;
         let report = self
@@ -129,7 +135,10 @@ impl Pool {
                 let cloned = self.clones.clone(descriptors, folder, probe).await;
                 drop(child_ends);
                 match cloned {
-                    Ok(cloned) => self.release(cloned, cgroup, host_id, ends).await,
+                    Ok(cloned) => {
+                        let network = self.network(job);
+                        self.release(cloned, cgroup, host_id, ends, &network).await
+                    }
                     Err(detail) => {
                         remove(cgroup).await;
                         Err(detail)
@@ -149,6 +158,11 @@ impl Pool {
         cgroups
             .map(|cgroups| cgroups.create(&self.profile.limits))
             .transpose()
+    }
+
+    fn network(&self, job: &Job) -> JobNetwork {
+        let own = job.network.clone();
+        own.unwrap_or_else(|| JobNetwork::from(&self.profile.network))
     }
 
     fn descriptors(&self, job: &Job, child: &ChildEnds) -> ChildDescriptors {
@@ -173,6 +187,7 @@ impl Pool {
         cgroup: Option<JobCgroup>,
         host_id: u32,
         ends: Ends,
+        network: &JobNetwork,
     ) -> Result<Child, String> {
         let ClonedChild { pid, pidfd } = cloned;
         // Unread, it counts as 0, which makes a peak larger, never smaller.
@@ -181,14 +196,20 @@ impl Pool {
             // It fails only if epoll does, without which nothing goes on here.
             pidfd: watch(pidfd).expect("epoll takes a pidfd"),
             cgroup,
+            connection: None,
             host_id,
             ends,
             resident_at_start,
         };
         let prepared =
             prefer_as_victim(pid).and_then(|()| write_id_maps(pid, host_id, &self.layers));
-        match prepared {
-            Ok(()) => {
+        let connected = match prepared {
+            Ok(()) => self.networks.connect(pid, network).await,
+            Err(error) => Err(error),
+        };
+        match connected {
+            Ok(connection) => {
+                child.connection = connection;
                 // A child that has already ended cannot read it; its end says why.
                 child.ends.control.write_all(GO).await.ok();
                 Ok(child)
@@ -302,6 +323,9 @@ impl Pool {
     /// Gives back what a reaped child had.
     async fn forget(&self, mut child: Child) {
         self.ids.borrow_mut().give_back(child.host_id);
+        if let Some(connection) = child.connection.take() {
+            self.networks.disconnect(connection).await;
+        }
         remove(child.cgroup.take()).await;
     }
 

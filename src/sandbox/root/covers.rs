@@ -5,10 +5,10 @@
 //! every hidden name before each clone.
 
 use std::collections::HashSet;
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{MetadataExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use super::steps::{create_mount_point, detach_top, error, io_error, make_read_only, mount_tmpfs};
@@ -202,12 +202,18 @@ fn is_absence(error: &std::io::Error) -> bool {
     )
 }
 
-/// A detached mount of an empty file that cannot be written. For a moment a file system is
-/// mounted on `place`, which is a folder, since mounts can only be copied from where they are.
+/// A detached mount of an empty file that cannot be written.
 fn blank_file(place: &Path) -> Result<OwnedFd, SetupError> {
-    mount_tmpfs(place, "mode=755,size=4k")?;
+    small_file(place, b"")
+}
+
+/// A detached mount of a file that cannot be written. For a moment a file system is
+/// mounted on `place`, which is a folder, since mounts can only be copied from where they are.
+pub(super) fn small_file(place: &Path, content: &[u8]) -> Result<OwnedFd, SetupError> {
+    mount_tmpfs(place, "mode=755,size=64k")?;
     let path = place.join("blank");
-    let tree = fs::write(&path, "")
+    let tree = fs::write(&path, content)
+        .and_then(|()| fs::set_permissions(&path, Permissions::from_mode(0o444)))
         .map_err(|e| io_error(format!("create {}", path.display()), &e))
         .and_then(|()| {
             let tree = copy_tree(&path, false)

@@ -9,6 +9,7 @@
 
 mod covers;
 mod kernel;
+mod resolver;
 mod steps;
 
 use std::fs;
@@ -23,6 +24,7 @@ pub use self::kernel::DEVICES;
 
 use self::covers::{Covers, closed_folder_above};
 use self::kernel::Devices;
+use self::resolver::Resolver;
 use self::steps::{create_mount_point, error, mount_tmpfs};
 use super::layer::SetupError;
 use crate::config::{Proc, Profile, Root};
@@ -64,6 +66,7 @@ impl PreparedRoot {
         let working_directory = std::env::current_dir().unwrap_or_else(|_| "/".into());
         leave_host_mount_namespace()?;
         let binds = take_binds(profile)?;
+        let resolver = Resolver::take(profile)?;
         let hosts_proc =
             copy_tree(Path::new("/proc"), true).map_err(|e| error("open_tree /proc".into(), e))?;
         let mut covers = Covers::default();
@@ -84,6 +87,7 @@ impl PreparedRoot {
             kernel::mount_visible_proc(&hosts_proc)?;
         }
         mount_binds(&binds, may_create, &mut covers)?;
+        resolver.mount(may_create)?;
         let targets: Vec<_> = binds.iter().map(|bind| bind.target.as_path()).collect();
         kernel::remove_from_binds(&targets, &mut covers, &hosts_proc)?;
         hide_in_binds(profile, &mut covers)?;
