@@ -4,10 +4,11 @@
 //! the routes to the children, so no program runs for a job. A verdict "accept" in it ends this
 //! table's say alone; other tables of the machine are asked as well (`nft(8)`).
 
+use std::io::Write;
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 use ipnet::IpNet;
-use nftables::helper::{self, NftablesError};
 use nix::errno::Errno;
 use serde_json::{Value, json};
 
@@ -343,52 +344,67 @@ fn apply(
     commands: &[Value],
 ) -> Result<(), SetupError> {
     let text = json!({ "nftables": commands }).to_string();
-    helper::apply_ruleset_raw(&text, Some(program), helper::DEFAULT_ARGS)
-        .map(std::mem::drop)
-        .map_err(|source| failed(format!("nft: {verb} table {FAMILY} {table}"), &source))
+    let step = format!("nft: {verb} table {FAMILY} {table}");
+    run(program, &["-f", "-"], &text, &step).map(std::mem::drop)
 }
 
 fn run_list(program: &'static str, what: &str) -> Result<Value, SetupError> {
-    let step = || format!("nft: list {what}");
-    let text = helper::get_current_ruleset_raw(Some(program), ["list", what])
-        .map_err(|source| failed(step(), &source))?;
-    serde_json::from_str(&text).map_err(|source| {
-        log::error!("{}: {source}", step());
-        error(step(), Errno::EBADMSG)
+    let step = format!("nft: list {what}");
+    let text = run(program, &["list", what], "", &step)?;
+    serde_json::from_slice(&text).map_err(|source| {
+        log::error!("{step}: {source}");
+        error(step, Errno::EBADMSG)
     })
 }
 
-/// nft tells errors in words alone.
-fn failed(step: String, source: &NftablesError) -> SetupError {
-    const KNOWN: &[Errno] = &[
-        Errno::EPERM,
-        Errno::EOPNOTSUPP,
-        Errno::EAFNOSUPPORT,
-        Errno::EPROTONOSUPPORT,
-        Errno::ENOENT,
-        Errno::EINVAL,
-    ];
-    match source {
-        NftablesError::NftExecution { inner, .. } => super::io_error(step, inner),
-        NftablesError::NftFailed { stderr, .. } => {
-            log::info!("{step}: {}", stderr.trim());
-            let known = KNOWN
-                .iter()
-                .find(|errno| stderr.contains(strerror(**errno)));
-            error(step, known.copied().unwrap_or(Errno::EIO))
-        }
-        other => {
-            log::error!("{step}: {other}");
-            error(step, Errno::EIO)
-        }
+/// Runs nft with JSON on its standard input, and returns what it writes.
+///
+/// The standard library starts it with `posix_spawn(3)`, which shares this thread's memory until
+/// the program runs; a fork would not have it ([`crate::clone::private_memory`]).
+fn run(
+    program: &'static str,
+    arguments: &[&str],
+    input: &str,
+    step: &str,
+) -> Result<Vec<u8>, SetupError> {
+    let finished = Command::new(program)
+        .arg("-j")
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .and_then(|mut nft| {
+            let mut stdin = nft.stdin.take().expect("it is a pipe");
+            let written = stdin.write_all(input.as_bytes());
+            std::mem::drop(stdin);
+            let output = nft.wait_with_output()?;
+            // One that ends without reading says why.
+            if output.status.success() {
+                written?;
+            }
+            Ok(output)
+        })
+        .map_err(|source| super::io_error(step, &source))?;
+    if finished.status.success() {
+        return Ok(finished.stdout);
     }
+    let said = String::from_utf8_lossy(&finished.stderr);
+    log::debug!("{step}: {}", said.trim());
+    Err(error(step, errno_in(&said)))
 }
 
-/// As the C library says it, where it says it otherwise than nix does.
-fn strerror(errno: Errno) -> &'static str {
-    match errno {
-        Errno::EOPNOTSUPP => "Operation not supported",
-        Errno::EAFNOSUPPORT => "Address family not supported",
-        other => other.desc(),
-    }
+/// nft tells errors in words alone.
+fn errno_in(said: &str) -> Errno {
+    const KNOWN: &[(&str, Errno)] = &[
+        ("Operation not permitted", Errno::EPERM),
+        ("Operation not supported", Errno::EOPNOTSUPP),
+        ("Address family not supported", Errno::EAFNOSUPPORT),
+        ("Protocol not supported", Errno::EPROTONOSUPPORT),
+        // Of a kernel: a kind of expression or chain that it does not have.
+        ("No such file or directory", Errno::ENOENT),
+        ("Invalid argument", Errno::EINVAL),
+    ];
+    let known = KNOWN.iter().find(|(words, _)| said.contains(words));
+    known.map_or(Errno::EIO, |(_, errno)| *errno)
 }

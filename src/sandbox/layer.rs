@@ -153,7 +153,7 @@ impl SetupError {
                 "; hint: it needs CAP_NET_ADMIN over the machine's network, which an ordinary user \
                  does not have (in Docker: --cap-add NET_ADMIN)"
             }
-            (Layer::Network, Errno::ENOENT) if self.step.contains("nft") => {
+            (Layer::Network, Errno::ENOENT) if self.step == "the program nft" => {
                 "; hint: install nftables (Debian: apt-get install nftables)"
             }
             (Layer::Network, Errno::EROFS | Errno::EACCES) => {
