@@ -109,7 +109,7 @@ def attack(targets, servers, own, word):
             serve(servers)
         finally:
             os._exit(0)
-    spoof(own, word)
+    send_what_is_dropped(word)
     reached = reach(targets)
     os.waitpid(serving, 0)
     return reached
@@ -128,18 +128,18 @@ def serve(servers):
                 connection.close()
 
 
-def spoof(own, word):
-    """Send from addresses that are not this child's; those that cannot be are left out."""
-    text = f"spoofed {word} ".encode()
-    try:
-        with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
-            raw.sendto(datagram("10.99.99.99", "192.0.2.10", 7000, text + b"ipv4"), ("192.0.2.10", 0))
-    except PermissionError:
-        pass  # what children should get
+def send_what_is_dropped(word):
+    """From addresses that are not this child's, and to all who listen to the link. Needs CAP_NET_RAW."""
+    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
+        text = f"false IPv4 sender {word}".encode()
+        raw.sendto(datagram("10.99.99.99", "192.0.2.10", 7000, text), ("192.0.2.10", 0))
     with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as free:
         free.setsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND, 1)
         free.bind(("2001:db8:99::99", 0))
-        free.sendto(text + b"ipv6", ("2001:db8::10", 7000))
+        free.sendto(f"false IPv6 sender {word}".encode(), ("2001:db8::10", 7000))
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as client:
+        link = socket.if_nametoindex("eth0")
+        client.sendto(f"to all neighbours {word}".encode(), ("ff02::1", 7000, 0, link))
 
 
 def datagram(source, target, port, payload):
