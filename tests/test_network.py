@@ -200,7 +200,8 @@ def test_nobody_reaches_a_child(pyspawner, spaces):
             host.stdin.flush()
             assert server.stdout.readline() == "done\n"
             child = children_of(host_of(host))[0]
-            own = run("nsenter", "-t", child, "-n", "ip", "-o", "-4", "address", "show", "eth0").split()[3].split("/")[0]
+            shown = run("nsenter", "-t", child, "-n", "ip", "-o", "-4", "address", "show", "eth0")
+            own = shown.split()[3].split("/")[0]
             for namespace in [spaces.machine, spaces.world]:
                 knocking = [*spaces.enter(namespace), sys.executable, "-c", knock, own]
                 assert b"timed out" in subprocess.run(knocking, capture_output=True, check=False).stderr

@@ -1,6 +1,7 @@
 //! The way out: for each child a pair of its own, and for all of them one firewall.
 
 use std::cell::RefCell;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
@@ -74,7 +75,7 @@ impl Egress {
         })
     }
 
-    /// Takes back what a child had, once its interface is deleted.
+    /// Takes back what a child had, once it was reaped.
     pub fn give_back(&self, place: usize) {
         self.pairs.borrow_mut().give_back(place);
     }
@@ -92,9 +93,21 @@ impl Egress {
     }
 }
 
+/// Waits until the kernel has deleted the interfaces of children that ended, and deletes those that
+/// are left: each takes some 30 ms.
 async fn remove_interfaces(links: &Links, claim: &Claim) -> Result<(), SetupError> {
-    for link in links.all_named(&claim.block.interfaces()).await? {
-        links.delete(link).await?;
+    const PATIENCE: Duration = Duration::from_secs(1);
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let left = links.all_named(&claim.block.interfaces()).await?;
+        if left.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() > end {
+            for link in left {
+                links.delete(link).await?;
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    Ok(())
 }

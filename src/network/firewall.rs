@@ -147,8 +147,8 @@ impl Rules<'_> {
         commands.extend(self.against_false_senders());
         commands.extend(self.between_machine_and_children());
         commands.extend(self.forward(forwarding));
-        commands.extend(self.from_child(allow));
-        commands.extend(self.to_child());
+        commands.extend(self.what_children_reach(allow));
+        commands.extend(self.what_reaches_children());
         commands.extend(self.masquerade());
         commands
     }
@@ -203,7 +203,7 @@ impl Rules<'_> {
     }
 
     /// What [`destinations::permits`] says, as rules.
-    fn from_child(&self, allow: &[Destination]) -> Vec<Value> {
+    fn what_children_reach(&self, allow: &[Destination]) -> Vec<Value> {
         let (private, public): (Vec<_>, Vec<_>) = allow
             .iter()
             .partition(|entry| destinations::is_private(entry.network));
@@ -237,7 +237,7 @@ impl Rules<'_> {
     }
 
     /// Only answers, and errors about what it sent.
-    fn to_child(&self) -> Vec<Value> {
+    fn what_reaches_children(&self) -> Vec<Value> {
         let state = json!({ "ct": { "key": "state" } });
         let answers = json!({ "match":
             { "op": "in", "left": state, "right": ["established", "related"] } });

@@ -109,17 +109,21 @@ impl Networks {
         }
     }
 
-    /// Takes away what a child had, at once and for certain: names and addresses are used again.
-    /// For a child that was reaped.
+    /// Gives back what a child had. For a child that was reaped.
+    ///
+    /// An interface that the caller named is deleted at once: the next job may have the same. One of
+    /// the egress is left to the kernel, which deletes it with the child's network namespace: to
+    /// wait for that would hold up this thread, and so every job. Its name and addresses come
+    /// around again only after all others, and then whatever is left is deleted first.
     pub async fn disconnect(&self, connection: Connection) {
-        match self.links() {
-            Ok(links) => veth::disconnect(links, connection.link).await,
-            Err(error) => log::error!("{error}"),
+        match (&self.egress, connection.place) {
+            (Some(egress), Some(place)) => egress.give_back(place),
+            _ => match self.links() {
+                Ok(links) => veth::disconnect(links, connection.link).await,
+                Err(error) => log::error!("{error}"),
+            },
         }
         self.in_use.borrow_mut().remove(&connection.name);
-        if let (Some(egress), Some(place)) = (&self.egress, connection.place) {
-            egress.give_back(place);
-        }
     }
 
     /// Takes everything away. Called when no child is to be connected any more.
@@ -173,4 +177,133 @@ fn error(step: impl Into<String>, errno: Errno) -> SetupError {
 
 fn io_error(step: impl Into<String>, source: &std::io::Error) -> SetupError {
     SetupError::from_io(Layer::Network, step, source)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::net::TcpListener;
+    use std::process::{Child, Command};
+    use std::time::Duration;
+
+    use nix::sched::{CloneFlags, unshare};
+
+    use super::*;
+
+    /// A process in a network namespace of its own, as a child is.
+    struct Process(Child);
+
+    impl Process {
+        fn start() -> Self {
+            let command = Command::new("unshare").args(["-n", "sleep", "60"]).spawn();
+            let process = Self(command.expect("util-linux"));
+            let namespace = |path: String| std::fs::read_link(path).expect("it lives");
+            let own = namespace("/proc/thread-self/ns/net".to_owned());
+            while namespace(format!("/proc/{}/ns/net", process.0.id())) == own {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            process
+        }
+
+        fn pid(&self) -> libc::pid_t {
+            self.0.id() as libc::pid_t
+        }
+
+        /// Has bash send a word from there.
+        fn say(&self, address: &str) {
+            let script = format!("echo hello > /dev/tcp/{address}");
+            let done = Command::new("nsenter")
+                .args(["-n", "-t", &self.pid().to_string(), "bash", "-c", &script])
+                .status();
+            assert!(done.expect("util-linux").success(), "{address}");
+        }
+    }
+
+    impl Drop for Process {
+        fn drop(&mut self) {
+            self.0.kill().and_then(|()| self.0.wait()).expect("our own");
+        }
+    }
+
+    fn run(test: impl Future<Output = ()>) {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        tokio::task::LocalSet::new().block_on(&runtime, test);
+    }
+
+    #[test]
+    fn a_named_pair_connects_one_child_at_a_time_and_is_gone_at_once() {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        // This thread alone: the machine's own network stays as it is.
+        unshare(CloneFlags::CLONE_NEWNET).expect("root may");
+        let process = Process::start();
+        run(async {
+            let networks = Networks::start(&Network::None)
+                .await
+                .expect("nothing to do");
+            let config = VethConfig {
+                kernel_ipv6: Some("fd00::1".parse().expect("valid")),
+                child_ipv6: Some("fd00::2".parse().expect("valid")),
+                ..VethConfig::default()
+            };
+            let job = JobNetwork::Veth(config.clone());
+            for _ in 0..2 {
+                let connected = networks
+                    .connect(process.pid(), &job)
+                    .await
+                    .expect("connects");
+                for address in ["192.168.123.1:0", "[fd00::1]:0"] {
+                    let server = TcpListener::bind(address).expect("our own address");
+                    let place = server.local_addr().expect("bound");
+                    process.say(&format!("{}/{}", place.ip(), place.port()));
+                    let mut said = String::new();
+                    let (mut stream, from) = server.accept().expect("a connection");
+                    stream.read_to_string(&mut said).expect("a word");
+                    assert_eq!(said, "hello\n");
+                    assert!(["192.168.123.2", "fd00::2"].contains(&&*from.ip().to_string()));
+                }
+                let again = networks.connect(process.pid(), &job).await;
+                assert_eq!(again.err().map(|error| error.errno), Some(Errno::EBUSY));
+                networks.disconnect(connected.expect("a connection")).await;
+                let links = networks.links().expect("open");
+                assert!(
+                    links
+                        .find(&config.kernel_veth_name)
+                        .await
+                        .expect("asks")
+                        .is_none()
+                );
+            }
+        });
+    }
+
+    #[test]
+    fn an_interface_of_the_machine_is_not_taken_for_a_stale_one() {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        unshare(CloneFlags::CLONE_NEWNET).expect("root may");
+        let process = Process::start();
+        run(async {
+            let networks = Networks::start(&Network::None)
+                .await
+                .expect("nothing to do");
+            let job = JobNetwork::Veth(VethConfig {
+                kernel_veth_name: "lo".to_owned(),
+                ..VethConfig::default()
+            });
+            let refused = networks.connect(process.pid(), &job).await;
+            assert_eq!(refused.err().map(|error| error.errno), Some(Errno::EEXIST));
+            let without = networks.connect(process.pid(), &JobNetwork::Egress).await;
+            assert_eq!(without.err().map(|error| error.errno), Some(Errno::EINVAL));
+            let own = networks
+                .connect(std::process::id() as libc::pid_t, &job)
+                .await;
+            assert!(own.is_err());
+        });
+    }
 }

@@ -150,8 +150,8 @@ pub async fn connect(
     Ok(link)
 }
 
-/// Deletes a pair. A child's network namespace would take it along, but only some time after the
-/// child's end.
+/// Deletes a pair. A child's network namespace takes it along, but only some time after the child's
+/// end. The kernel's grace periods make this hold up the thread for some 30 ms.
 pub async fn disconnect(links: &Links, link: u32) {
     if let Err(error) = links.delete(link).await {
         log::error!("{error}");
