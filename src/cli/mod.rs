@@ -257,14 +257,14 @@ fn io_run(end: IoEnd, settings: IoSettings) -> anyhow::Result<i32> {
         let cgroups = claim_cgroups(&profile, settings.cgroup.as_deref())?.map(Rc::new);
         let _removed = RemoveAtEnd(cgroups.clone());
         let networks = Rc::new(Networks::start(&profile.network).await?);
-        let pool = Pool::new(
-            clones,
-            profile.clone(),
-            cgroups,
-            networks.clone(),
-            interrupt.clone(),
-        )?;
         let work = async {
+            let pool = Pool::new(
+                clones,
+                profile.clone(),
+                cgroups,
+                networks.clone(),
+                interrupt.clone(),
+            )?;
             tokio::select! {
                 probed = pool.probe() => probed.map_err(anyhow::Error::msg).context(
                     "a first child could not be made as the profile asks, so no job was run",
