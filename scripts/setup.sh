@@ -16,6 +16,8 @@ need pkg-config pkg-config
 need /usr/include/seccomp.h libseccomp-dev
 need unshare util-linux
 need newuidmap uidmap
+need ip iproute2
+need /usr/sbin/nft nftables
 python=${PYTHON:-python3}
 has_shared_library() {
     "$1" -c 'import sysconfig, sys, venv, ensurepip

@@ -7,9 +7,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
+mod egress;
 mod profile;
 mod units;
 
+pub use egress::{Destination, Egress};
 pub use profile::{Bind, Cgroups, Limits, Network, Proc, Profile, Root};
 pub use units::parse_duration;
 
@@ -217,6 +219,12 @@ mod tests {
                 "[profile.default.limits]\nwall = '0s'\n",
                 2,
                 "greater than zero",
+            ),
+            ("[profile.default]\nnetwork = 'all'\n", 2, "egress"),
+            (
+                "[profile.default]\nnetwork = { egress = { allow = ['example.org'] } }\n",
+                2,
+                "no destination",
             ),
             (
                 "[profile.default]\nskip_layers = ['magic']\n",

@@ -26,6 +26,7 @@ pub mod init;
 pub mod interpreter;
 pub mod launch;
 pub mod logging;
+pub mod network;
 pub mod pool;
 pub mod record;
 pub mod sandbox;

@@ -20,6 +20,18 @@ class NetworkConfig(NamedTuple):
     """Address of this machine, and the child's default route. A /24."""
     child_ipv4_address: str = "192.168.123.2"
     """Address of the child."""
+    kernel_ipv6_address: Optional[str] = None
+    """The same for IPv6, if it is wanted. A /64."""
+    child_ipv6_address: Optional[str] = None
+    """Address of the child."""
+
+    def _request(self) -> Dict[str, Any]:
+        """The value of ``network`` in a ``spawn`` request."""
+        names = ("kernel_veth_name", "child_veth_name")
+        addresses = ("kernel_ipv4", "child_ipv4", "kernel_ipv6", "child_ipv6")
+        values = {name: getattr(self, name) for name in names}
+        values.update((name, getattr(self, name + "_address")) for name in addresses)
+        return {"veth": {name: value for name, value in values.items() if value is not None}}
 
 
 class SandboxConfig(NamedTuple):
@@ -28,7 +40,7 @@ class SandboxConfig(NamedTuple):
     chroot_dir: Optional[Path] = None
     """A folder that the child sees as ``/``: exactly that, with no ``/proc`` or ``/sys`` added."""
     network: Optional[NetworkConfig] = None
-    """Interfaces for the child; without, it has no network."""
+    """Interfaces for the child; without, it has the network that the profile says: by default none."""
     skip_sandbox_except: FrozenSet[str] = frozenset()
     """For tests: of ``drop_capabilities``, ``setuid``, ``no_new_privs`` and ``seccomp``, only these are
     applied. Empty: all are."""
@@ -51,7 +63,7 @@ class SandboxConfig(NamedTuple):
         if self.chroot_dir is not None:
             request["chroot"] = str(Path(self.chroot_dir).absolute())
         if self.network is not None:
-            request["network"] = self.network._asdict()
+            request["network"] = self.network._request()
         if self.skip_sandbox_except:
             request["skip_except"] = sorted(self.skip_sandbox_except)
         if self.timeout is not None:

@@ -106,6 +106,7 @@ fn job(
     let own_timeout = spawn.timeout().map_err(ChildEvent::bad_request)?;
     let in_force = limits.as_ref().unwrap_or(&service.profile.limits);
     let timeout = own_timeout.into_iter().chain(in_force.wall).min();
+    let network = spawn.network().map_err(ChildEvent::bad_request)?;
     let skip_layers = spawn.skipped().map_err(ChildEvent::bad_request)?;
     let root = spawn.chroot.as_deref().map(OwnRoot::take).transpose();
     let root = root.map_err(|error| ChildEvent::last(JobReport::refused(error), false))?;
@@ -134,6 +135,7 @@ fn job(
             skip_layers,
             order: Some(order),
             root,
+            network,
         },
     })
 }

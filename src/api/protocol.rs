@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Limits;
+use crate::network::JobNetwork;
 use crate::pool::{JobReport, Outcome};
 use crate::sandbox::Layer;
 use crate::sys::process::Ending;
@@ -41,6 +42,8 @@ pub struct Spawn {
     pub skip_except: Option<Vec<Layer>>,
     /// Seconds; the profile's limit may only be shortened.
     pub timeout: Option<f64>,
+    /// Instead of the profile's.
+    pub network: Option<JobNetwork>,
     /// Keys of `[profile.NAME.limits]`, instead of the profile's.
     pub limits: serde_json::Map<String, serde_json::Value>,
 }
@@ -147,6 +150,17 @@ impl Spawn {
             serde_json::from_value(value).map_err(|error| format!("limits: {error}"))?;
         limits.check().map_err(|error| error.to_string())?;
         Ok(Some(limits))
+    }
+
+    /// # Errors
+    /// For names and addresses that cannot be.
+    pub fn network(&self) -> Result<Option<JobNetwork>, String> {
+        if let Some(JobNetwork::Veth(config)) = &self.network {
+            config
+                .check()
+                .map_err(|error| format!("network: {error:#}"))?;
+        }
+        Ok(self.network.clone())
     }
 
     /// # Errors

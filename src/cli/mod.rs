@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{self, Callable, HostSettings, Profile};
 use crate::launch::{self, HostDescriptors};
+use crate::network::Networks;
 use crate::pool::Pool;
 use crate::pool::clone_service::{CloneService, Failure, IoEnd, ToMain};
 use crate::pool::interrupt::Interrupt;
@@ -285,7 +286,7 @@ fn io_run(end: IoEnd, settings: IoSettings) -> anyhow::Result<i32> {
         };
         let profile = Rc::new(settings.profile);
         let prepared = prepare(end, &interrupt, &profile, settings.cgroup.as_deref()).await;
-        let (pool, _removed) = match prepared {
+        let (pool, networks, _removed) = match prepared {
             Ok(Ok(prepared)) => prepared,
             Ok(Err(signal)) => return Ok(128 + signal),
             Err(failure) => {
@@ -307,13 +308,15 @@ fn io_run(end: IoEnd, settings: IoSettings) -> anyhow::Result<i32> {
                 }
             }
         };
-        tokio::select! {
+        let status = tokio::select! {
             status = work => status,
             signal = overdue(&interrupt) => {
                 log::error!("the command did not end in {PATIENCE:?} after signal {signal}");
                 Ok(128 + signal)
             }
-        }
+        };
+        networks.stop().await;
+        status
     }))
 }
 
@@ -324,7 +327,7 @@ async fn prepare(
     interrupt: &Interrupt,
     profile: &Rc<Profile>,
     cgroup: Option<&std::path::Path>,
-) -> Result<Result<(Pool, RemoveAtEnd), i32>, Failure> {
+) -> Result<Result<(Pool, Rc<Networks>, RemoveAtEnd), i32>, Failure> {
     let setup = |error: anyhow::Error| Failure {
         kind: "setup",
         detail: format!("{error:#}"),
@@ -339,14 +342,37 @@ async fn prepare(
     }
     let cgroups = claim_cgroups(profile, cgroup).map_err(setup)?.map(Rc::new);
     let removed = RemoveAtEnd(cgroups.clone());
-    let pool = Pool::new(clones, profile.clone(), cgroups, interrupt.clone()).map_err(setup)?;
-    tokio::select! {
-        probed = pool.probe() => probed.map_err(anyhow::Error::msg).context(
-            "a first child could not be made as the profile asks, so no job was run",
-        ).map_err(setup)?,
-        signal = interrupt.received() => return Ok(Err(signal)),
+    let networks = Networks::start(&profile.network).await;
+    let networks = Rc::new(networks.map_err(|error| setup(error.into()))?);
+    let tried = async {
+        let pool = Pool::new(
+            clones,
+            profile.clone(),
+            cgroups,
+            networks.clone(),
+            interrupt.clone(),
+        )?;
+        pool.probe()
+            .await
+            .map_err(anyhow::Error::msg)
+            .context("a first child could not be made as the profile asks, so no job was run")?;
+        Ok(pool)
+    };
+    let tried = tokio::select! {
+        tried = tried => tried.map(Ok),
+        signal = interrupt.received() => Ok(Err(signal)),
+    };
+    match tried {
+        Ok(Ok(pool)) => Ok(Ok((pool, networks, removed))),
+        Ok(Err(signal)) => {
+            networks.stop().await;
+            Ok(Err(signal))
+        }
+        Err(error) => {
+            networks.stop().await;
+            Err(setup(error))
+        }
     }
-    Ok(Ok((pool, removed)))
 }
 
 /// The control groups, unless the profile can do without and there are none. Says what is in

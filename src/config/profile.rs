@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{bail, ensure};
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::egress::Egress;
 use super::units::{optional_duration, optional_size, size};
 use crate::sandbox::layer::{Layer, Layers};
 
@@ -107,11 +108,42 @@ impl Bind {
 }
 
 /// The child's network.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Network {
     #[default]
     None,
+    /// What is public, or what is named.
+    Egress(Egress),
+}
+
+impl<'de> Deserialize<'de> for Network {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Table {
+            egress: Egress,
+        }
+        struct Visitor;
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = Network;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("\"none\", \"egress\" or { egress = { allow = [...] } }")
+            }
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Network, E> {
+                match text {
+                    "none" => Ok(Network::None),
+                    "egress" => Ok(Network::Egress(Egress::default())),
+                    other => Err(E::invalid_value(serde::de::Unexpected::Str(other), &self)),
+                }
+            }
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, map: A) -> Result<Network, A::Error> {
+                let map = serde::de::value::MapAccessDeserializer::new(map);
+                Table::deserialize(map).map(|table| Network::Egress(table.egress))
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
 }
 
 /// What is good enough for `memory`, `cpu` and `pids`.
@@ -194,6 +226,7 @@ impl Profile {
     pub(super) fn check(&self) -> anyhow::Result<()> {
         self.check_layers()?;
         self.check_root()?;
+        self.check_network()?;
         self.limits.check()
     }
 
@@ -213,6 +246,23 @@ impl Profile {
                  be installed; skip \"seccomp\" or \"drop_capabilities\" too"
             );
         }
+        Ok(())
+    }
+
+    fn check_network(&self) -> anyhow::Result<()> {
+        let Network::Egress(egress) = &self.network else {
+            return Ok(());
+        };
+        ensure!(
+            self.layers().has(Layer::NetworkNamespace),
+            "network: without the layer \"network_namespace\" children have the machine's own"
+        );
+        egress.check()?;
+        let has_resolver = egress.resolv_conf.is_some() || !egress.nameservers.is_empty();
+        ensure!(
+            !has_resolver || self.layers().has(Layer::Root),
+            "network: without the layer \"root\" children have the machine's own resolv.conf"
+        );
         Ok(())
     }
 
@@ -277,7 +327,7 @@ impl Profile {
     }
 }
 
-fn check_path(key: &str, path: &Path) -> anyhow::Result<()> {
+pub(super) fn check_path(key: &str, path: &Path) -> anyhow::Result<()> {
     ensure!(
         path.is_absolute() && !path.components().any(|part| part == Component::ParentDir),
         "{key}: expected an absolute path without \"..\", not {}",
@@ -338,7 +388,16 @@ mod tests {
             root: Root::Empty,
             ..Profile::default()
         };
-        for profile in [Profile::default(), full, empty] {
+        let networked = Profile {
+            network: Network::Egress(Egress {
+                allow: vec!["[2001:db8::/32]:443".parse().expect("valid")],
+                nameservers: vec!["192.0.2.53".parse().expect("valid")],
+                ipv6: None,
+                ..Egress::default()
+            }),
+            ..Profile::default()
+        };
+        for profile in [Profile::default(), full, empty, networked] {
             let text = serde_json::to_string(&profile).expect("serialises");
             let back: Profile = serde_json::from_str(&text).expect("parses");
             assert_eq!(format!("{back:?}"), format!("{profile:?}"));

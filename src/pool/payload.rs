@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::config::Limits;
+use crate::network::JobNetwork;
 use crate::sandbox::Layer;
 use crate::sys::files::sealed_memfd;
 
@@ -31,6 +32,7 @@ pub struct Own {
     pub order: Option<OwnedFd>,
     /// A root of its own: a detached tree.
     pub root: Option<OwnedFd>,
+    pub network: Option<JobNetwork>,
 }
 
 /// What the child reads as standard input.

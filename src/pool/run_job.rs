@@ -19,6 +19,7 @@ use super::payload::{Job, Own, Stdin, Streams, seal};
 use super::spoken::Spoken;
 use super::streams::{self, ChildEnds, Ends};
 use crate::config::{Limits, Profile};
+use crate::network::{Connection, JobNetwork, Networks};
 use crate::sandbox::cgroup::{Cgroups, JobCgroup, Usage, prefer_as_victim};
 use crate::sandbox::enter::ChildDescriptors;
 use crate::sandbox::from_host::{HostIds, write_id_maps};
@@ -45,6 +46,7 @@ pub struct Pool {
     profile: Rc<Profile>,
     layers: Rc<Layers>,
     cgroups: Option<Rc<Cgroups>>,
+    networks: Rc<Networks>,
     ids: Rc<RefCell<HostIds>>,
     /// Children that have not ended though they were killed.
     overdue: Rc<Cell<usize>>,
@@ -92,6 +94,7 @@ struct Child {
     pid: libc::pid_t,
     pidfd: AsyncFd<OwnedFd>,
     cgroup: Option<JobCgroup>,
+    connection: Option<Connection>,
     host_id: u32,
     ends: Ends,
     /// Resident memory at the clone: the part of the warm image that the child began with.
@@ -110,6 +113,7 @@ impl Pool {
         clones: CloneService,
         profile: Rc<Profile>,
         cgroups: Option<Rc<Cgroups>>,
+        networks: Rc<Networks>,
         interrupt: Interrupt,
     ) -> anyhow::Result<Self> {
         Ok(Self {
@@ -117,6 +121,7 @@ impl Pool {
             layers: Rc::new(profile.layers()),
             profile,
             cgroups,
+            networks,
             ids: Rc::new(RefCell::new(HostIds::choose()?)),
             overdue: Rc::default(),
             interrupt,
@@ -194,8 +199,7 @@ impl Pool {
                 drop(child_ends);
                 match cloned {
                     Ok(cloned) => {
-                        let layers = self.layers.without(&job.own.skip_layers);
-                        let released = self.release(cloned, cgroup, host_id, &layers, ends).await;
+                        let released = self.release(cloned, cgroup, host_id, job, ends).await;
                         released.map_err(Refusal::from)
                     }
                     Err(detail) => {
@@ -215,6 +219,11 @@ impl Pool {
     fn create_cgroup(&self, limits: &Limits) -> Result<Option<JobCgroup>, SetupError> {
         let cgroups = self.cgroups.as_ref();
         cgroups.map(|cgroups| cgroups.create(limits)).transpose()
+    }
+
+    fn network(&self, job: &Job) -> JobNetwork {
+        let own = job.own.network.clone();
+        own.unwrap_or_else(|| JobNetwork::from(&self.profile.network))
     }
 
     fn descriptors(&self, job: &Job, child: &ChildEnds) -> ChildDescriptors {
@@ -247,7 +256,7 @@ impl Pool {
         cloned: ClonedChild,
         cgroup: Option<JobCgroup>,
         host_id: u32,
-        layers: &Layers,
+        job: &Job,
         ends: Ends,
     ) -> Result<Child, SetupError> {
         let ClonedChild { pid, pidfd } = cloned;
@@ -258,13 +267,20 @@ impl Pool {
             // It fails only if epoll does, without which nothing goes on here.
             pidfd: watch(pidfd).expect("epoll takes a pidfd"),
             cgroup,
+            connection: None,
             host_id,
             ends,
             resident_at_start,
         };
-        let prepared = prefer_as_victim(pid).and_then(|()| write_id_maps(pid, host_id, layers));
-        match prepared {
-            Ok(()) => {
+        let layers = self.layers.without(&job.own.skip_layers);
+        let prepared = prefer_as_victim(pid).and_then(|()| write_id_maps(pid, host_id, &layers));
+        let connected = match prepared {
+            Ok(()) => self.networks.connect(pid, &self.network(job)).await,
+            Err(error) => Err(error),
+        };
+        match connected {
+            Ok(connection) => {
+                child.connection = connection;
                 // A child that has already ended cannot read it; its end says why.
                 child.ends.control.write_all(GO).await.ok();
                 Ok(child)
@@ -387,6 +403,9 @@ impl Pool {
     /// Gives back what a reaped child had.
     async fn forget(&self, mut child: Child) {
         self.ids.borrow_mut().give_back(child.host_id);
+        if let Some(connection) = child.connection.take() {
+            self.networks.disconnect(connection).await;
+        }
         remove(child.cgroup.take()).await;
     }
 

@@ -12,6 +12,8 @@ pub enum Layer {
     UserNamespace,
     PidNamespace,
     NetworkNamespace,
+    /// The way out of the network namespace, where there is one.
+    Network,
     IpcNamespace,
     UtsNamespace,
     CgroupNamespace,
@@ -51,6 +53,7 @@ impl Layer {
             Layer::UserNamespace => "user_namespace",
             Layer::PidNamespace => "pid_namespace",
             Layer::NetworkNamespace => "network_namespace",
+            Layer::Network => "network",
             Layer::IpcNamespace => "ipc_namespace",
             Layer::UtsNamespace => "uts_namespace",
             Layer::CgroupNamespace => "cgroup_namespace",
@@ -153,6 +156,22 @@ impl SetupError {
             (Layer::Landlock, Errno::ENOSYS | Errno::EOPNOTSUPP) => {
                 "; hint: this kernel is older than 5.13 or was started without Landlock (lsm=); to \
                  do without it: skip_layers = [\"landlock\"]"
+            }
+            (Layer::Network, Errno::EPERM) => {
+                "; hint: it needs CAP_NET_ADMIN over the machine's network, which an ordinary user \
+                 does not have (in Docker: --cap-add NET_ADMIN)"
+            }
+            (Layer::Network, Errno::ENOENT) if self.step == "the program nft" => {
+                "; hint: install nftables (Debian: apt-get install nftables)"
+            }
+            (Layer::Network, Errno::EROFS | Errno::EACCES) => {
+                "; hint: turn forwarding on before pyspawner starts (in Docker: --sysctl \
+                 net.ipv4.ip_forward=1 --sysctl net.ipv6.conf.all.forwarding=1), or do without \
+                 IPv6 (ipv6 = \"none\")"
+            }
+            (Layer::Network, Errno::EOPNOTSUPP | Errno::EAFNOSUPPORT | Errno::EPROTONOSUPPORT) => {
+                "; hint: this kernel lacks veth, nf_tables with NAT and fib, or IPv6 (ipv6 = \
+                 \"none\")"
             }
             (Layer::Seccomp, Errno::EINVAL) => "; hint: this kernel lacks CONFIG_SECCOMP_FILTER",
             _ => "",

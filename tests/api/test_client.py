@@ -630,15 +630,26 @@ def test_a_caller_of_another_version(python):
     assert done.stdout == "(b'-c\\n', b'')\n", done
 
 
+def run_contract(python, path):
+    """test_contract.py in a network namespace of its own."""
+    command = ["unshare", "--net", "sh", "-c", 'ip link set lo up; exec "$@"', "sh"]
+    command += [python, "-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider", "test_contract.py"]
+    environment = {**os.environ, "CONTRACT_NETWORK": "1", "PYTHONPATH": str(path)}
+    done = subprocess.run(command, cwd=JOBS.parent, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "18 passed" in done.stdout, done.stdout
+
+
+def test_the_contract_with_its_network():
+    run_contract(sys.executable, ROOT / "python")
+
+
 @pytest.mark.soak
 def test_the_same_program_under_the_old_package(tmp_path):
-    """test_contract.py passes under pyspawner 1.0.0 too."""
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "old"], check=True)
     python = tmp_path / "old/bin/python"
     packages = ["pyspawner==1.0.0", "setuptools<80", "pytest"]
     subprocess.run([python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *packages], check=True)
-    command = [python, "-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider", "test_contract.py"]
-    subprocess.run(command, cwd=JOBS.parent, check=True)
+    run_contract(python, "")
 
 
 # ---- nothing of one job is another's ------------------------------------------------------------------------

@@ -6,7 +6,9 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
+import threading
 from pathlib import Path
 
 import pyspawner
@@ -43,6 +45,13 @@ void _start(void)
     call(EXIT, right ? 3 : 4, 0, 0);
 }
 """
+
+
+# Set where the network namespace is the tests' own.
+if "CONTRACT_NETWORK" in os.environ:
+
+    def test_a_network(client):
+        network(client)
 
 
 @pytest.fixture(scope="module")
@@ -190,3 +199,23 @@ def test_children_at_once(client):
     for number, child in enumerate(children):
         assert child.stdout.read() == b"CHILD %d" % number
         assert child.wait(0) == (child.pid, 0)
+
+
+def network(client):
+    """Not by itself a test: it needs a network namespace of its own. See test_client.py."""
+
+    server = socket.create_server(("0.0.0.0", 8080))
+    threading.Thread(target=lambda: server.accept()[0].sendall(b"hello"), daemon=True).start()
+    config = pyspawner.SandboxConfig(network=pyspawner.NetworkConfig())
+    assert run(client, "connect", "192.168.123.1", 8080, config=config)[0] == "hello\n"
+    with socket.create_server(("0.0.0.0", 8081)) as other:
+        threading.Thread(target=lambda: other.accept()[0].sendall(b"by name"), daemon=True).start()
+        named = pyspawner.NetworkConfig("veth-a", "veth-b", "192.168.7.1", "192.168.7.2")
+        config = pyspawner.SandboxConfig(network=named)
+        assert run(client, "connect", "192.168.7.1", 8081, config=config)[0] == "by name\n"
+    # A stale interface of that name is in nobody's way.
+    subprocess.run(["ip", "link", "add", "veth-pyspawn", "type", "veth", "peer", "name", "left"], check=True)
+    threading.Thread(target=lambda: server.accept()[0].sendall(b"again"), daemon=True).start()
+    config = pyspawner.SandboxConfig(network=pyspawner.NetworkConfig())
+    assert run(client, "connect", "192.168.123.1", 8080, config=config)[0] == "again\n"
+    server.close()

@@ -9,6 +9,7 @@
 
 mod covers;
 mod kernel;
+mod resolver;
 mod steps;
 
 use std::fs;
@@ -25,6 +26,7 @@ pub use self::kernel::DEVICES;
 
 use self::covers::{Covers, closed_folder_above};
 use self::kernel::Devices;
+use self::resolver::Resolver;
 use self::steps::{create_mount_point, error, io_error, mount_tmpfs};
 use super::layer::SetupError;
 use crate::config::{Proc, Profile, Root};
@@ -69,6 +71,7 @@ impl PreparedRoot {
         let hidden = by_all_names(profile);
         leave_host_mount_namespace()?;
         let binds = take_binds(profile)?;
+        let resolver = Resolver::take(profile)?;
         let hosts_proc =
             copy_tree(Path::new("/proc"), true).map_err(|e| error("open_tree /proc".into(), e))?;
         let writable = binds.iter().filter(|bind| bind.writable);
@@ -97,6 +100,7 @@ impl PreparedRoot {
         // A chroot is the operator's own folder, and a job may have left links in it.
         let may_create = !matches!(profile.root, Root::Chroot(_));
         mount_binds(&binds, may_create)?;
+        resolver.mount(may_create)?;
         let targets: Vec<_> = binds.iter().map(|bind| bind.target.as_path()).collect();
         kernel::remove_from_binds(&targets, &mut covers, &hosts_proc)?;
         if profile.shows_host_tree() && profile.proc() == Proc::None {

@@ -1,0 +1,194 @@
+//! Names and addresses for the children of one host, which no other living host has.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+
+use ipnet::{Ipv4Net, Ipv6Net};
+use nix::errno::Errno;
+
+use super::veth::VethConfig;
+use super::{error, io_error};
+use crate::sandbox::SetupError;
+
+/// A host's share of the range, as a prefix length: 1,024 pairs.
+const BLOCK_PREFIX: u8 = 20;
+/// What a pair takes of it: its network, both ends, and the broadcast address.
+const PAIR: u32 = 4;
+const PAIR_PREFIX: u8 = 30;
+/// An IPv6 address is the range's with the IPv4 address in its lower half.
+const IPV6_MORE: u8 = 96;
+
+/// What all interfaces of all hosts begin with.
+pub const ANY_INTERFACE: &str = "pysp";
+
+/// A part of the range. Its number is that of its addresses, so that hosts with other ranges
+/// cannot come to have the same names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Block {
+    pub ipv4: Ipv4Net,
+    pub ipv6: Option<Ipv6Net>,
+}
+
+impl Block {
+    fn new(ipv4: Ipv4Net, range: Option<Ipv6Net>) -> Self {
+        let ipv6 = range.map(|range| {
+            let network = embed(range, ipv4.network());
+            Ipv6Net::new(network, IPV6_MORE + ipv4.prefix_len()).expect("at most 96 and 32")
+        });
+        Self { ipv4, ipv6 }
+    }
+
+    pub fn number(&self) -> u32 {
+        u32::from(self.ipv4.network()) >> (32 - BLOCK_PREFIX)
+    }
+
+    /// How the names of its interfaces begin.
+    pub fn interfaces(&self) -> String {
+        format!("{ANY_INTERFACE}{:x}-", self.number())
+    }
+
+    fn pairs(&self) -> usize {
+        1 << (PAIR_PREFIX - self.ipv4.prefix_len())
+    }
+
+    /// Names and addresses of one pair.
+    fn pair(&self, place: usize) -> VethConfig {
+        let network = u32::from(self.ipv4.network()) + place as u32 * PAIR;
+        let (kernel, child) = (Ipv4Addr::from(network + 1), Ipv4Addr::from(network + 2));
+        VethConfig {
+            kernel_veth_name: format!("{}{place}", self.interfaces()),
+            child_veth_name: "eth0".to_owned(),
+            kernel_ipv4: kernel,
+            child_ipv4: child,
+            ipv4_prefix: PAIR_PREFIX,
+            kernel_ipv6: self.ipv6.map(|range| embed(range, kernel)),
+            child_ipv6: self.ipv6.map(|range| embed(range, child)),
+            ipv6_prefix: IPV6_MORE + PAIR_PREFIX,
+        }
+    }
+}
+
+fn embed(range: Ipv6Net, address: Ipv4Addr) -> Ipv6Addr {
+    // What of the address is in the range's network already is the same there.
+    Ipv6Addr::from(u128::from(range.network()) | u128::from(u32::from(address)))
+}
+
+/// Proof that a host lives, and that a block is its own: an abstract socket's name
+/// (`unix(7)`). It belongs to the network namespace, as the addresses do, and the kernel frees it
+/// when the host ends, however it ends.
+pub struct Claim {
+    pub block: Block,
+    _lock: UnixDatagram,
+}
+
+impl Claim {
+    /// Takes the first block of the range that no living host has.
+    pub fn take(ipv4: Ipv4Net, ipv6: Option<Ipv6Net>) -> Result<Self, SetupError> {
+        let prefix = BLOCK_PREFIX.max(ipv4.prefix_len());
+        let blocks = ipv4.subnets(prefix).expect("no shorter than the range");
+        for network in blocks {
+            let block = Block::new(network, ipv6);
+            if let Some(lock) = lock(block.number())? {
+                return Ok(Self { block, _lock: lock });
+            }
+        }
+        Err(error(
+            format!("every part of {ipv4} is another host's"),
+            Errno::EADDRINUSE,
+        ))
+    }
+}
+
+/// Whether no living host has this block.
+pub fn is_free(number: u32) -> Result<bool, SetupError> {
+    lock(number).map(|lock| lock.is_some())
+}
+
+fn lock(number: u32) -> Result<Option<UnixDatagram>, SetupError> {
+    let name = format!("pyspawner-network-{number:x}");
+    let bound =
+        SocketAddr::from_abstract_name(&name).and_then(|name| UnixDatagram::bind_addr(&name));
+    match bound {
+        Ok(socket) => Ok(Some(socket)),
+        Err(e) if e.kind() == std::io::ErrorKind::AddrInUse => Ok(None),
+        Err(e) => Err(io_error(format!("bind @{name}"), &e)),
+    }
+}
+
+/// The pairs of a block.
+pub struct Pairs {
+    block: Block,
+    taken: Vec<bool>,
+    /// Where to look next: a pair rests as long as it can, so that what is still under way to one
+    /// child does not soon reach another.
+    next: usize,
+}
+
+impl Pairs {
+    pub fn of(block: &Block) -> Self {
+        Self {
+            block: block.clone(),
+            taken: vec![false; block.pairs()],
+            next: 0,
+        }
+    }
+
+    /// A pair that no living child has, and its place; `None` if all are in use.
+    pub fn take(&mut self) -> Option<(usize, VethConfig)> {
+        let count = self.taken.len();
+        let free = (self.next..self.next + count)
+            .map(|place| place % count)
+            .find(|place| !self.taken[*place])?;
+        self.taken[free] = true;
+        self.next = free + 1;
+        Some((free, self.block.pair(free)))
+    }
+
+    pub fn give_back(&mut self, place: usize) {
+        self.taken[place] = false;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn net<T: std::str::FromStr<Err: std::fmt::Debug>>(text: &str) -> T {
+        text.parse().expect("a network")
+    }
+
+    #[test]
+    fn a_pair_has_the_same_place_in_both_families() {
+        let block = Block::new(net("10.213.16.0/20"), Some(net("fd70:7973:7061::/48")));
+        assert_eq!(block.interfaces(), "pyspad51-");
+        assert_eq!(block.ipv6, Some(net("fd70:7973:7061::ad5:1000/116")));
+        assert_eq!(block.pairs(), 1024);
+        for place in [0, 1023] {
+            let pair = block.pair(place);
+            pair.check().expect("names and addresses are valid");
+            assert!(block.ipv4.contains(&pair.child_ipv4));
+            assert!(
+                block
+                    .ipv6
+                    .expect("set")
+                    .contains(&pair.child_ipv6.expect("set"))
+            );
+        }
+        assert_eq!(block.pair(1).child_ipv4, Ipv4Addr::new(10, 213, 16, 6));
+    }
+
+    #[test]
+    fn a_pair_is_given_to_one_child_at_a_time_and_rests_in_between() {
+        let mut pairs = Pairs::of(&Block::new(net("10.0.0.0/28"), None));
+        let places: Vec<_> = std::iter::from_fn(|| pairs.take())
+            .map(|(p, _)| p)
+            .collect();
+        assert_eq!(places, [0, 1, 2, 3]);
+        pairs.give_back(2);
+        pairs.give_back(0);
+        assert_eq!(pairs.take().map(|(place, _)| place), Some(0));
+        assert_eq!(pairs.take().map(|(place, _)| place), Some(2));
+        assert!(pairs.take().is_none());
+    }
+}

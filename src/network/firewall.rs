@@ -1,0 +1,410 @@
+//! The host's own nftables table: what children may reach, and masquerading.
+//!
+//! It is installed once and holds for every child: its rules go by the names of interfaces and by
+//! the routes to the children, so no program runs for a job. A verdict "accept" in it ends this
+//! table's say alone; other tables of the machine are asked as well (`nft(8)`).
+
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use ipnet::IpNet;
+use nix::errno::Errno;
+use serde_json::{Value, json};
+
+use super::addresses::{self, ANY_INTERFACE, Block};
+use super::forwarding::Forwarding;
+use super::{destinations, error};
+use crate::config::Destination;
+use crate::sandbox::SetupError;
+
+const FAMILY: &str = "inet";
+/// A table's name is this and the number of the host's block.
+const TABLES: &str = "pyspawner-";
+
+/// A host has exactly the configured environment, which need not have a PATH.
+const PROGRAMS: &[&str] = &[
+    "/usr/sbin/nft",
+    "/sbin/nft",
+    "/usr/local/sbin/nft",
+    "/usr/bin/nft",
+];
+
+/// The table of one host.
+pub struct Firewall {
+    program: &'static str,
+    table: String,
+}
+
+impl Firewall {
+    /// Installs the table; what a dead host left under that name is replaced in the same step.
+    pub fn install(
+        block: &Block,
+        allow: &[Destination],
+        forwarding: &Forwarding,
+    ) -> Result<Self, SetupError> {
+        let program = find_program()?;
+        let table = format!("{TABLES}{:x}", block.number());
+        let rules = Rules {
+            table: &table,
+            block,
+        };
+        let commands = rules.all(allow, forwarding);
+        apply(program, "install", &table, &commands)?;
+        Ok(Self { program, table })
+    }
+
+    /// Removes the table.
+    pub fn remove(&self) -> Result<(), SetupError> {
+        let table = table(&self.table);
+        apply(
+            self.program,
+            "remove",
+            &self.table,
+            &[json!({ "delete": table })],
+        )
+    }
+
+    /// Removes the tables of hosts that were killed.
+    pub fn remove_stale(&self) -> Result<(), SetupError> {
+        for name in self.list("tables", |name| name.as_str().map(str::to_owned))? {
+            let number = name
+                .strip_prefix(TABLES)
+                .map(|hex| u32::from_str_radix(hex, 16));
+            if let Some(Ok(number)) = number
+                && name != self.table
+                && addresses::is_free(number)?
+            {
+                log::info!("removing table {name}, whose host has ended");
+                apply(
+                    self.program,
+                    "remove",
+                    &name,
+                    &[json!({ "delete": table(&name) })],
+                )?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Chains of other tables that drop what they do not know, children's packets included.
+    pub fn other_dropping_chains(&self) -> Result<Vec<String>, SetupError> {
+        let output = run_list(self.program, "chains")?;
+        let objects = output["nftables"].as_array().into_iter().flatten();
+        Ok(objects
+            .filter_map(|object| object.get("chain"))
+            .filter(|chain| chain["hook"] == "forward" && chain["policy"] == "drop")
+            .map(|chain| {
+                let word = |key: &str| chain[key].as_str().unwrap_or_default().to_owned();
+                format!("{} {} {}", word("family"), word("table"), word("name"))
+            })
+            .collect())
+    }
+
+    fn list<T>(
+        &self,
+        what: &str,
+        pick: impl Fn(&Value) -> Option<T>,
+    ) -> Result<Vec<T>, SetupError> {
+        let output = run_list(self.program, what)?;
+        let objects = output["nftables"].as_array().into_iter().flatten();
+        Ok(objects
+            .filter(|object| object["table"]["family"] == FAMILY)
+            .filter_map(|object| pick(&object["table"]["name"]))
+            .collect())
+    }
+}
+
+/// The rules as commands of `libnftables-json(5)`.
+struct Rules<'a> {
+    table: &'a str,
+    block: &'a Block,
+}
+
+impl Rules<'_> {
+    fn all(&self, allow: &[Destination], forwarding: &Forwarding) -> Vec<Value> {
+        let table = table(self.table);
+        let mut commands = vec![
+            json!({ "add": table }),
+            json!({ "delete": table }),
+            json!({ "add": table }),
+            self.private_set("private_ipv4", "ipv4_addr", |network| {
+                matches!(network, IpNet::V4(_))
+            }),
+            self.private_set("private_ipv6", "ipv6_addr", |network| {
+                matches!(network, IpNet::V6(_))
+            }),
+            // Before connections are tracked (priority raw).
+            self.hook("prerouting", "filter", -300),
+            self.hook("input", "filter", 0),
+            self.hook("output", "filter", 0),
+            self.hook("forward", "filter", 0),
+            // After the routing decision (priority srcnat).
+            self.hook("postrouting", "nat", 100),
+            self.chain("from_child"),
+            self.chain("to_child"),
+        ];
+        commands.extend(self.against_false_senders());
+        commands.extend(self.between_machine_and_children());
+        commands.extend(self.forward(forwarding));
+        commands.extend(self.what_children_reach(allow));
+        commands.extend(self.what_reaches_children());
+        commands.extend(self.masquerade());
+        commands
+    }
+
+    /// A child sends from the addresses to which there is a route through its own interface: its
+    /// pair's, which are in the block.
+    fn against_false_senders(&self) -> Vec<Value> {
+        let from_child = from(&self.own());
+        let ipv6 = match self.block.ipv6 {
+            Some(range) => differs(address("ip6", "saddr"), net(range.into())),
+            None => is(meta("nfproto"), "ipv6"),
+        };
+        let no_route_back = json!({ "fib": { "result": "oif", "flags": ["saddr", "iif"] } });
+        let ipv4 = differs(address("ip", "saddr"), net(self.block.ipv4.into()));
+        vec![
+            self.rule("prerouting", &[from_child.clone(), ipv4, drop()]),
+            self.rule("prerouting", &[from_child.clone(), ipv6, drop()]),
+            self.rule(
+                "prerouting",
+                &[from_child, is(no_route_back, false), drop()],
+            ),
+        ]
+    }
+
+    /// A child reaches no address of the machine itself, and the machine only answers.
+    fn between_machine_and_children(&self) -> Vec<Value> {
+        vec![
+            self.rule("input", &[from(&self.own()), drop()]),
+            self.rule("output", &[to(&self.own()), jump("to_child")]),
+        ]
+    }
+
+    fn forward(&self, forwarding: &Forwarding) -> Vec<Value> {
+        let mut rules = vec![
+            self.rule("forward", &[from(&self.own()), jump("from_child")]),
+            self.rule("forward", &[to(&self.own()), jump("to_child")]),
+        ];
+        // A machine that forwarded nothing before does so for children alone.
+        let every = format!("{ANY_INTERFACE}*");
+        for family in forwarding.turned_on() {
+            rules.push(self.rule(
+                "forward",
+                &[
+                    is(meta("nfproto"), family),
+                    differs(meta("iifname"), every.as_str()),
+                    differs(meta("oifname"), every.as_str()),
+                    drop(),
+                ],
+            ));
+        }
+        rules
+    }
+
+    /// What [`destinations::permits`] says, as rules.
+    fn what_children_reach(&self, allow: &[Destination]) -> Vec<Value> {
+        let (private, public): (Vec<_>, Vec<_>) = allow
+            .iter()
+            .partition(|entry| destinations::is_private(entry.network));
+        // Never to a child, whatever is allowed.
+        let mut rules = vec![self.rule("from_child", &[to(&format!("{ANY_INTERFACE}*")), drop()])];
+        rules.extend(private.into_iter().map(|entry| self.allowed(entry)));
+        for (family, set) in [("ip", "@private_ipv4"), ("ip6", "@private_ipv6")] {
+            rules.push(self.rule("from_child", &[is(address(family, "daddr"), set), drop()]));
+        }
+        if !allow.is_empty() {
+            rules.extend(public.into_iter().map(|entry| self.allowed(entry)));
+            rules.push(self.rule("from_child", &[drop()]));
+        }
+        rules
+    }
+
+    fn allowed(&self, entry: &Destination) -> Value {
+        let family = match entry.network {
+            IpNet::V4(_) => "ip",
+            IpNet::V6(_) => "ip6",
+        };
+        let mut rule = vec![
+            is(address(family, "daddr"), net(entry.network)),
+            is(meta("l4proto"), json!({ "set": ["tcp", "udp"] })),
+        ];
+        if let Some(port) = entry.port {
+            rule.push(is(address("th", "dport"), port));
+        }
+        rule.push(json!({ "accept": null }));
+        self.rule("from_child", &rule)
+    }
+
+    /// Only answers, and errors about what it sent.
+    fn what_reaches_children(&self) -> Vec<Value> {
+        let state = json!({ "ct": { "key": "state" } });
+        let answers = json!({ "match":
+            { "op": "in", "left": state, "right": ["established", "related"] } });
+        vec![
+            self.rule("to_child", &[answers, json!({ "accept": null })]),
+            self.rule("to_child", &[drop()]),
+        ]
+    }
+
+    fn masquerade(&self) -> Vec<Value> {
+        let masquerade = json!({ "masquerade": null });
+        let mut rules = vec![self.rule(
+            "postrouting",
+            &[
+                is(address("ip", "saddr"), net(self.block.ipv4.into())),
+                masquerade.clone(),
+            ],
+        )];
+        if let Some(range) = self.block.ipv6 {
+            let from_block = is(address("ip6", "saddr"), net(range.into()));
+            rules.push(self.rule("postrouting", &[from_block, masquerade]));
+        }
+        rules
+    }
+
+    /// The names of this host's interfaces.
+    fn own(&self) -> String {
+        self.block.interfaces() + "*"
+    }
+
+    fn hook(&self, name: &str, kind: &str, priority: i32) -> Value {
+        json!({ "add": { "chain": { "family": FAMILY, "table": self.table, "name": name,
+            "type": kind, "hook": name, "prio": priority, "policy": "accept" } } })
+    }
+
+    fn chain(&self, name: &str) -> Value {
+        json!({ "add": { "chain": { "family": FAMILY, "table": self.table, "name": name } } })
+    }
+
+    fn private_set(&self, name: &str, kind: &str, is_kind: impl Fn(&IpNet) -> bool) -> Value {
+        let networks: Vec<Value> = destinations::private().filter(is_kind).map(net).collect();
+        json!({ "add": { "set": { "family": FAMILY, "table": self.table, "name": name,
+            "type": kind, "flags": ["interval"], "elem": networks } } })
+    }
+
+    fn rule(&self, chain: &str, statements: &[Value]) -> Value {
+        json!({ "add": { "rule":
+            { "family": FAMILY, "table": self.table, "chain": chain, "expr": statements } } })
+    }
+}
+
+fn table(name: &str) -> Value {
+    json!({ "table": { "family": FAMILY, "name": name } })
+}
+
+fn meta(key: &str) -> Value {
+    json!({ "meta": { "key": key } })
+}
+
+fn address(protocol: &str, field: &str) -> Value {
+    json!({ "payload": { "protocol": protocol, "field": field } })
+}
+
+fn net(network: IpNet) -> Value {
+    json!({ "prefix": { "addr": network.network().to_string(), "len": network.prefix_len() } })
+}
+
+fn is(left: Value, right: impl Into<Value>) -> Value {
+    json!({ "match": { "op": "==", "left": left, "right": right.into() } })
+}
+
+fn differs(left: Value, right: impl Into<Value>) -> Value {
+    json!({ "match": { "op": "!=", "left": left, "right": right.into() } })
+}
+
+fn from(interfaces: &str) -> Value {
+    is(meta("iifname"), interfaces)
+}
+
+fn to(interfaces: &str) -> Value {
+    is(meta("oifname"), interfaces)
+}
+
+fn drop() -> Value {
+    json!({ "drop": null })
+}
+
+fn jump(chain: &str) -> Value {
+    json!({ "jump": { "target": chain } })
+}
+
+fn find_program() -> Result<&'static str, SetupError> {
+    PROGRAMS
+        .iter()
+        .copied()
+        .find(|path| Path::new(path).is_file())
+        .ok_or_else(|| error("the program nft", Errno::ENOENT))
+}
+
+fn apply(
+    program: &'static str,
+    verb: &str,
+    table: &str,
+    commands: &[Value],
+) -> Result<(), SetupError> {
+    let text = json!({ "nftables": commands }).to_string();
+    let step = format!("nft: {verb} table {FAMILY} {table}");
+    run(program, &["-f", "-"], &text, &step).map(std::mem::drop)
+}
+
+fn run_list(program: &'static str, what: &str) -> Result<Value, SetupError> {
+    let step = format!("nft: list {what}");
+    let text = run(program, &["list", what], "", &step)?;
+    serde_json::from_slice(&text).map_err(|source| {
+        log::error!("{step}: {source}");
+        error(step, Errno::EBADMSG)
+    })
+}
+
+/// Runs nft with JSON on its standard input, and returns what it writes.
+///
+/// The standard library starts it with `posix_spawn(3)`, which shares this thread's memory until
+/// the program runs; a fork would not have it ([`crate::clone::private_memory`]).
+fn run(
+    program: &'static str,
+    arguments: &[&str],
+    input: &str,
+    step: &str,
+) -> Result<Vec<u8>, SetupError> {
+    let finished = Command::new(program)
+        .arg("-j")
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .and_then(|mut nft| {
+            let mut stdin = nft.stdin.take().expect("it is a pipe");
+            let written = stdin.write_all(input.as_bytes());
+            std::mem::drop(stdin);
+            let output = nft.wait_with_output()?;
+            // One that ends without reading says why.
+            if output.status.success() {
+                written?;
+            }
+            Ok(output)
+        })
+        .map_err(|source| super::io_error(step, &source))?;
+    if finished.status.success() {
+        return Ok(finished.stdout);
+    }
+    let said = String::from_utf8_lossy(&finished.stderr);
+    log::debug!("{step}: {}", said.trim());
+    Err(error(step, errno_in(&said)))
+}
+
+/// nft tells errors in words alone.
+fn errno_in(said: &str) -> Errno {
+    const KNOWN: &[(&str, Errno)] = &[
+        ("Operation not permitted", Errno::EPERM),
+        ("Operation not supported", Errno::EOPNOTSUPP),
+        ("Address family not supported", Errno::EAFNOSUPPORT),
+        ("Protocol not supported", Errno::EPROTONOSUPPORT),
+        // Of a kernel: a kind of expression or chain that it does not have.
+        ("No such file or directory", Errno::ENOENT),
+        ("Invalid argument", Errno::EINVAL),
+    ];
+    let known = KNOWN.iter().find(|(words, _)| said.contains(words));
+    known.map_or(Errno::EIO, |(_, errno)| *errno)
+}

@@ -1,0 +1,196 @@
+//! Interfaces, addresses and routes, through a netlink socket (`rtnetlink(7)`).
+
+use std::fs::File;
+use std::net::IpAddr;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use futures_util::TryStreamExt;
+use nix::errno::Errno;
+use nix::sched::{CloneFlags, setns};
+use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags};
+use rtnetlink::packet_route::link::{
+    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage,
+};
+use rtnetlink::{Error, Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+
+use super::error;
+use crate::sandbox::SetupError;
+
+/// The loopback interface of every network namespace.
+pub const LOOPBACK: u32 = 1;
+
+/// Both ends of a pair have it, and neither asks for the other's (IFF_NOARP): so no neighbour
+/// discovery, and no router advertisement, need ever be let through. Set by us, it is left alone by
+/// udev (`systemd.link(5)`, MACAddressPolicy).
+const HARDWARE_ADDRESS: [u8; 6] = [0x02, b'p', b'y', b's', b'p', b'a'];
+
+/// A netlink socket in one network namespace.
+pub struct Links {
+    handle: Handle,
+}
+
+/// An interface as it is found by name.
+pub struct Link {
+    pub index: u32,
+    pub is_veth: bool,
+}
+
+impl Links {
+    /// Opens a socket in the calling thread's network namespace.
+    pub fn open() -> Result<Self, SetupError> {
+        let (connection, handle, _) = rtnetlink::new_connection().map_err(|e| {
+            SetupError::from_io(crate::sandbox::Layer::Network, "socket(netlink)", &e)
+        })?;
+        // It ends when the last handle is dropped.
+        tokio::task::spawn_local(connection);
+        Ok(Self { handle })
+    }
+
+    /// Opens a socket in another network namespace, where it stays. The calling thread is back in
+    /// `own` when this returns; nothing else runs on it meanwhile.
+    pub fn open_in(namespace: &File, own: &File) -> Result<Self, SetupError> {
+        let enter = |file| setns(file, CloneFlags::CLONE_NEWNET);
+        enter(namespace).map_err(|e| error("setns(the child's network namespace)", e))?;
+        let links = Self::open();
+        // Nothing that follows would be where it must be.
+        enter(own).expect("a thread may return to its own network namespace");
+        links
+    }
+
+    /// Creates a veth pair (`veth(4)`): one end here, the other in `namespace`.
+    pub async fn create_pair(
+        &self,
+        here: &str,
+        there: &str,
+        namespace: BorrowedFd<'_>,
+    ) -> Result<(), SetupError> {
+        let peer = LinkMessageBuilder::<LinkUnspec>::new()
+            .name(there.to_owned())
+            .address(HARDWARE_ADDRESS.to_vec())
+            .arp(false)
+            .append_extra_attribute(LinkAttribute::NetNsFd(namespace.as_raw_fd()))
+            .build();
+        let pair = LinkMessageBuilder::<LinkVeth>::new(here, there)
+            .address(HARDWARE_ADDRESS.to_vec())
+            .arp(false)
+            .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
+            .build();
+        let step = || format!("create the veth pair {here}, {there}");
+        self.handle
+            .link()
+            .add(pair)
+            .execute()
+            .await
+            .map_err(at(step))
+    }
+
+    /// The interface of this name, if there is one.
+    pub async fn find(&self, name: &str) -> Result<Option<Link>, SetupError> {
+        let mut found = self.handle.link().get().match_name(name).execute();
+        match found.try_next().await {
+            Ok(message) => Ok(message.map(|message| Link {
+                index: message.header.index,
+                is_veth: is_veth(&message),
+            })),
+            Err(e) if errno(&e) == Errno::ENODEV => Ok(None),
+            Err(e) => Err(at(|| format!("look for interface {name}"))(e)),
+        }
+    }
+
+    /// The veth interface of this name.
+    pub async fn veth(&self, name: &str) -> Result<u32, SetupError> {
+        match self.find(name).await? {
+            Some(link) => Ok(link.index),
+            None => Err(error(format!("look for interface {name}"), Errno::ENODEV)),
+        }
+    }
+
+    /// All interfaces whose names begin so.
+    pub async fn all_named(&self, prefix: &str) -> Result<Vec<u32>, SetupError> {
+        let mut links = self.handle.link().get().execute();
+        let mut found = Vec::new();
+        let step = || "list the interfaces".to_owned();
+        while let Some(message) = links.try_next().await.map_err(at(step))? {
+            let is_one = message.attributes.iter().any(
+                |attribute| matches!(attribute, LinkAttribute::IfName(name) if name.starts_with(prefix)),
+            );
+            if is_one {
+                found.push(message.header.index);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Gives an interface an address. It is valid at once: nobody else can have it on a pair, so
+    /// IPv6 need not ask (RFC 4862, duplicate address detection).
+    pub async fn add_address(
+        &self,
+        link: u32,
+        address: IpAddr,
+        prefix: u8,
+    ) -> Result<(), SetupError> {
+        let mut request = self.handle.address().add(link, address, prefix);
+        if address.is_ipv6() {
+            let flags = AddressAttribute::Flags(AddressFlags::Nodad);
+            request.message_mut().attributes.push(flags);
+        }
+        let step = || format!("add the address {address}/{prefix}");
+        request.execute().await.map_err(at(step))
+    }
+
+    /// Raises an interface.
+    pub async fn raise(&self, link: u32) -> Result<(), SetupError> {
+        let up = LinkUnspec::new_with_index(link).up().build();
+        let step = || format!("raise interface {link}");
+        self.handle.link().set(up).execute().await.map_err(at(step))
+    }
+
+    /// Sends whatever goes elsewhere to `gateway`.
+    pub async fn add_default_route(&self, gateway: IpAddr) -> Result<(), SetupError> {
+        let route = match gateway {
+            IpAddr::V4(gateway) => RouteMessageBuilder::<std::net::Ipv4Addr>::new()
+                .gateway(gateway)
+                .build(),
+            IpAddr::V6(gateway) => RouteMessageBuilder::<std::net::Ipv6Addr>::new()
+                .gateway(gateway)
+                .build(),
+        };
+        let step = || format!("add the default route through {gateway}");
+        self.handle
+            .route()
+            .add(route)
+            .execute()
+            .await
+            .map_err(at(step))
+    }
+
+    /// Deletes an interface, and with it the other end, their addresses and routes. One that is
+    /// gone already is no error.
+    pub async fn delete(&self, link: u32) -> Result<(), SetupError> {
+        match self.handle.link().del(link).execute().await {
+            Err(e) if errno(&e) == Errno::ENODEV => Ok(()),
+            other => other.map_err(at(|| format!("delete interface {link}"))),
+        }
+    }
+}
+
+fn is_veth(message: &LinkMessage) -> bool {
+    message.attributes.iter().any(|attribute| {
+        matches!(attribute, LinkAttribute::LinkInfo(info) if info.contains(&LinkInfo::Kind(InfoKind::Veth)))
+    })
+}
+
+fn at(step: impl Fn() -> String) -> impl Fn(Error) -> SetupError {
+    move |source| {
+        log::debug!("{}: {source}", step());
+        error(step(), errno(&source))
+    }
+}
+
+/// The kernel's answer. What else can go wrong is a connection that broke.
+fn errno(error: &Error) -> Errno {
+    match error {
+        Error::NetlinkError(message) => Errno::from_raw(-message.raw_code()),
+        _ => Errno::EIO,
+    }
+}

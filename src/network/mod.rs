@@ -1,0 +1,309 @@
+//! The host's half of a child's network. It runs on the I/O thread.
+//!
+//! A child is born into an empty network namespace. What it is to reach is brought into it by the
+//! host while the child still waits: [`Networks::connect`]. Once it was reaped,
+//! [`Networks::disconnect`] takes that away.
+
+mod addresses;
+pub mod destinations;
+mod egress;
+mod firewall;
+mod forwarding;
+mod links;
+mod veth;
+
+use std::cell::{OnceCell, RefCell};
+use std::collections::HashSet;
+
+use nix::errno::Errno;
+use serde::{Deserialize, Serialize};
+
+pub use veth::VethConfig;
+
+use self::egress::Egress;
+use self::links::Links;
+use crate::config::Network;
+use crate::sandbox::{Layer, SetupError};
+
+/// What one job is connected to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JobNetwork {
+    /// Nothing: not even the loopback interface is up.
+    None,
+    /// The machine, by a pair of interfaces that the caller names. What may pass there is for the
+    /// machine's own firewall to say.
+    Veth(VethConfig),
+    /// What the profile's `egress` permits.
+    Egress,
+}
+
+impl From<&Network> for JobNetwork {
+    fn from(network: &Network) -> Self {
+        match network {
+            Network::None => Self::None,
+            Network::Egress(_) => Self::Egress,
+        }
+    }
+}
+
+/// The networks of a host's children.
+pub struct Networks {
+    /// Opened when it is first needed.
+    links: OnceCell<Links>,
+    egress: Option<Egress>,
+    /// Names of the interfaces of living children.
+    in_use: RefCell<HashSet<String>>,
+}
+
+/// A connected child's share.
+#[must_use = "it is given back with Networks::disconnect"]
+pub struct Connection {
+    link: u32,
+    name: String,
+    /// Its place among the pairs of the egress.
+    place: Option<usize>,
+}
+
+impl Networks {
+    /// Prepares what the profile asks for. Called before the first clone.
+    ///
+    /// # Errors
+    /// With the step that failed; nothing is left behind then.
+    pub async fn start(network: &Network) -> Result<Self, SetupError> {
+        let mut networks = Self {
+            links: OnceCell::new(),
+            egress: None,
+            in_use: RefCell::default(),
+        };
+        if let Network::Egress(settings) = network {
+            networks.egress = Some(Egress::start(settings, networks.links()?).await?);
+        }
+        Ok(networks)
+    }
+
+    /// Connects a child that waits for the host's word.
+    ///
+    /// # Errors
+    /// With the step that failed; the child has no network then.
+    pub async fn connect(
+        &self,
+        pid: libc::pid_t,
+        network: &JobNetwork,
+    ) -> Result<Option<Connection>, SetupError> {
+        match network {
+            JobNetwork::None => Ok(None),
+            JobNetwork::Veth(config) => self.connect_veth(pid, config, None).await.map(Some),
+            JobNetwork::Egress => {
+                let egress = self.egress.as_ref();
+                let egress = egress.ok_or_else(|| {
+                    error("the profile has no network = \"egress\"", Errno::EINVAL)
+                })?;
+                let (place, pair) = egress.take()?;
+                let connected = self.connect_veth(pid, &pair, Some(place)).await;
+                if connected.is_err() {
+                    egress.give_back(place);
+                }
+                connected.map(Some)
+            }
+        }
+    }
+
+    /// Gives back what a child had. For a child that was reaped.
+    ///
+    /// An interface that the caller named is deleted at once: the next job may have the same. One of
+    /// the egress is left to the kernel, which deletes it with the child's network namespace: to
+    /// wait for that would hold up this thread, and so every job. Its name and addresses come
+    /// around again only after all others, and then whatever is left is deleted first.
+    pub async fn disconnect(&self, connection: Connection) {
+        match (&self.egress, connection.place) {
+            (Some(egress), Some(place)) => egress.give_back(place),
+            _ => match self.links() {
+                Ok(links) => veth::disconnect(links, connection.link).await,
+                Err(error) => log::error!("{error}"),
+            },
+        }
+        self.in_use.borrow_mut().remove(&connection.name);
+    }
+
+    /// Takes everything away. Called when no child is to be connected any more.
+    pub async fn stop(&self) {
+        if let (Some(egress), Some(links)) = (&self.egress, self.links.get()) {
+            egress.stop(links).await;
+        }
+    }
+
+    async fn connect_veth(
+        &self,
+        pid: libc::pid_t,
+        config: &VethConfig,
+        place: Option<usize>,
+    ) -> Result<Connection, SetupError> {
+        config
+            .check()
+            .map_err(|wrong| error(wrong.to_string(), Errno::EINVAL))?;
+        let name = config.kernel_veth_name.clone();
+        if !self.in_use.borrow_mut().insert(name.clone()) {
+            return Err(error(
+                format!("interface {name} is another child's"),
+                Errno::EBUSY,
+            ));
+        }
+        let connected = match self.links() {
+            Ok(links) => veth::connect(links, pid, config).await,
+            Err(error) => Err(error),
+        };
+        match connected {
+            Ok(link) => Ok(Connection { link, name, place }),
+            Err(error) => {
+                self.in_use.borrow_mut().remove(&name);
+                Err(error)
+            }
+        }
+    }
+
+    fn links(&self) -> Result<&Links, SetupError> {
+        if let Some(links) = self.links.get() {
+            return Ok(links);
+        }
+        let links = Links::open()?;
+        Ok(self.links.get_or_init(|| links))
+    }
+}
+
+fn error(step: impl Into<String>, errno: Errno) -> SetupError {
+    SetupError::new(Layer::Network, step, errno)
+}
+
+fn io_error(step: impl Into<String>, source: &std::io::Error) -> SetupError {
+    SetupError::from_io(Layer::Network, step, source)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::net::TcpListener;
+    use std::process::{Child, Command};
+    use std::time::Duration;
+
+    use nix::sched::{CloneFlags, unshare};
+
+    use super::*;
+
+    /// A process in a network namespace of its own, as a child is.
+    struct Process(Child);
+
+    impl Process {
+        fn start() -> Self {
+            let command = Command::new("unshare").args(["-n", "sleep", "60"]).spawn();
+            let process = Self(command.expect("util-linux"));
+            let namespace = |path: String| std::fs::read_link(path).expect("it lives");
+            let own = namespace("/proc/thread-self/ns/net".to_owned());
+            while namespace(format!("/proc/{}/ns/net", process.0.id())) == own {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            process
+        }
+
+        fn pid(&self) -> libc::pid_t {
+            self.0.id() as libc::pid_t
+        }
+
+        /// Has bash send a word from there.
+        fn say(&self, address: &str) {
+            let script = format!("echo hello > /dev/tcp/{address}");
+            let done = Command::new("nsenter")
+                .args(["-n", "-t", &self.pid().to_string(), "bash", "-c", &script])
+                .status();
+            assert!(done.expect("util-linux").success(), "{address}");
+        }
+    }
+
+    impl Drop for Process {
+        fn drop(&mut self) {
+            self.0.kill().and_then(|()| self.0.wait()).expect("our own");
+        }
+    }
+
+    fn run(test: impl Future<Output = ()>) {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        tokio::task::LocalSet::new().block_on(&runtime, test);
+    }
+
+    #[test]
+    fn a_named_pair_connects_one_child_at_a_time_and_is_gone_at_once() {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        // This thread alone: the machine's own network stays as it is.
+        unshare(CloneFlags::CLONE_NEWNET).expect("root may");
+        let process = Process::start();
+        run(async {
+            let networks = Networks::start(&Network::None)
+                .await
+                .expect("nothing to do");
+            let config = VethConfig {
+                kernel_ipv6: Some("fd00::1".parse().expect("valid")),
+                child_ipv6: Some("fd00::2".parse().expect("valid")),
+                ..VethConfig::default()
+            };
+            let job = JobNetwork::Veth(config.clone());
+            for _ in 0..2 {
+                let connected = networks
+                    .connect(process.pid(), &job)
+                    .await
+                    .expect("connects");
+                for address in ["192.168.123.1:0", "[fd00::1]:0"] {
+                    let server = TcpListener::bind(address).expect("our own address");
+                    let place = server.local_addr().expect("bound");
+                    process.say(&format!("{}/{}", place.ip(), place.port()));
+                    let mut said = String::new();
+                    let (mut stream, from) = server.accept().expect("a connection");
+                    stream.read_to_string(&mut said).expect("a word");
+                    assert_eq!(said, "hello\n");
+                    assert!(["192.168.123.2", "fd00::2"].contains(&&*from.ip().to_string()));
+                }
+                let again = networks.connect(process.pid(), &job).await;
+                assert_eq!(again.err().map(|error| error.errno), Some(Errno::EBUSY));
+                networks.disconnect(connected.expect("a connection")).await;
+                let links = networks.links().expect("open");
+                assert!(
+                    links
+                        .find(&config.kernel_veth_name)
+                        .await
+                        .expect("asks")
+                        .is_none()
+                );
+            }
+        });
+    }
+
+    #[test]
+    fn an_interface_of_the_machine_is_not_taken_for_a_stale_one() {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        unshare(CloneFlags::CLONE_NEWNET).expect("root may");
+        let process = Process::start();
+        run(async {
+            let networks = Networks::start(&Network::None)
+                .await
+                .expect("nothing to do");
+            let job = JobNetwork::Veth(VethConfig {
+                kernel_veth_name: "lo".to_owned(),
+                ..VethConfig::default()
+            });
+            let refused = networks.connect(process.pid(), &job).await;
+            assert_eq!(refused.err().map(|error| error.errno), Some(Errno::EEXIST));
+            let without = networks.connect(process.pid(), &JobNetwork::Egress).await;
+            assert_eq!(without.err().map(|error| error.errno), Some(Errno::EINVAL));
+            let job = JobNetwork::Veth(VethConfig::default());
+            let own = networks.connect(nix::unistd::gettid().as_raw(), &job).await;
+            let step = own.err().map(|error| error.step).unwrap_or_default();
+            assert!(step.contains("no network namespace of its own"), "{step}");
+        });
+    }
+}

@@ -1,0 +1,246 @@
+//! A pair of interfaces between the machine and one child.
+
+use std::fs::File;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+
+use anyhow::{bail, ensure};
+use ipnet::{Ipv4Net, Ipv6Net};
+use nix::errno::Errno;
+use serde::{Deserialize, Serialize};
+
+use super::links::{LOOPBACK, Links};
+use super::{error, io_error};
+use crate::sandbox::SetupError;
+
+/// Names and addresses of a pair. The defaults are those of pyspawner 1.0.0.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct VethConfig {
+    /// The machine's end: at most 15 bytes, and of this child alone while it lives.
+    pub kernel_veth_name: String,
+    /// The child's end, as it is called in the child.
+    pub child_veth_name: String,
+    pub kernel_ipv4: Ipv4Addr,
+    pub child_ipv4: Ipv4Addr,
+    pub ipv4_prefix: u8,
+    /// Both, or neither.
+    pub kernel_ipv6: Option<Ipv6Addr>,
+    pub child_ipv6: Option<Ipv6Addr>,
+    pub ipv6_prefix: u8,
+}
+
+impl Default for VethConfig {
+    fn default() -> Self {
+        Self {
+            kernel_veth_name: "veth-pyspawn".to_owned(),
+            child_veth_name: "veth-pyspawn-c".to_owned(),
+            kernel_ipv4: Ipv4Addr::new(192, 168, 123, 1),
+            child_ipv4: Ipv4Addr::new(192, 168, 123, 2),
+            ipv4_prefix: 24,
+            kernel_ipv6: None,
+            child_ipv6: None,
+            ipv6_prefix: 64,
+        }
+    }
+}
+
+/// An address for each end, and the network's prefix length.
+struct Addresses {
+    kernel: IpAddr,
+    child: IpAddr,
+    prefix: u8,
+}
+
+impl VethConfig {
+    /// Checks names and addresses, as far as that goes without the kernel.
+    ///
+    /// # Errors
+    /// With what is wrong, in words.
+    pub fn check(&self) -> anyhow::Result<()> {
+        check_name("kernel_veth_name", &self.kernel_veth_name)?;
+        check_name("child_veth_name", &self.child_veth_name)?;
+        ensure!(
+            self.child_veth_name != "lo",
+            "child_veth_name: a child has an interface \"lo\" already"
+        );
+        ensure!(
+            self.kernel_ipv6.is_some() == self.child_ipv6.is_some(),
+            "expected both kernel_ipv6 and child_ipv6, or neither"
+        );
+        for Addresses {
+            kernel,
+            child,
+            prefix,
+        } in self.addresses()
+        {
+            let in_one_network = match (kernel, child) {
+                (IpAddr::V4(kernel), IpAddr::V4(child)) => {
+                    Ipv4Net::new(kernel, prefix)?.contains(&child)
+                }
+                (IpAddr::V6(kernel), IpAddr::V6(child)) => {
+                    Ipv6Net::new(kernel, prefix)?.contains(&child)
+                }
+                _ => false,
+            };
+            ensure!(
+                in_one_network && kernel != child,
+                "expected two addresses of one network, not {kernel} and {child} with /{prefix}"
+            );
+        }
+        Ok(())
+    }
+
+    fn addresses(&self) -> impl Iterator<Item = Addresses> {
+        let ipv4 = Addresses {
+            kernel: self.kernel_ipv4.into(),
+            child: self.child_ipv4.into(),
+            prefix: self.ipv4_prefix,
+        };
+        let ipv6 = self.kernel_ipv6.zip(self.child_ipv6);
+        let ipv6 = ipv6.map(|(kernel, child)| Addresses {
+            kernel: kernel.into(),
+            child: child.into(),
+            prefix: self.ipv6_prefix,
+        });
+        std::iter::once(ipv4).chain(ipv6)
+    }
+}
+
+/// What the kernel takes as a name (`dev_valid_name`), without `%`, which it would fill in.
+fn check_name(key: &str, name: &str) -> anyhow::Result<()> {
+    let is_plain = |c: char| c.is_ascii_graphic() && !"/:%".contains(c);
+    if name.is_empty()
+        || name.len() >= libc::IFNAMSIZ
+        || matches!(name, "." | "..")
+        || !name.chars().all(is_plain)
+    {
+        bail!("{key}: {name:?} is not an interface's name of at most 15 bytes");
+    }
+    Ok(())
+}
+
+/// Connects a child that waits for the host's word: creates the pair, and gives both ends their
+/// addresses and the child its routes. Returns the index of the machine's end.
+///
+/// An interface of the same name that an earlier child left is deleted.
+///
+/// # Errors
+/// With the step that failed. Nothing is left then.
+pub async fn connect(
+    links: &Links,
+    pid: libc::pid_t,
+    config: &VethConfig,
+) -> Result<u32, SetupError> {
+    let (namespace, own) = open_namespaces(pid)?;
+    remove_stale(links, &config.kernel_veth_name).await?;
+    let (here, there) = (&config.kernel_veth_name, &config.child_veth_name);
+    links.create_pair(here, there, namespace.as_fd()).await?;
+    let link = links.veth(here).await?;
+    let configured = async {
+        set_up_machine_end(links, link, config).await?;
+        let inside = Links::open_in(&namespace, &own)?;
+        set_up_child_end(&inside, config).await
+    };
+    if let Err(error) = configured.await {
+        disconnect(links, link).await;
+        return Err(error);
+    }
+    Ok(link)
+}
+
+/// Deletes a pair. A child's network namespace takes it along, but only some time after the child's
+/// end. The kernel's grace periods make this hold up the thread for some 30 ms.
+pub async fn disconnect(links: &Links, link: u32) {
+    if let Err(error) = links.delete(link).await {
+        log::error!("{error}");
+    }
+}
+
+/// The child's network namespace, and this thread's.
+fn open_namespaces(pid: libc::pid_t) -> Result<(File, File), SetupError> {
+    let open = |path: String| {
+        let file = File::open(&path).map_err(|e| io_error(format!("open {path}"), &e))?;
+        let stat = file
+            .metadata()
+            .map_err(|e| io_error(format!("stat {path}"), &e))?;
+        Ok((file, (stat.dev(), stat.ino())))
+    };
+    let (child, child_id) = open(format!("/proc/{pid}/ns/net"))?;
+    let (own, own_id) = open("/proc/thread-self/ns/net".to_owned())?;
+    if child_id == own_id {
+        // The layer network_namespace is skipped.
+        return Err(error(
+            "the child has no network namespace of its own",
+            Errno::EEXIST,
+        ));
+    }
+    Ok((child, own))
+}
+
+async fn remove_stale(links: &Links, name: &str) -> Result<(), SetupError> {
+    match links.find(name).await? {
+        None => Ok(()),
+        Some(link) if link.is_veth => links.delete(link.index).await,
+        // Some other interface of the machine.
+        Some(_) => Err(error(format!("interface {name} is no veth"), Errno::EEXIST)),
+    }
+}
+
+async fn set_up_machine_end(
+    links: &Links,
+    link: u32,
+    config: &VethConfig,
+) -> Result<(), SetupError> {
+    for Addresses { kernel, prefix, .. } in config.addresses() {
+        links.add_address(link, kernel, prefix).await?;
+    }
+    links.raise(link).await
+}
+
+async fn set_up_child_end(inside: &Links, config: &VethConfig) -> Result<(), SetupError> {
+    inside.raise(LOOPBACK).await?;
+    let link = inside.veth(&config.child_veth_name).await?;
+    for Addresses { child, prefix, .. } in config.addresses() {
+        inside.add_address(link, child, prefix).await?;
+    }
+    inside.raise(link).await?;
+    for Addresses { kernel, .. } in config.addresses() {
+        inside.add_default_route(kernel).await?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_those_of_the_old_package() {
+        let config = VethConfig::default();
+        assert!(config.check().is_ok());
+        assert_eq!(config.child_ipv4.to_string(), "192.168.123.2");
+    }
+
+    #[test]
+    fn names_and_addresses_are_checked() {
+        let named = |name: &str| VethConfig {
+            kernel_veth_name: name.to_owned(),
+            ..VethConfig::default()
+        };
+        for wrong in ["", "a-name-of-16-byt", "a/b", "a b", "veth%d", ".."] {
+            assert!(named(wrong).check().is_err(), "{wrong:?}");
+        }
+        let elsewhere = VethConfig {
+            child_ipv4: Ipv4Addr::new(192, 168, 124, 2),
+            ..VethConfig::default()
+        };
+        assert!(elsewhere.check().is_err());
+        let half = VethConfig {
+            child_ipv6: Some(Ipv6Addr::LOCALHOST),
+            ..VethConfig::default()
+        };
+        assert!(half.check().is_err());
+    }
+}

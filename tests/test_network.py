@@ -1,0 +1,342 @@
+"""Children with a way out, on a machine and an internet made of network namespaces.
+
+Nothing outside of these namespaces is touched or asked. The machine is a namespace with an uplink;
+behind it is the world, with addresses that stand for the internet (documentation's, which count as
+public), a private server, and a metadata service.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from conftest import JOBS, children_of, host_of, wait_until
+
+pytestmark = pytest.mark.root
+
+PORT = 7000
+INTERNET = ["192.0.2.10", "2001:db8::10"]
+PRIVATE = ["10.2.3.4", "fd12::4", "64:ff9b::a02:304"]
+METADATA = ["169.254.169.254", "fd00:ec2::254"]
+MACHINE = ["203.0.113.1", "2001:db8:1::1", "192.168.77.1"]
+EGRESS = '[profile.default]\nnetwork = "egress"\n'
+# A child with capabilities in its namespaces can send what others cannot.
+CAPABLE = EGRESS + 'skip_layers = ["drop_capabilities"]\n'
+
+
+def run(*command, **options):
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False, **options)
+    assert done.returncode == 0, (command, done.stderr)
+    return done.stdout
+
+
+class Namespaces:
+    def __init__(self):
+        self.machine, self.world = (f"pyspawner-test-{os.getpid()}-{name}" for name in ["m", "w"])
+
+    def build(self):
+        for name in [self.machine, self.world]:
+            run("ip", "netns", "add", name)
+            run("ip", "-n", name, "link", "set", "lo", "up")
+        run("ip", "-n", self.machine, "link", "add", "uplink", "type", "veth", "peer", "machine", "netns", self.world)
+        self.add_addresses(self.machine, "uplink", ["203.0.113.1/24", "2001:db8:1::1/64"])
+        self.add_addresses(self.machine, "lo", ["192.168.77.1/32"])
+        self.add_addresses(self.world, "machine", ["203.0.113.2/24", "2001:db8:1::2/64"])
+        self.add_addresses(self.world, "lo", [*INTERNET, *PRIVATE, *METADATA])
+        self.add_routes(self.machine, ["default", "::/0"], ["203.0.113.2", "2001:db8:1::2"])
+        # With it, what children send without masquerading would be answered too.
+        self.add_routes(self.world, ["10.213.0.0/16", "fd70:7973:7061::/48"], ["203.0.113.1", "2001:db8:1::1"])
+        wait_until(lambda: "tentative" not in run("ip", "-n", self.machine, "address"))
+
+    @staticmethod
+    def add_addresses(namespace, link, addresses):
+        for address in addresses:
+            flags = ["nodad"] if ":" in address else []
+            run("ip", "-n", namespace, "address", "add", address, "dev", link, *flags)
+        run("ip", "-n", namespace, "link", "set", link, "up")
+
+    @staticmethod
+    def add_routes(namespace, targets, gateways):
+        for target, gateway in zip(targets, gateways, strict=True):
+            family = "-6" if ":" in gateway else "-4"
+            run("ip", family, "-n", namespace, "route", "add", target, "via", gateway)
+
+    def remove(self):
+        for name in [self.machine, self.world]:
+            subprocess.run(["ip", "netns", "delete", name], check=False)
+
+    @staticmethod
+    def enter(namespace):
+        return ["nsenter", f"--net=/run/netns/{namespace}", "--"]
+
+    def in_machine(self, *command):
+        return run(*self.enter(self.machine), *command)
+
+    def state(self):
+        """All that could be left behind: interfaces, addresses, routes, rules, tables, switches."""
+        queries = [["address"], ["-4", "route", "show", "table", "all"], ["-6", "route", "show", "table", "all"],
+                   ["rule"], ["-6", "rule"]]  # fmt: skip
+        texts = [run("ip", "-o", "-n", self.machine, *query) for query in queries]
+        switches = self.in_machine("sysctl", "net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding",
+                                   "net.ipv6.conf.uplink.accept_ra")  # fmt: skip
+        return [*texts, self.tables(), switches]
+
+    def tables(self):
+        return self.in_machine("nft", "list", "tables").split("\n")[:-1]
+
+    def remove_filters(self):
+        """All but the masquerading, on which the children's connections depend."""
+        [table] = self.tables()
+        for chain in ["prerouting", "input", "output", "forward"]:
+            self.in_machine("nft", "flush", "chain", *table.split()[1:], chain)
+
+    @contextmanager
+    def server(self, namespace, *words):
+        command = [*self.enter(namespace), sys.executable, JOBS / "network_server.py", PORT, *words]
+        server = subprocess.Popen(
+            [str(word) for word in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert server.stdout.readline() == "ready\n"
+        try:
+            yield server
+        finally:
+            server.kill()
+            server.wait()
+
+    def reach_from_machine(self, targets):
+        program = f"import sys, json; sys.path.insert(0, {str(JOBS)!r}); import network;"
+        program += f"print(json.dumps(network.reach({targets!r})))"
+        return json.loads(self.in_machine(sys.executable, "-c", program))
+
+
+@pytest.fixture(scope="module")
+def spaces():
+    spaces = Namespaces()
+    try:
+        spaces.build()
+        yield spaces
+    finally:
+        spaces.remove()
+
+
+@pytest.fixture
+def world(spaces):
+    with spaces.server(spaces.world, *INTERNET, *PRIVATE, *METADATA) as server:
+        yield server
+
+
+def targets(addresses):
+    return [[protocol, address, PORT] for address in addresses for protocol in ["tcp", "udp"]]
+
+
+def reach(pyspawner, spaces, wanted, config=EGRESS):
+    options = {"config": config, "prefix": spaces.enter(spaces.machine)}
+    return pyspawner.value("network.main", "reach", wanted, **options)
+
+
+def expect(addresses, answer):
+    return [answer] * len(targets(addresses))
+
+
+def test_64_children_reach_the_internet_and_nothing_else(pyspawner, spaces):
+    """With the table's filters removed while they live, the same children reach it all."""
+    count = 64
+    before = spaces.state()
+    closed = [*PRIVATE, *METADATA, *MACHINE]
+    wanted = [*targets(INTERNET), *targets(closed)]
+    jobs = "".join(json.dumps(["meet", ["192.0.2.10", 7100], 7001, wanted]) + "\n" for _ in range(count))
+    command = pyspawner.command(
+        "map", "network.main", "-j", count, config=CAPABLE, prefix=spaces.enter(spaces.machine)
+    )
+    with (
+        spaces.server(spaces.world, *INTERNET, *PRIVATE, *METADATA, f"meet=7100={count}") as world,
+        spaces.server(spaces.machine, "203.0.113.1", "192.168.77.1", "::") as machine,
+    ):
+        assert spaces.reach_from_machine(targets([*INTERNET, *closed])) == expect([*INTERNET, *closed], True)
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as host:
+            host.stdin.write(jobs)
+            host.stdin.close()
+            assert world.stdout.readline() == "done\n"
+            spaces.remove_filters()
+            world.stdin.write("go on\n")
+            world.stdin.flush()
+            results = [json.loads(line) for line in host.stdout]
+        seen = {text for server in [world, machine] for text in datagrams_of(server)}
+    assert [line["outcome"] for line in results] == ["ok"] * count, results[0]
+    results = [line["result"] for line in results]
+    assert len({address for result in results for address in result["own"]}) == 2 * count
+    siblings = 2
+    guarded = [True] * len(targets(INTERNET)) + [False] * (len(targets(closed)) + siblings)
+    for result in results:
+        assert result["guarded"] == guarded, dict(zip(map(tuple, wanted), result["guarded"], strict=False))
+    # One is enough to show that nothing else kept them.
+    reached = [any(answers) for answers in zip(*(result["unguarded"] for result in results), strict=True)]
+    assert all(reached), [target for target, one in zip(wanted, reached, strict=False) if not one]
+    assert {text for text in seen if "guarded" in text} == {
+        f"{what} unguarded" for what in ["false IPv4 sender", "false IPv6 sender", "to all neighbours"]
+    }
+    assert spaces.state() == before
+
+
+def datagrams_of(server):
+    """What a server received, which ends it."""
+    server.stdin.close()
+    return json.loads(server.stdout.readline())
+
+
+def test_nobody_reaches_a_child(pyspawner, spaces):
+    """Neither the machine nor the world; both can once the table's filters are removed."""
+    command = pyspawner.command("map", "network.main", config=CAPABLE, prefix=spaces.enter(spaces.machine))
+    job = json.dumps(["meet", ["192.0.2.10", 7100], 7001, []])
+    knock = "import socket, sys; socket.create_connection((sys.argv[1], 7001), timeout=1).close()"
+    with spaces.server(spaces.world, "203.0.113.2", "meet=7100=1") as server:
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as host:
+            host.stdin.write(job + "\n")
+            host.stdin.flush()
+            assert server.stdout.readline() == "done\n"
+            child = children_of(host_of(host))[0]
+            shown = run("nsenter", "-t", child, "-n", "ip", "-o", "-4", "address", "show", "eth0")
+            own = shown.split()[3].split("/")[0]
+            for namespace in [spaces.machine, spaces.world]:
+                knocking = [*spaces.enter(namespace), sys.executable, "-c", knock, own]
+                assert b"timed out" in subprocess.run(knocking, capture_output=True, check=False).stderr
+            spaces.remove_filters()
+            for namespace in [spaces.machine, spaces.world]:
+                run(*spaces.enter(namespace), sys.executable, "-c", knock, own)
+            server.stdin.write("go on\n")
+            server.stdin.flush()
+            host.stdin.close()
+            host.stdout.read()
+
+
+def test_only_what_is_allowed(pyspawner, spaces, world):
+    config = '[profile.default]\nnetwork = { egress = { allow = ["192.0.2.10:7000", "10.2.3.4"] } }\n'
+    wanted = targets(["192.0.2.10", "10.2.3.4", "2001:db8::10", "169.254.169.254"])
+    assert reach(pyspawner, spaces, wanted, config) == [True] * 4 + [False] * 4
+    other_port = config.replace("7000", "7001")
+    assert reach(pyspawner, spaces, wanted, other_port) == [False] * 2 + [True] * 2 + [False] * 4
+    assert reach(pyspawner, spaces, targets(INTERNET)) == [True] * 4
+
+
+def test_a_wide_entry_does_not_open_private_networks(pyspawner, spaces, world):
+    config = '[profile.default]\nnetwork = { egress = { allow = ["0.0.0.0/0", "[::/0]:7000", "fd00:ec2::254"] } }\n'
+    closed = ["10.2.3.4", "fd12::4", "169.254.169.254"]
+    wanted = targets([*INTERNET, "fd00:ec2::254", *closed])
+    assert reach(pyspawner, spaces, wanted, config) == [True] * 6 + [False] * 6
+
+
+def test_none_stays_none(pyspawner, spaces, world):
+    before = spaces.state()
+    config = '[profile.default]\nnetwork = "none"\n'
+    assert reach(pyspawner, spaces, targets(INTERNET), config) == [False] * 4
+    assert reach(pyspawner, spaces, targets(["127.0.0.1"]), "") == [False] * 2
+    assert spaces.state() == before
+
+
+def test_a_killed_host_is_cleaned_up_after(pyspawner, spaces, world):
+    command = pyspawner.command("map", "network.main", config=EGRESS, prefix=spaces.enter(spaces.machine))
+    before = spaces.state()
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as host:
+        host.stdin.write('["wait", 30]\n')
+        host.stdin.flush()
+        wait_until(lambda: host_of(host) and children_of(host_of(host)) and len(spaces.tables()) == 1)
+        time.sleep(0.3)
+        os.kill(host_of(host), signal.SIGKILL)
+    assert len(spaces.tables()) == 1
+    # Interfaces end with their children.
+    wait_until(lambda: "pyspad" not in run("ip", "-n", spaces.machine, "link"))
+    # Of a host with other addresses: the dead one's table is not simply replaced.
+    elsewhere = EGRESS.replace('"egress"', '{ egress = { ipv4 = "10.214.0.0/16" } }')
+    command = pyspawner.command("map", "network.main", config=elsewhere, prefix=spaces.enter(spaces.machine))
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as host:
+        host.stdin.write('["reach", [["tcp", "192.0.2.10", 7000]]]\n')
+        host.stdin.flush()
+        assert json.loads(host.stdout.readline())["result"] == [True]
+        assert spaces.tables() == ["table inet pyspawner-ad60"]
+        host.stdin.close()
+    assert spaces.tables() == []
+    # What forwarding was before the killed host, nobody knows any more.
+    for switch in ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"]:
+        spaces.in_machine("sysctl", "-q", f"{switch}=0")
+    spaces.in_machine("sysctl", "-q", "net.ipv6.conf.uplink.accept_ra=1")
+    assert spaces.state()[:-1] == before[:-1]
+
+
+def test_two_hosts_share_a_machine(pyspawner, spaces, world):
+    command = pyspawner.command("map", "network.main", config=EGRESS, prefix=spaces.enter(spaces.machine))
+    before = spaces.state()
+    hosts = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    for host in hosts:
+        host.stdin.write('["addresses"]\n')
+        host.stdin.flush()
+    own = [json.loads(host.stdout.readline())["result"] for host in hosts]
+    assert len(spaces.tables()) == 2
+    assert len({address for pair in own for address in pair}) == 4
+    for host in hosts:
+        host.stdin.close()
+        host.wait(timeout=20)
+        host.stdout.close()
+    assert spaces.tables() == []
+    assert spaces.state() == before
+
+
+def test_names_are_resolved_where_the_profile_says(pyspawner, spaces, world, tmp_path):
+    config = '[profile.default]\nnetwork = { egress = { nameservers = ["192.0.2.10", "2001:db8::10"] } }\n'
+    options = {"prefix": spaces.enter(spaces.machine)}
+
+    def content(config):
+        return pyspawner.value("network.main", "read", "/etc/resolv.conf", config=config, **options)
+
+    assert content(config) == "nameserver 192.0.2.10\nnameserver 2001:db8::10\n"
+    own = tmp_path / "resolv.conf"
+    own.write_text("nameserver 192.0.2.1\noptions ndots:2\n")
+    by_path = f'[profile.default]\nnetwork = {{ egress = {{ resolv_conf = "{own}" }} }}\n'
+    assert content(by_path) == own.read_text()
+    assert content(EGRESS) == Path("/etc/resolv.conf").read_text()
+
+
+def test_without_the_capability_it_says_so(pyspawner, spaces):
+    prefix = [*spaces.enter(spaces.machine), "setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin"]
+    before = spaces.state()
+    done = pyspawner.map("network.main", [["addresses"]], config=EGRESS, prefix=prefix)
+    assert done.status == 125
+    assert done.stdout == ""
+    assert "network: " in done.stderr and "Operation not permitted" in done.stderr, done.stderr
+    assert "CAP_NET_ADMIN" in done.stderr
+    assert spaces.state() == before
+
+
+@pytest.mark.parametrize(
+    ("egress", "words"),
+    [
+        ('{ allow = ["example.org"] }', "no destination"),
+        ('{ ipv4 = "192.0.2.0/24" }', "private network"),
+        ('{ ipv6 = "2001:db8::/48" }', "private network"),
+        ('{ nameservers = ["127.0.0.53"] }', "cannot reach 127.0.0.53"),
+        ('{ resolv_conf = "/nowhere" }', "not a file"),
+        ("{ alow = [] }", "unknown field"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(pyspawner, egress, words):
+    config = f"[profile.default]\nnetwork = {{ egress = {egress} }}\n"
+    done = pyspawner.map("network.main", [["addresses"]], config=config)
+    assert done.status == 125
+    assert words in done.stderr
+
+
+def test_a_dropping_chain_of_another_table_is_pointed_out(pyspawner, spaces, world):
+    rules = "table ip other { chain forward { type filter hook forward priority 0; policy drop; }; }"
+    spaces.in_machine("nft", rules)
+    try:
+        done = pyspawner.map("network.main", [["reach", targets(["192.0.2.10"])]], config=EGRESS,
+                             prefix=spaces.enter(spaces.machine))  # fmt: skip
+    finally:
+        spaces.in_machine("nft", "delete", "table", "ip", "other")
+    assert done.lines[0]["result"] == [False, False]
+    assert "ip other forward" in done.stderr
+    assert reach(pyspawner, spaces, targets(["192.0.2.10"])) == [True, True]
