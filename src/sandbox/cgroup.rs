@@ -89,15 +89,20 @@ impl Cgroups {
 
     /// Hands the controllers down, to the folder and to what is made in it.
     fn delegate(&mut self, parent: &Path) -> Result<(), String> {
-        if self.enable_controllers(parent).is_err() {
+        // All but the root: where cgroup.type is, there must be no process beside the folder. (With
+        // pids alone the kernel would let it be, and the folder would be "domain invalid".)
+        let has_type = parent.join("cgroup.type").exists();
+        if has_type && has_processes(parent)? {
             self.step_aside(parent)?;
-            self.enable_controllers(parent).map_err(|error| {
-                format!(
-                    "{error}; hint: it must hold no process but pyspawner's (systemd-run --scope \
-                     -p Delegate=yes, or a container of its own)"
-                )
-            })?;
+            if has_processes(parent)? {
+                return Err(
+                    "other processes are in it; hint: it must hold no process but pyspawner's \
+                     (systemd-run --scope -p Delegate=yes, or a container of its own)"
+                        .to_owned(),
+                );
+            }
         }
+        self.enable_controllers(parent)?;
         let folder = self.folder.clone();
         self.enable_controllers(&folder)
     }
@@ -360,6 +365,10 @@ fn remove_tree(folder: &Path) {
     if let Err(error) = fs::remove_dir(folder) {
         log::debug!("rmdir {}: {error}", folder.display());
     }
+}
+
+fn has_processes(group: &Path) -> Result<bool, String> {
+    Ok(!read(group, "cgroup.procs")?.is_empty())
 }
 
 /// The parent of a process (`proc_pid_status(5)`).

@@ -94,7 +94,7 @@ def test_results_that_cannot_be_passed_on(pyspawner, what, args, outcome):
 
 def test_ordinary_results_are_passed_on(pyspawner):
     """The control: what is within the limit, not too deep, and a number."""
-    config = LIMITS.replace('"64K"', '"40M"')
+    config = LIMITS.replace('"64K"', '"40M"').replace('"1s"', '"60s"')
     jobs = [["large", 32 << 20], ["deep", 100], ["number", "1.5"]]
     done = pyspawner.map("outcomes.main", jobs, "--ordered", config=config, path=ATTACKS)
     assert [line["outcome"] for line in done.lines] == ["ok"] * 3

@@ -181,8 +181,9 @@ def test_no_file_that_runs_as_its_owner_can_be_made(pyspawner, open_folder):
     assert {way: word for way, word in others.items() if word != "ENOSYS"} == {
         way: "ok" for way in told if way.startswith("mkdir")
     }, told
-    _, made = tried("seccomp")
-    ways = {way.split()[0] for way in told} - {"mkdir"}
+    told, made = tried("seccomp")
+    # This kernel may lack the newest.
+    ways = {way.split()[0] for way, word in told.items() if word != "ENOSYS"} - {"mkdir"}
     assert {name.split("-")[0] for name in made} == ways, made
 
 
