@@ -76,7 +76,7 @@ async fn converse(
             _ if !greeted => return Err("expected \"hello\" first".to_owned()),
             Request::Spawn(spawn) => {
                 number += 1;
-                begin(service, children, number, spawn, descriptors)?;
+                begin(service, children, number, *spawn, descriptors)?;
             }
             Request::Close {} => {
                 let closing = Event::Closing {

@@ -21,7 +21,7 @@ pub enum Request {
     /// Comes first.
     Hello { version: u32 },
     /// With the descriptors of [`DESCRIPTORS`].
-    Spawn(Spawn),
+    Spawn(Box<Spawn>),
     /// The client goes, and its children stay.
     Close {},
 }
@@ -238,7 +238,7 @@ mod tests {
             (b"{}", "type"),
             (b"{\"type\": \"spwan\"}", "unknown variant"),
             (b"{\"type\": \"spawn\", \"chrot\": \"/\"}", "unknown field"),
-            (b"{\"type\": \"hello\", \"version\": -1}", "version"),
+            (b"{\"type\": \"hello\", \"version\": -1}", "expected u32"),
             (b"\xff", "request"),
         ] {
             let error = Request::decode(text).expect_err("no request");
