@@ -25,14 +25,14 @@ test: setup
 
 # The attack suite in a virtual machine with Debian's stock kernel, as root and as users.
 test-vm: setup
-	tests/vm/run --timeout 5400 -- $(VENV)/bin/python -m pytest --color=no tests/vm tests/security tests/test_run.py
+	tests/vm/run --timeout 5400 -- $(VENV)/bin/python -m pytest --color=no tests/vm tests/security tests/test_run.py tests/api/test_contract.py
 	tests/vm/run -- $(VENV)/bin/python -m pytest --color=no -s -m soak tests/vm
 	tests/vm/run --timeout 3600 --user tester -- $(VENV)/bin/python -m pytest --color=no $(AS_USER)
 	tests/vm/run --timeout 3600 --user plain -- $(VENV)/bin/python -m pytest --color=no $(AS_USER)
 
 # What an ordinary user can arrange.
 AS_USER = tests/vm tests/test_run.py tests/security/test_limits.py tests/security/test_landlock.py \
-	tests/security/test_binds_and_hidden_paths.py
+	tests/security/test_binds_and_hidden_paths.py tests/api/test_contract.py
 
 # Longer than a test run should take: tens of thousands of clones.
 soak: setup

@@ -36,7 +36,9 @@ pub fn gain_capabilities() -> anyhow::Result<()> {
         }
         ForkResult::Parent { child } => {
             drop(wait);
-            process::unshare(libc::CLONE_NEWUSER).map_err(|errno| {
+            // With a mount namespace that belongs to it: only there may mounts be copied, for a
+            // child's own root. What is mounted outside later is seen here too.
+            process::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNS).map_err(|errno| {
                 // It would complain too, of what is not its fault.
                 kill(child, Signal::SIGKILL).ok();
                 refused(errno)
