@@ -25,10 +25,9 @@ pub async fn attend(service: Rc<Service>, socket: Socket) {
             kind: "protocol",
             detail: reason,
         };
-        let event = serde_json::to_vec(&event).expect("an event is valid JSON");
         // It may have gone, or not read.
         let patience = std::time::Duration::from_secs(1);
-        tokio::time::timeout(patience, socket.send(&event))
+        tokio::time::timeout(patience, socket.send(&event.encode()))
             .await
             .ok();
     }
@@ -64,9 +63,8 @@ async fn converse(
                     version: VERSION,
                     pid: std::process::id(),
                 };
-                let ready = serde_json::to_vec(&ready).expect("an event is valid JSON");
                 socket
-                    .send(&ready)
+                    .send(&ready.encode())
                     .await
                     .map_err(|error| error.to_string())?;
             }
@@ -82,9 +80,8 @@ async fn converse(
                 let closing = Event::Closing {
                     children: children.borrow().len(),
                 };
-                let closing = serde_json::to_vec(&closing).expect("an event is valid JSON");
                 // A client that has gone already has said it.
-                socket.send(&closing).await.ok();
+                socket.send(&closing.encode()).await.ok();
                 return Ok(Farewell::Said);
             }
         }

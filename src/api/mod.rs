@@ -15,7 +15,7 @@ use std::rc::Rc;
 use tokio::sync::Notify;
 
 pub use client::attend;
-pub use socket::{LONGEST, Socket};
+pub use socket::Socket;
 
 use crate::config::Profile;
 use crate::pool::Pool;

@@ -110,6 +110,12 @@ pub struct Ended {
     pub peak_memory_bytes: u64,
 }
 
+impl Event<'_> {
+    pub fn encode(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("an event is valid JSON")
+    }
+}
+
 impl Request {
     /// # Errors
     /// In words.

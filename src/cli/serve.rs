@@ -1,6 +1,6 @@
 //! `pyspawner serve`: a host for clients.
 
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::rc::Rc;
 
@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::JobOptions;
 use crate::api::listen::Listener;
+use crate::api::protocol::Event;
 use crate::api::{Service, Socket, attend};
 use crate::config::Profile;
 use crate::pool::Pool;
@@ -61,7 +62,6 @@ impl OwnArguments {
                     .with_context(|| format!("--client-fd {fd}"))?;
                 // SAFETY: a new descriptor, left open for the host.
                 let owned = std::mem::ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(fd) });
-                use std::os::fd::AsFd;
                 files::set_close_on_exec(owned.as_fd(), false)?;
                 Ok(Command::ClientFd(fd))
             }
@@ -83,7 +83,6 @@ impl Clients {
             Command::ClientFd(fd) => {
                 // SAFETY: `into_command` left it open for this process, and nobody else has it.
                 let fd = unsafe { OwnedFd::from_raw_fd(*fd) };
-                use std::os::fd::AsFd;
                 files::set_close_on_exec(fd.as_fd(), true)?;
                 Ok(Self::One(Socket::new(fd).context("--client-fd")?))
             }
@@ -95,13 +94,11 @@ impl Clients {
         let Self::One(client) = self else {
             return;
         };
-        let event = crate::api::protocol::Event::Failed { kind, detail };
-        let event = serde_json::to_vec(&event).expect("an event is valid JSON");
-        let cut = event.len() > crate::api::LONGEST;
-        if cut {
-            log::debug!("the failure is too long to be told whole");
-        }
-        client.send(&event).await.ok();
+        // It may have gone.
+        client
+            .send(&Event::Failed { kind, detail }.encode())
+            .await
+            .ok();
     }
 }
 

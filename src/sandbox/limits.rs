@@ -51,18 +51,15 @@ impl ResourceLimits {
         let limits = &self.limits;
         let both = |resource, name, limit: Option<u64>| limit.map(|n| (resource, name, n, n));
         let (soft, hard) = self.files_of_host;
-        let files = limits.open_files.map(|files| files.min(hard));
+        let (soft, hard) = limits
+            .open_files
+            .map_or((soft, hard), |files| (files.min(hard), files.min(hard)));
         let processes = self.counts_processes.then_some(limits.pids);
         // In a control group the memory is counted exactly, and its end is an outcome.
         let memory = limits.memory.filter(|_| !in_cgroup);
         let data = memory.map(|bytes| bytes.saturating_add(self.warm));
         [
-            both(Resource::RLIMIT_NOFILE, "RLIMIT_NOFILE", files).or(Some((
-                Resource::RLIMIT_NOFILE,
-                "RLIMIT_NOFILE",
-                soft,
-                hard,
-            ))),
+            Some((Resource::RLIMIT_NOFILE, "RLIMIT_NOFILE", soft, hard)),
             // No core dump: it would hold the warm interpreter.
             both(Resource::RLIMIT_CORE, "RLIMIT_CORE", Some(0)),
             both(Resource::RLIMIT_FSIZE, "RLIMIT_FSIZE", limits.file_size),

@@ -83,9 +83,7 @@ impl Name {
             Err(errno) => Err(error(format!("look at {}", self.path.display()), errno)),
         }
     }
-}
 
-impl Name {
     /// A job may rename the folders of a writable bind, and a later run would not find the name;
     /// but not a folder that is a mount point (EBUSY, `rename(2)`).
     fn pin_folders_above(&self) -> Result<(), SetupError> {
