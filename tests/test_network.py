@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -37,10 +37,11 @@ def run(*command, **options):
 
 class Namespaces:
     def __init__(self):
-        self.machine, self.world = (f"pyspawner-test-{os.getpid()}-{name}" for name in ["m", "w"])
+        self.all = [f"pyspawner-test-{os.getpid()}-{name}" for name in ["machine", "world", "neighbour"]]
+        self.machine, self.world, self.neighbour = self.all
 
     def build(self):
-        for name in [self.machine, self.world]:
+        for name in self.all:
             run("ip", "netns", "add", name)
             run("ip", "-n", name, "link", "set", "lo", "up")
         run("ip", "-n", self.machine, "link", "add", "uplink", "type", "veth", "peer", "machine", "netns", self.world)
@@ -51,6 +52,12 @@ class Namespaces:
         self.add_routes(self.machine, ["default", "::/0"], ["203.0.113.2", "2001:db8:1::2"])
         # With it, what children send without masquerading would be answered too.
         self.add_routes(self.world, ["10.213.0.0/16", "fd70:7973:7061::/48"], ["203.0.113.1", "2001:db8:1::1"])
+        # A neighbour would reach the internet if the machine were a router.
+        run("ip", "-n", self.machine, "link", "add", "lan", "type", "veth", "peer", "lan", "netns", self.neighbour)
+        self.add_addresses(self.machine, "lan", ["198.51.100.1/24", "2001:db8:2::1/64"])
+        self.add_addresses(self.neighbour, "lan", ["198.51.100.2/24", "2001:db8:2::2/64"])
+        self.add_routes(self.neighbour, ["default", "::/0"], ["198.51.100.1", "2001:db8:2::1"])
+        self.add_routes(self.world, ["198.51.100.0/24", "2001:db8:2::/64"], ["203.0.113.1", "2001:db8:1::1"])
         wait_until(lambda: "tentative" not in run("ip", "-n", self.machine, "address"))
 
     @staticmethod
@@ -67,7 +74,7 @@ class Namespaces:
             run("ip", family, "-n", namespace, "route", "add", target, "via", gateway)
 
     def remove(self):
-        for name in [self.machine, self.world]:
+        for name in self.all:
             subprocess.run(["ip", "netns", "delete", name], check=False)
 
     @staticmethod
@@ -108,10 +115,18 @@ class Namespaces:
             server.kill()
             server.wait()
 
-    def reach_from_machine(self, targets):
+    def reach_from(self, namespace, targets):
         program = f"import sys, json; sys.path.insert(0, {str(JOBS)!r}); import network;"
         program += f"print(json.dumps(network.reach({targets!r})))"
-        return json.loads(self.in_machine(sys.executable, "-c", program))
+        return json.loads(run(*self.enter(namespace), sys.executable, "-c", program))
+
+    def forwards(self):
+        """Whether the machine is a router for its neighbours, by family."""
+        return self.reach_from(self.neighbour, [["tcp", address, PORT] for address in INTERNET])
+
+    def switch_forwarding(self, value):
+        for switch in ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"]:
+            self.in_machine("sysctl", "-q", f"{switch}={value}")
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +172,7 @@ def test_64_children_reach_the_internet_and_nothing_else(pyspawner, spaces):
         spaces.server(spaces.world, *INTERNET, *PRIVATE, *METADATA, f"meet=7100={count}") as world,
         spaces.server(spaces.machine, "203.0.113.1", "192.168.77.1", "::") as machine,
     ):
-        assert spaces.reach_from_machine(targets([*INTERNET, *closed])) == expect([*INTERNET, *closed], True)
+        assert spaces.reach_from(spaces.machine, targets([*INTERNET, *closed])) == expect([*INTERNET, *closed], True)
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as host:
             host.stdin.write(jobs)
             host.stdin.close()
@@ -238,50 +253,135 @@ def test_none_stays_none(pyspawner, spaces, world):
     assert spaces.state() == before
 
 
-def test_a_killed_host_is_cleaned_up_after(pyspawner, spaces, world):
-    command = pyspawner.command("map", "network.main", config=EGRESS, prefix=spaces.enter(spaces.machine))
-    before = spaces.state()
+@contextmanager
+def egress_host(pyspawner, spaces, config=EGRESS, prefix=()):
+    """A host that waits for jobs, one of which is to be asked for at a time."""
+    command = pyspawner.command("map", "network.main", config=config, prefix=[*prefix, *spaces.enter(spaces.machine)])
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as host:
-        host.stdin.write('["wait", 30]\n')
-        host.stdin.flush()
-        wait_until(lambda: host_of(host) and children_of(host_of(host)) and len(spaces.tables()) == 1)
-        time.sleep(0.3)
-        os.kill(host_of(host), signal.SIGKILL)
+        try:
+            yield host
+            if host.poll() is None:
+                host.stdin.close()
+                assert host.wait(timeout=30) == 0
+        finally:
+            host.kill()
+
+
+def ask(host, *job):
+    host.stdin.write(json.dumps(job) + "\n")
+    host.stdin.flush()
+    line = json.loads(host.stdout.readline())
+    assert line["outcome"] == "ok", line
+    return line["result"]
+
+
+def kill_amid_a_job(host):
+    host.stdin.write('["wait", 30]\n')
+    host.stdin.flush()
+    wait_until(lambda: host_of(host) and children_of(host_of(host)))
+    time.sleep(0.3)
+    os.kill(host_of(host), signal.SIGKILL)
+    host.wait()
+
+
+def test_a_killed_host_is_cleaned_up_after(pyspawner, spaces, world):
+    """By the next one, also if that has other addresses; meanwhile the machine routes for nobody else."""
+    before = spaces.state()
+    spaces.switch_forwarding(1)
+    assert spaces.forwards() == [True, True]
+    spaces.switch_forwarding(0)
+    assert spaces.forwards() == [False, False]
+    with egress_host(pyspawner, spaces) as host:
+        assert ask(host, "reach", [["tcp", "192.0.2.10", PORT]]) == [True]
+        assert spaces.forwards() == [False, False]
+        kill_amid_a_job(host)
     assert len(spaces.tables()) == 1
+    assert spaces.forwards() == [False, False]
     # Interfaces end with their children.
     wait_until(lambda: "pyspad" not in run("ip", "-n", spaces.machine, "link"))
-    # Of a host with other addresses: the dead one's table is not simply replaced.
     elsewhere = EGRESS.replace('"egress"', '{ egress = { ipv4 = "10.214.0.0/16" } }')
-    command = pyspawner.command("map", "network.main", config=elsewhere, prefix=spaces.enter(spaces.machine))
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as host:
-        host.stdin.write('["reach", [["tcp", "192.0.2.10", 7000]]]\n')
-        host.stdin.flush()
-        assert json.loads(host.stdout.readline())["result"] == [True]
+    with egress_host(pyspawner, spaces, elsewhere) as host:
+        assert ask(host, "reach", [["tcp", "192.0.2.10", PORT]]) == [True]
         assert spaces.tables() == ["table inet pyspawner-ad60"]
-        host.stdin.close()
-    assert spaces.tables() == []
-    # What forwarding was before the killed host, nobody knows any more.
-    for switch in ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"]:
-        spaces.in_machine("sysctl", "-q", f"{switch}=0")
-    spaces.in_machine("sysctl", "-q", "net.ipv6.conf.uplink.accept_ra=1")
-    assert spaces.state()[:-1] == before[:-1]
+        assert spaces.forwards() == [False, False]
+    assert spaces.state() == before
 
 
 def test_two_hosts_share_a_machine(pyspawner, spaces, world):
-    command = pyspawner.command("map", "network.main", config=EGRESS, prefix=spaces.enter(spaces.machine))
+    """Whichever ends first, the other's children keep what they need, and the last puts all back."""
     before = spaces.state()
-    hosts = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    for host in hosts:
-        host.stdin.write('["addresses"]\n')
+    wanted = targets(INTERNET)
+    for last in [0, 1]:
+        with ExitStack() as stack:
+            stacks = [stack.enter_context(ExitStack()) for _ in range(2)]
+            hosts = [own.enter_context(egress_host(pyspawner, spaces)) for own in stacks]
+            own = [ask(host, "addresses") for host in hosts]
+            assert len({address for pair in own for address in pair}) == 4
+            assert len(spaces.tables()) == 2
+            stacks[1 - last].close()
+            assert len(spaces.tables()) == 1
+            assert ask(hosts[last], "reach", wanted) == [True] * len(wanted)
+            assert spaces.forwards() == [False, False]
+        assert spaces.state() == before
+
+
+def test_the_last_host_cleans_up_after_a_killed_one(pyspawner, spaces, world):
+    before = spaces.state()
+    with egress_host(pyspawner, spaces) as last:
+        with egress_host(pyspawner, spaces) as host:
+            kill_amid_a_job(host)
+        assert ask(last, "reach", [["tcp", "192.0.2.10", PORT]]) == [True]
+        assert len(spaces.tables()) == 2
+    wait_until(lambda: "pyspad" not in run("ip", "-n", spaces.machine, "link"))
+    assert spaces.state() == before
+
+
+def test_what_forwarded_before_forwards_on(pyspawner, spaces, world):
+    spaces.switch_forwarding(1)
+    before = spaces.state()
+    with egress_host(pyspawner, spaces) as host:
+        assert ask(host, "reach", targets(INTERNET)) == [True] * 4
+        assert spaces.forwards() == [True, True]
+    assert spaces.state() == before
+    spaces.switch_forwarding(0)
+    spaces.in_machine("sysctl", "-q", "net.ipv6.conf.uplink.accept_ra=1")
+
+
+def test_an_interrupted_host_leaves_nothing(pyspawner, spaces, world):
+    before = spaces.state()
+    command = pyspawner.command("map", "network.main", config=EGRESS, prefix=spaces.enter(spaces.machine))
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as host:
+        host.stdin.write('["wait", 30]\n')
         host.stdin.flush()
-    own = [json.loads(host.stdout.readline())["result"] for host in hosts]
-    assert len(spaces.tables()) == 2
-    assert len({address for pair in own for address in pair}) == 4
-    for host in hosts:
-        host.stdin.close()
-        host.wait(timeout=20)
-        host.stdout.close()
-    assert spaces.tables() == []
+        wait_until(lambda: host_of(host) and children_of(host_of(host)) and spaces.tables())
+        os.kill(host_of(host), signal.SIGTERM)
+        assert host.wait(timeout=20) == 128 + signal.SIGTERM
+    assert spaces.state() == before
+
+
+def test_more_children_than_addresses(pyspawner, spaces):
+    """The one for which none is left is refused, and the others go on."""
+    config = EGRESS.replace('"egress"', '{ egress = { ipv4 = "10.213.0.0/28", ipv6 = "none" } }')
+    done = pyspawner.map("network.main", [["wait", 2]] * 5, "-j", 5, config=config,
+                         prefix=spaces.enter(spaces.machine))  # fmt: skip
+    assert sorted(line["outcome"] for line in done.lines) == ["ok"] * 4 + ["setup_failed"], done
+    [refused] = [line["detail"] for line in done.lines if line["outcome"] != "ok"]
+    assert "every address of 10.213.0.0/28 is in use" in refused
+
+
+@pytest.mark.parametrize(
+    ("arrange", "words"),
+    [
+        ("for program in /usr/sbin/nft /sbin/nft; do mount --bind /dev/null $program; done", "install nftables"),
+        ("mount --bind /proc/sys /proc/sys; mount -o remount,bind,ro /proc/sys", "turn forwarding on before"),
+    ],
+)
+def test_what_the_machine_lacks_is_told(pyspawner, spaces, arrange, words):
+    before = spaces.state()
+    prefix = [*spaces.enter(spaces.machine), "unshare", "-m", "sh", "-c", f'{arrange}; exec "$@"', "-"]
+    done = pyspawner.map("network.main", [["addresses"]], config=EGRESS, prefix=prefix)
+    assert done.status == 125 and done.stdout == ""
+    assert words in done.stderr, done.stderr
     assert spaces.state() == before
 
 
@@ -298,6 +398,40 @@ def test_names_are_resolved_where_the_profile_says(pyspawner, spaces, world, tmp
     by_path = f'[profile.default]\nnetwork = {{ egress = {{ resolv_conf = "{own}" }} }}\n'
     assert content(by_path) == own.read_text()
     assert content(EGRESS) == Path("/etc/resolv.conf").read_text()
+
+
+def test_a_root_of_another_kind_has_the_resolver_too(pyspawner, spaces, open_folder):
+    """A job that needs nothing of the interpreter's files can do without them."""
+    egress = 'network = { egress = { nameservers = ["192.0.2.10"] } }'
+    options = {"prefix": spaces.enter(spaces.machine)}
+    empty = f"[profile.default]\nroot = {{ empty = true }}\n{egress}\n"
+    root = open_folder / "root"
+    (root / "etc").mkdir(parents=True)
+    (root / "etc/resolv.conf").write_text("of the folder\n")
+    chroot = f'[profile.default]\nroot = {{ chroot = "{root}" }}\n{egress}\n'
+    for config in [empty, chroot]:
+        text = pyspawner.value("network.main", "read", "/etc/resolv.conf", config=config, **options)
+        assert text == "nameserver 192.0.2.10\n"
+    assert (root / "etc/resolv.conf").read_text() == "of the folder\n"
+    # A chroot is its owner's: nothing is made in it, and no link of a job's is followed.
+    (root / "etc/resolv.conf").unlink()
+    line = pyspawner.map("network.main", [["read", "/etc/resolv.conf"]], config=chroot, **options)
+    assert line.status == 125 and "/etc/resolv.conf" in line.stderr, line
+    (root / "etc/resolv.conf").symlink_to("/etc/other")
+    (root / "etc/other").write_text("other\n")
+    text = pyspawner.value("network.main", "read", "/etc/resolv.conf", config=chroot, **options)
+    assert text == "nameserver 192.0.2.10\n"
+    assert pyspawner.value("network.main", "read", "/etc/other", config=chroot, **options) == "other\n"
+
+
+def test_where_the_machine_has_a_link_it_is_covered(pyspawner, spaces, open_folder):
+    """As with systemd-resolved, whose link leads into /run."""
+    etc = open_folder / "etc"
+    arrange = f'cp -a /etc {etc} && ln -sf ../run/resolve/stub {etc}/resolv.conf && mount --bind {etc} /etc; exec "$@"'
+    prefix = [*spaces.enter(spaces.machine), "unshare", "-m", "sh", "-c", arrange, "-"]
+    config = '[profile.default]\nnetwork = { egress = { nameservers = ["192.0.2.10"] } }\n'
+    text = pyspawner.value("network.main", "read", "/etc/resolv.conf", config=config, prefix=prefix)
+    assert text == "nameserver 192.0.2.10\n"
 
 
 def test_without_the_capability_it_says_so(pyspawner, spaces):

@@ -3,6 +3,7 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::{Duration, Instant};
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use nix::errno::Errno;
@@ -105,10 +106,36 @@ pub fn is_free(number: u32) -> Result<bool, SetupError> {
     lock(number).map(|lock| lock.is_some())
 }
 
+/// While it is held, no other host of this network namespace starts or ends: what one turns on,
+/// another may be about to turn off.
+pub struct Turn(#[expect(dead_code, reason = "it is held")] UnixDatagram);
+
+impl Turn {
+    /// Waits for it, which takes as long as some runs of a program.
+    pub async fn take() -> Result<Self, SetupError> {
+        const PATIENCE: Duration = Duration::from_secs(20);
+        let end = Instant::now() + PATIENCE;
+        loop {
+            if let Some(socket) = bind("pyspawner-network")? {
+                return Ok(Self(socket));
+            }
+            if Instant::now() > end {
+                let step = "wait for another host to start or end (socket @pyspawner-network)";
+                return Err(error(step, Errno::ETIMEDOUT));
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
 fn lock(number: u32) -> Result<Option<UnixDatagram>, SetupError> {
-    let name = format!("pyspawner-network-{number:x}");
+    bind(&format!("pyspawner-network-{number:x}"))
+}
+
+/// A socket of this abstract name; `None` if another process has it.
+fn bind(name: &str) -> Result<Option<UnixDatagram>, SetupError> {
     let bound =
-        SocketAddr::from_abstract_name(&name).and_then(|name| UnixDatagram::bind_addr(&name));
+        SocketAddr::from_abstract_name(name).and_then(|name| UnixDatagram::bind_addr(&name));
     match bound {
         Ok(socket) => Ok(Some(socket)),
         Err(e) if e.kind() == std::io::ErrorKind::AddrInUse => Ok(None),

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
-use super::addresses::{Claim, Pairs};
+use super::addresses::{Claim, Pairs, Turn};
 use super::error;
-use super::firewall::Firewall;
-use super::forwarding::{Forwarding, has_ipv6};
+use super::firewall::{Firewall, Record};
+use super::forwarding::{self, Changed, Forwarding, has_ipv6};
 use super::links::Links;
 use super::veth::VethConfig;
 use crate::config;
@@ -18,7 +18,7 @@ use crate::sandbox::SetupError;
 pub struct Egress {
     pairs: RefCell<Pairs>,
     firewall: Firewall,
-    forwarding: RefCell<Forwarding>,
+    forwarding: Forwarding,
     /// Held to the end: as long as it is, nobody takes what belongs to this host for stale.
     claim: Claim,
 }
@@ -31,27 +31,34 @@ impl Egress {
         if ipv6 != settings.ipv6 {
             log::info!("children have no IPv6, since there is none here");
         }
+        let _turn = Turn::take().await?;
         let claim = Claim::take(settings.ipv4, ipv6)?;
         remove_interfaces(links, &claim).await?;
-        let forwarding = Forwarding::look(ipv6.is_some())?;
-        // Before anything is forwarded.
-        let firewall = Firewall::install(&claim.block, &settings.allow, &forwarding)?;
+        let firewall = Firewall::of(&claim.block)?;
+        let records = firewall.records()?;
+        let forwarding = Forwarding::look(ipv6.is_some(), all_changed(&records))?;
+        // Before anything is forwarded, and with what is about to be changed.
+        firewall.install(&claim.block, &settings.allow, &forwarding.changed)?;
         let egress = Self {
             pairs: RefCell::new(Pairs::of(&claim.block)),
             firewall,
-            forwarding: RefCell::new(forwarding),
+            forwarding,
             claim,
         };
-        if let Err(error) = egress.finish_start() {
-            egress.stop(links).await;
+        if let Err(error) = egress.finish_start(&records) {
+            if let Err(also) = egress.take_down() {
+                log::error!("{also}");
+            }
             return Err(error);
         }
         Ok(egress)
     }
 
-    fn finish_start(&self) -> Result<(), SetupError> {
-        self.forwarding.borrow_mut().enable()?;
-        self.firewall.remove_stale()?;
+    fn finish_start(&self, records: &[Record]) -> Result<(), SetupError> {
+        self.forwarding.enable()?;
+        for record in records.iter().filter(|record| !record.is_living) {
+            self.firewall.remove_stale(record)?;
+        }
         for chain in self.firewall.other_dropping_chains()? {
             log::warn!(
                 "chain {chain:?} drops forwarded packets that it does not know; hint: if children \
@@ -81,16 +88,37 @@ impl Egress {
     }
 
     /// Takes everything away again: what children might still use before what guards it.
-    pub async fn stop(&self, links: &Links) {
-        if let Err(error) = remove_interfaces(links, &self.claim).await {
-            log::error!("{error}; the firewall stays");
-            return;
-        }
-        self.forwarding.borrow_mut().restore();
-        if let Err(error) = self.firewall.remove() {
-            log::error!("{error}");
-        }
+    ///
+    /// # Errors
+    /// With the step that failed. What guards children stays then.
+    pub async fn stop(&self, links: &Links) -> Result<(), SetupError> {
+        remove_interfaces(links, &self.claim).await?;
+        let _turn = Turn::take().await?;
+        self.take_down()
     }
+
+    /// Turns off what no other host needs, and removes the rules. The last host to end does so for
+    /// those that were killed, too.
+    fn take_down(&self) -> Result<(), SetupError> {
+        let (living, ended): (Vec<_>, Vec<_>) = self
+            .firewall
+            .records()?
+            .into_iter()
+            .partition(|record| record.is_living);
+        forwarding::restore(&all_changed(&ended), &all_changed(&living));
+        for record in &ended {
+            self.firewall.remove_stale(record)?;
+        }
+        self.firewall.remove()
+    }
+}
+
+fn all_changed(records: &[Record]) -> Changed {
+    let mut all = Changed::default();
+    for record in records {
+        all.add(&record.changed);
+    }
+    all
 }
 
 /// Waits until the kernel has deleted the interfaces of children that ended, and deletes those that

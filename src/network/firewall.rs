@@ -4,6 +4,7 @@
 //! the routes to the children, so no program runs for a job. A verdict "accept" in it ends this
 //! table's say alone; other tables of the machine are asked as well (`nft(8)`).
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -13,7 +14,7 @@ use nix::errno::Errno;
 use serde_json::{Value, json};
 
 use super::addresses::{self, ANY_INTERFACE, Block};
-use super::forwarding::Forwarding;
+use super::forwarding::Changed;
 use super::{destinations, error};
 use crate::config::Destination;
 use crate::sandbox::SetupError;
@@ -21,6 +22,9 @@ use crate::sandbox::SetupError;
 const FAMILY: &str = "inet";
 /// A table's name is this and the number of the host's block.
 const TABLES: &str = "pyspawner-";
+/// The sets in it that keep what hosts have [`Changed`].
+const FAMILIES: &str = "changed_families";
+const INTERFACES: &str = "changed_interfaces";
 
 /// A host has exactly the configured environment, which need not have a PATH.
 const PROGRAMS: &[&str] = &[
@@ -36,81 +40,105 @@ pub struct Firewall {
     table: String,
 }
 
+/// What another host's table tells, living or not.
+pub struct Record {
+    table: String,
+    pub is_living: bool,
+    pub changed: Changed,
+}
+
 impl Firewall {
+    /// Not installed yet.
+    pub fn of(block: &Block) -> Result<Self, SetupError> {
+        Ok(Self {
+            program: find_program()?,
+            table: format!("{TABLES}{:x}", block.number()),
+        })
+    }
+
     /// Installs the table; what a dead host left under that name is replaced in the same step.
     pub fn install(
+        &self,
         block: &Block,
         allow: &[Destination],
-        forwarding: &Forwarding,
-    ) -> Result<Self, SetupError> {
-        let program = find_program()?;
-        let table = format!("{TABLES}{:x}", block.number());
+        changed: &Changed,
+    ) -> Result<(), SetupError> {
         let rules = Rules {
-            table: &table,
+            table: &self.table,
             block,
         };
-        let commands = rules.all(allow, forwarding);
-        apply(program, "install", &table, &commands)?;
-        Ok(Self { program, table })
+        self.apply("install", &self.table, &rules.all(allow, changed))
     }
 
     /// Removes the table.
     pub fn remove(&self) -> Result<(), SetupError> {
-        let table = table(&self.table);
-        apply(
-            self.program,
-            "remove",
-            &self.table,
-            &[json!({ "delete": table })],
-        )
+        self.remove_table(&self.table)
     }
 
-    /// Removes the tables of hosts that were killed.
-    pub fn remove_stale(&self) -> Result<(), SetupError> {
-        for name in self.list("tables", |name| name.as_str().map(str::to_owned))? {
+    /// Removes a table whose host was killed.
+    pub fn remove_stale(&self, record: &Record) -> Result<(), SetupError> {
+        if record.table == self.table {
+            return Ok(()); // replaced by our own
+        }
+        log::info!("removing table {}, whose host has ended", record.table);
+        self.remove_table(&record.table)
+    }
+
+    /// What the tables of hosts tell: of this host too, if an earlier one of its name left one.
+    pub fn records(&self) -> Result<Vec<Record>, SetupError> {
+        let mut records = Vec::new();
+        for object in run_list(self.program, &["tables"])? {
+            let name = object["table"]["name"].as_str().unwrap_or_default();
             let number = name
                 .strip_prefix(TABLES)
                 .map(|hex| u32::from_str_radix(hex, 16));
             if let Some(Ok(number)) = number
-                && name != self.table
-                && addresses::is_free(number)?
+                && object["table"]["family"] == FAMILY
             {
-                log::info!("removing table {name}, whose host has ended");
-                apply(
-                    self.program,
-                    "remove",
-                    &name,
-                    &[json!({ "delete": table(&name) })],
-                )?;
+                records.push(Record {
+                    table: name.to_owned(),
+                    is_living: name != self.table && !addresses::is_free(number)?,
+                    changed: Changed {
+                        families: self.names_in(name, FAMILIES)?,
+                        interfaces: self.names_in(name, INTERFACES)?,
+                    },
+                });
             }
         }
-        Ok(())
+        Ok(records)
+    }
+
+    fn names_in(&self, table: &str, set: &str) -> Result<BTreeSet<String>, SetupError> {
+        let objects = run_list(self.program, &["set", FAMILY, table, set])?;
+        let elements = objects
+            .iter()
+            .filter_map(|object| object["set"]["elem"].as_array());
+        let names = elements.flatten().filter_map(Value::as_str);
+        Ok(names.map(str::to_owned).collect())
+    }
+
+    fn remove_table(&self, name: &str) -> Result<(), SetupError> {
+        let command = json!({ "delete": table(name) });
+        self.apply("remove", name, &[command])
+    }
+
+    fn apply(&self, verb: &str, table: &str, commands: &[Value]) -> Result<(), SetupError> {
+        let text = json!({ "nftables": commands }).to_string();
+        let step = format!("nft: {verb} table {FAMILY} {table}");
+        run(self.program, &["-f", "-"], &text, &step).map(std::mem::drop)
     }
 
     /// Chains of other tables that drop what they do not know, children's packets included.
     pub fn other_dropping_chains(&self) -> Result<Vec<String>, SetupError> {
-        let output = run_list(self.program, "chains")?;
-        let objects = output["nftables"].as_array().into_iter().flatten();
+        let objects = run_list(self.program, &["chains"])?;
         Ok(objects
+            .iter()
             .filter_map(|object| object.get("chain"))
             .filter(|chain| chain["hook"] == "forward" && chain["policy"] == "drop")
             .map(|chain| {
                 let word = |key: &str| chain[key].as_str().unwrap_or_default().to_owned();
                 format!("{} {} {}", word("family"), word("table"), word("name"))
             })
-            .collect())
-    }
-
-    fn list<T>(
-        &self,
-        what: &str,
-        pick: impl Fn(&Value) -> Option<T>,
-    ) -> Result<Vec<T>, SetupError> {
-        let output = run_list(self.program, what)?;
-        let objects = output["nftables"].as_array().into_iter().flatten();
-        Ok(objects
-            .filter(|object| object["table"]["family"] == FAMILY)
-            .filter_map(|object| pick(&object["table"]["name"]))
             .collect())
     }
 }
@@ -122,7 +150,7 @@ struct Rules<'a> {
 }
 
 impl Rules<'_> {
-    fn all(&self, allow: &[Destination], forwarding: &Forwarding) -> Vec<Value> {
+    fn all(&self, allow: &[Destination], changed: &Changed) -> Vec<Value> {
         let table = table(self.table);
         let mut commands = vec![
             json!({ "add": table }),
@@ -134,6 +162,8 @@ impl Rules<'_> {
             self.private_set("private_ipv6", "ipv6_addr", |network| {
                 matches!(network, IpNet::V6(_))
             }),
+            self.names(FAMILIES, &changed.families),
+            self.names(INTERFACES, &changed.interfaces),
             // Before connections are tracked (priority raw).
             self.hook("prerouting", "filter", -300),
             self.hook("input", "filter", 0),
@@ -146,7 +176,7 @@ impl Rules<'_> {
         ];
         commands.extend(self.against_false_senders());
         commands.extend(self.between_machine_and_children());
-        commands.extend(self.forward(forwarding));
+        commands.extend(self.forward(changed));
         commands.extend(self.what_children_reach(allow));
         commands.extend(self.what_reaches_children());
         commands.extend(self.masquerade());
@@ -181,18 +211,18 @@ impl Rules<'_> {
         ]
     }
 
-    fn forward(&self, forwarding: &Forwarding) -> Vec<Value> {
+    fn forward(&self, changed: &Changed) -> Vec<Value> {
         let mut rules = vec![
             self.rule("forward", &[from(&self.own()), jump("from_child")]),
             self.rule("forward", &[to(&self.own()), jump("to_child")]),
         ];
         // A machine that forwarded nothing before does so for children alone.
         let every = format!("{ANY_INTERFACE}*");
-        for family in forwarding.turned_on() {
+        for family in &changed.families {
             rules.push(self.rule(
                 "forward",
                 &[
-                    is(meta("nfproto"), family),
+                    is(meta("nfproto"), family.as_str()),
                     differs(meta("iifname"), every.as_str()),
                     differs(meta("oifname"), every.as_str()),
                     drop(),
@@ -283,6 +313,17 @@ impl Rules<'_> {
             "type": kind, "flags": ["interval"], "elem": networks } } })
     }
 
+    /// A set that no rule asks: it keeps what is to be put back. Of text, nftables has but names of
+    /// interfaces.
+    fn names(&self, name: &str, elements: &BTreeSet<String>) -> Value {
+        let mut set = json!({ "family": FAMILY, "table": self.table, "name": name,
+            "type": "ifname" });
+        if !elements.is_empty() {
+            set["elem"] = json!(elements);
+        }
+        json!({ "add": { "set": set } })
+    }
+
     fn rule(&self, chain: &str, statements: &[Value]) -> Value {
         json!({ "add": { "rule":
             { "family": FAMILY, "table": self.table, "chain": chain, "expr": statements } } })
@@ -337,24 +378,17 @@ fn find_program() -> Result<&'static str, SetupError> {
         .ok_or_else(|| error("the program nft", Errno::ENOENT))
 }
 
-fn apply(
-    program: &'static str,
-    verb: &str,
-    table: &str,
-    commands: &[Value],
-) -> Result<(), SetupError> {
-    let text = json!({ "nftables": commands }).to_string();
-    let step = format!("nft: {verb} table {FAMILY} {table}");
-    run(program, &["-f", "-"], &text, &step).map(std::mem::drop)
-}
-
-fn run_list(program: &'static str, what: &str) -> Result<Value, SetupError> {
-    let step = format!("nft: list {what}");
-    let text = run(program, &["list", what], "", &step)?;
-    serde_json::from_slice(&text).map_err(|source| {
-        log::error!("{step}: {source}");
-        error(step, Errno::EBADMSG)
-    })
+/// The objects of a list, as `libnftables-json(5)` describes them.
+fn run_list(program: &'static str, what: &[&str]) -> Result<Vec<Value>, SetupError> {
+    let step = format!("nft: list {}", what.join(" "));
+    let text = run(program, &[&["list"], what].concat(), "", &step)?;
+    let objects = serde_json::from_slice(&text)
+        .ok()
+        .and_then(|mut output: Value| match output["nftables"].take() {
+            Value::Array(objects) => Some(objects),
+            _ => None,
+        });
+    objects.ok_or_else(|| error(step, Errno::EBADMSG))
 }
 
 /// Runs nft with JSON on its standard input, and returns what it writes.

@@ -1,22 +1,46 @@
 //! Whether the machine passes packets on (`ip-sysctl`), which it must for children to reach
 //! anything but itself.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
 
 use super::{error, io_error};
 use crate::sandbox::SetupError;
 
-const IPV4: &str = "/proc/sys/net/ipv4/ip_forward";
 const IPV6_INTERFACES: &str = "/proc/sys/net/ipv6/conf";
-const IPV6: &str = "/proc/sys/net/ipv6/conf/all/forwarding";
 
-/// What has to be turned on, and is turned off again at the end.
+/// What hosts have turned on. Kept with each host's firewall, so that whoever ends last, or comes
+/// after a host that was killed, knows what to turn off.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changed {
+    /// Address families, as nftables calls them, that were not forwarded before.
+    pub families: BTreeSet<String>,
+    /// Interfaces whose `accept_ra` was 1 before and is 2 now.
+    pub interfaces: BTreeSet<String>,
+}
+
+impl Changed {
+    pub fn add(&mut self, other: &Self) {
+        self.families.extend(other.families.iter().cloned());
+        self.interfaces.extend(other.interfaces.iter().cloned());
+    }
+
+    fn without(&self, other: &Self) -> Self {
+        Self {
+            families: &self.families - &other.families,
+            interfaces: &self.interfaces - &other.interfaces,
+        }
+    }
+}
+
+/// The switches of this machine.
 pub struct Forwarding {
-    ipv4: bool,
-    ipv6: bool,
-    /// Files with what was in them, in the order in which they were changed.
-    changed: Vec<(PathBuf, &'static str)>,
+    missing: Changed,
+    /// By this host or by others whose children may still need it.
+    pub changed: Changed,
 }
 
 /// Whether this machine, or container, has IPv6 at all.
@@ -26,89 +50,93 @@ pub fn has_ipv6() -> bool {
 }
 
 impl Forwarding {
-    /// Looks at what is missing. Changes nothing yet.
-    pub fn look(with_ipv6: bool) -> Result<Self, SetupError> {
-        Ok(Self {
-            ipv4: !is_on(Path::new(IPV4))?,
-            ipv6: with_ipv6 && !is_on(Path::new(IPV6))?,
-            changed: Vec::new(),
-        })
-    }
-
-    /// The address families that are off until now, as nftables calls them.
-    pub fn turned_on(&self) -> impl Iterator<Item = &'static str> {
-        let ipv4 = self.ipv4.then_some("ipv4");
-        ipv4.into_iter().chain(self.ipv6.then_some("ipv6"))
+    /// Looks at what is missing, besides what other hosts have changed already. Changes nothing.
+    pub fn look(with_ipv6: bool, by_others: Changed) -> Result<Self, SetupError> {
+        let mut missing = Changed::default();
+        for family in ["ipv4", "ipv6"].iter().take(1 + usize::from(with_ipv6)) {
+            if !is_on(&switch(family))? {
+                missing.families.insert((*family).to_owned());
+            }
+        }
+        if missing.families.contains("ipv6") {
+            missing.interfaces = that_follow_routers()?;
+        }
+        let mut changed = by_others;
+        changed.add(&missing);
+        Ok(Self { missing, changed })
     }
 
     /// Turns on what is missing.
-    pub fn enable(&mut self) -> Result<(), SetupError> {
-        for family in self.turned_on() {
+    pub fn enable(&self) -> Result<(), SetupError> {
+        for interface in &self.missing.interfaces {
+            set(&accept_ra(interface), "2")?;
+        }
+        for family in &self.missing.families {
             log::info!(
-                "{family} forwarding is turned on while this host runs, for its children alone"
+                "{family} forwarding is turned on while hosts run, for their children alone"
             );
+            set(&switch(family), "1")?;
         }
-        if self.ipv4 {
-            self.change(IPV4.into(), "0", "1")?;
-        }
-        if self.ipv6 {
-            self.keep_router_advertisements()?;
-            self.change(IPV6.into(), "0", "1")?;
-        }
-        Ok(())
-    }
-
-    /// A machine that forwards IPv6 forgets the default route that its router told it, and takes
-    /// no new one, unless `accept_ra` is 2.
-    fn keep_router_advertisements(&mut self) -> Result<(), SetupError> {
-        let folder = Path::new(IPV6_INTERFACES);
-        let entries =
-            fs::read_dir(folder).map_err(|e| io_error(format!("read {}", folder.display()), &e))?;
-        for entry in entries {
-            let entry = entry.map_err(|e| io_error(format!("read {}", folder.display()), &e))?;
-            let file = entry.path().join("accept_ra");
-            if ["all", "default", "lo"]
-                .iter()
-                .all(|name| entry.file_name() != *name)
-                && is_on(&file)?
-            {
-                self.change(file, "1", "2")?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Puts back what was there, last change first.
-    pub fn restore(&mut self) {
-        while let Some((path, value)) = self.changed.pop() {
-            match fs::write(&path, value) {
-                // An interface may be gone.
-                Err(error) if path.exists() => {
-                    log::error!("write {value:?} to {}: {error}", path.display());
-                }
-                _ => {}
-            }
-        }
-    }
-
-    fn change(&mut self, path: PathBuf, old: &'static str, new: &str) -> Result<(), SetupError> {
-        fs::write(&path, new)
-            .map_err(|e| io_error(format!("write {new:?} to {}", path.display()), &e))?;
-        self.changed.push((path, old));
         Ok(())
     }
 }
 
+/// Turns off what hosts that have ended turned on, but for what those that live need.
+pub fn restore(by_ended: &Changed, by_living: &Changed) {
+    let changed = by_ended.without(by_living);
+    let families = changed
+        .families
+        .iter()
+        .map(|family| (switch(family), "0"))
+        .rev();
+    let interfaces = changed.interfaces.iter().map(|name| (accept_ra(name), "1"));
+    for (path, value) in families.chain(interfaces) {
+        match set(&path, value) {
+            // An interface may be gone.
+            Err(error) if path.exists() => log::error!("{error}"),
+            _ => {}
+        }
+    }
+}
+
+/// A machine that forwards IPv6 forgets the default route that its router told it, and takes no
+/// new one, unless `accept_ra` is 2. The interfaces where it is 1.
+fn that_follow_routers() -> Result<BTreeSet<String>, SetupError> {
+    let step = || format!("read {IPV6_INTERFACES}");
+    let mut found = BTreeSet::new();
+    for entry in fs::read_dir(IPV6_INTERFACES).map_err(|e| io_error(step(), &e))? {
+        let name = entry.map_err(|e| io_error(step(), &e))?.file_name();
+        if let Ok(name) = name.into_string()
+            && !["all", "default", "lo"].contains(&name.as_str())
+            && is_on(&accept_ra(&name))?
+        {
+            found.insert(name);
+        }
+    }
+    Ok(found)
+}
+
+fn switch(family: &str) -> PathBuf {
+    match family {
+        "ipv4" => "/proc/sys/net/ipv4/ip_forward".into(),
+        _ => Path::new(IPV6_INTERFACES).join("all/forwarding"),
+    }
+}
+
+fn accept_ra(interface: &str) -> PathBuf {
+    Path::new(IPV6_INTERFACES).join(interface).join("accept_ra")
+}
+
+fn set(path: &Path, value: &str) -> Result<(), SetupError> {
+    fs::write(path, value).map_err(|e| io_error(format!("write {value} to {}", path.display()), &e))
+}
+
 /// Whether a switch has the value 1.
 fn is_on(path: &Path) -> Result<bool, SetupError> {
+    let step = || format!("read {}", path.display());
     match fs::read_to_string(path) {
         Ok(text) => Ok(text.trim() == "1"),
-        Err(e) => Err(match e.raw_os_error() {
-            Some(libc::ENOENT) => error(
-                format!("read {}", path.display()),
-                nix::errno::Errno::EAFNOSUPPORT,
-            ),
-            _ => io_error(format!("read {}", path.display()), &e),
-        }),
+        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Err(error(step(), Errno::EAFNOSUPPORT)),
+        Err(e) => Err(io_error(step(), &e)),
     }
 }
