@@ -36,6 +36,9 @@ pub struct File {
 pub struct Pool {
     /// How many children run at once; by default as many as there are processors.
     pub concurrency: Option<usize>,
+    /// How many children are kept ready for jobs to come, at most; by default as many as there are
+    /// processors. Not for `run`, which has but one job.
+    pub spares: Option<usize>,
     /// A control group that is delegated to pyspawner; by default its own.
     pub cgroup: Option<PathBuf>,
 }

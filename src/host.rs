@@ -4,7 +4,7 @@
 //! clones, holding the GIL. The I/O thread reads jobs and writes reports.
 
 use std::convert::Infallible;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use anyhow::Context;
@@ -19,7 +19,8 @@ use crate::pool::clone_service::{
     self, CloneRequest, ClonedChild, Failure, IoEnd, MainEnd, ToMain,
 };
 use crate::pool::interrupt;
-use crate::sandbox::enter::{self, NEVER_STARTED, PAYLOAD_FD};
+use crate::sandbox::assignment::{self, Assigned};
+use crate::sandbox::enter::{self, NEVER_STARTED};
 use crate::sandbox::handshake::ChildReport;
 use crate::sandbox::{Layer, Sandbox, SetupError};
 use crate::sys::clone3::Side;
@@ -174,23 +175,43 @@ impl Children {
 
     /// A child's whole life. Returns its exit status.
     fn live(&self, py: Python<'_>, request: &CloneRequest) -> i32 {
-        let descriptors = &request.descriptors;
-        let order = match enter::enter(&self.sandbox, descriptors, request.cgroup.is_some()) {
-            Ok(order) => order,
-            Err(error) => return refuse(ChildReport::SetupFailed(error)),
-        };
+        if let Err(error) = enter::enter(
+            &self.sandbox,
+            &request.descriptors,
+            request.cgroup.is_some(),
+        ) {
+            return refuse(ChildReport::SetupFailed(error));
+        }
         if request.probe {
             return self.check_reach();
         }
         if let Err(text) = self.entry.become_own(py) {
             return refuse(ChildReport::HookFailed(format!("after_clone:\n{text}")));
         }
-        let wants_result = descriptors.result.is_some();
-        let payload = match read_payload() {
-            Ok(payload) => payload,
+        if !enter::report(&ChildReport::Ready) {
+            return NEVER_STARTED;
+        }
+        // Threads that hooks have started go on meanwhile.
+        let assigned = match py.detach(assignment::wait) {
+            Ok(Some(assigned)) => assigned,
+            Ok(None) => return NEVER_STARTED,
             Err(error) => return refuse(ChildReport::SetupFailed(error)),
         };
-        let job = match self.entry.decode(py, order.call, &payload, wants_result) {
+        self.run_job(py, assigned)
+    }
+
+    fn run_job(&self, py: Python<'_>, assigned: Assigned) -> i32 {
+        let payload = match files::read_to_end(assigned.payload) {
+            Ok(payload) => payload,
+            Err(error) => {
+                let error = SetupError::from_io(Layer::Descriptors, "read(arguments)", &error);
+                return refuse(ChildReport::SetupFailed(error));
+            }
+        };
+        let job = self
+            .entry
+            .prepare(py, assigned.call, &payload, assigned.wants_result);
+        let job = match job {
             Ok(job) => job,
             Err(text) => return refuse(ChildReport::InvalidJob(text)),
         };
@@ -198,7 +219,7 @@ impl Children {
         if !enter::report(&ChildReport::Started) || enter::close_private_descriptors().is_err() {
             return NEVER_STARTED;
         }
-        self.entry.call(py, &job, wants_result)
+        self.entry.call(py, &job, assigned.wants_result)
     }
 
     /// Whether this child can read what its interpreter will need.
@@ -214,20 +235,12 @@ impl Children {
                 }
             }
         }
-        if enter::report(&ChildReport::Started) {
+        if enter::report(&ChildReport::Ready) {
             0
         } else {
             NEVER_STARTED
         }
     }
-}
-
-/// Reads the arguments to their end and closes their descriptor.
-fn read_payload() -> Result<Vec<u8>, SetupError> {
-    // SAFETY: `enter` put the payload there, and nothing else in this child owns it.
-    let payload = unsafe { OwnedFd::from_raw_fd(PAYLOAD_FD) };
-    files::read_to_end(payload)
-        .map_err(|error| SetupError::from_io(Layer::Descriptors, "read(arguments)", &error))
 }
 
 fn reach(path: &std::path::Path) -> std::io::Result<()> {

@@ -78,7 +78,10 @@ class Driver:
     def __init__(self, folder):
         self.folder = folder
 
-    def command(self, verb, child_main, *flags, config=None, path=JOBS, prefix=()):
+    def command(self, verb, child_main, *flags, config=None, path=JOBS, prefix=(), spares=None):
+        """``spares=0`` for a test that looks at the host's children: all of them are jobs then."""
+        if spares is not None:
+            config = f"[pool]\nspares = {spares}\n{config or ''}"
         command = [*prefix, PYSPAWNER, verb, "--child-main", child_main]
         if path is not None:
             command += ["--path", path]

@@ -89,7 +89,7 @@ def test_strict_refuses_threads(pyspawner):
 
 
 def test_hooks_run_in_order_where_they_should(pyspawner):
-    done = pyspawner.map("hooks.main", [[], []], "--ordered", "-j", "1")
+    done = pyspawner.map("hooks.main", [[], []], "--ordered", "-j", "1", spares=0)
     first, second = (line["result"] for line in done.lines)
     # The first clone of all is the one that checks the sandbox.
     assert first == {"before": 2, "after": ["first", "second"], "job_in_hook": [None, None]}

@@ -253,7 +253,7 @@ def test_a_reader_that_waits_stops_the_jobs(pyspawner, open_folder):
 
 
 def test_interrupt_kills_children_and_reports_them(pyspawner):
-    command = pyspawner.command("map", "basic.sleep", "-j", "2")
+    command = pyspawner.command("map", "basic.sleep", "-j", "2", spares=0)
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     process.stdin.write(b"[60]\n[60]\n[60]\n")
     process.stdin.flush()
@@ -324,7 +324,7 @@ def test_a_child_that_cannot_be_reaped_does_not_hold_up_its_report(pyspawner):
     libc = ctypes.CDLL(None, use_errno=True)
     libc.ptrace.argtypes = [ctypes.c_long] + [ctypes.c_void_p] * 3
     seize = 0x4206  # PTRACE_SEIZE
-    command = pyspawner.command("map", "basic.sleep_as", "-j", "1")
+    command = pyspawner.command("map", "basic.sleep_as", "-j", "1", spares=0)
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdin.write(b'{"id": "stuck", "args": ["stuck", 60], "timeout": 3}\n')
     process.stdin.flush()

@@ -206,7 +206,9 @@ def datagrams_of(server):
 
 def test_nobody_reaches_a_child(pyspawner, spaces):
     """Neither the machine nor the world; both can once the table's filters are removed."""
-    command = pyspawner.command("map", "network.main", config=CAPABLE, prefix=spaces.enter(spaces.machine))
+    command = pyspawner.command(
+        "map", "network.main", config=CAPABLE, prefix=spaces.enter(spaces.machine), spares=0
+    )
     job = json.dumps(["meet", ["192.0.2.10", 7100], 7001, []])
     knock = "import socket, sys; socket.create_connection((sys.argv[1], 7001), timeout=1).close()"
     with spaces.server(spaces.world, "203.0.113.2", "meet=7100=1") as server:
@@ -256,7 +258,7 @@ def test_none_stays_none(pyspawner, spaces, world):
 @contextmanager
 def egress_host(pyspawner, spaces, config=EGRESS, prefix=()):
     """A host that waits for jobs, one of which is to be asked for at a time."""
-    command = pyspawner.command("map", "network.main", config=config, prefix=[*prefix, *spaces.enter(spaces.machine)])
+    command = pyspawner.command("map", "network.main", config=config, prefix=[*prefix, *spaces.enter(spaces.machine)], spares=0)
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as host:
         try:
             yield host
@@ -349,7 +351,7 @@ def test_what_forwarded_before_forwards_on(pyspawner, spaces, world):
 
 def test_an_interrupted_host_leaves_nothing(pyspawner, spaces, world):
     before = spaces.state()
-    command = pyspawner.command("map", "network.main", config=EGRESS, prefix=spaces.enter(spaces.machine))
+    command = pyspawner.command("map", "network.main", config=EGRESS, prefix=spaces.enter(spaces.machine), spares=0)
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as host:
         host.stdin.write('["wait", 30]\n')
         host.stdin.flush()
@@ -362,7 +364,7 @@ def test_an_interrupted_host_leaves_nothing(pyspawner, spaces, world):
 def test_more_children_than_addresses(pyspawner, spaces):
     """The one for which none is left is refused, and the others go on."""
     config = EGRESS.replace('"egress"', '{ egress = { ipv4 = "10.213.0.0/28", ipv6 = "none" } }')
-    done = pyspawner.map("network.main", [["wait", 2]] * 5, "-j", 5, config=config,
+    done = pyspawner.map("network.main", [["wait", 2]] * 5, "-j", 5, config=config, spares=0,
                          prefix=spaces.enter(spaces.machine))  # fmt: skip
     assert sorted(line["outcome"] for line in done.lines) == ["ok"] * 4 + ["setup_failed"], done
     [refused] = [line["detail"] for line in done.lines if line["outcome"] != "ok"]

@@ -1,30 +1,32 @@
 //! One child of a client, from its request to its end.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage, getsockname};
 use nix::sys::stat::fstat;
 use tokio::sync::{Notify, oneshot};
 
+use super::Service;
 use super::protocol::{ChildEvent, ChildRequest, DESCRIPTORS, Spawn};
-use super::socket::Socket;
-use super::{Counted, Service};
 use crate::call::Call;
 use crate::pool::payload::{Job, Own, Stdin, Streams};
 use crate::pool::{Followed, JobReport};
+use crate::sandbox::Layer;
+use crate::sandbox::assignment::Assignment;
 use crate::sandbox::order::Order;
 use crate::sandbox::root::OwnRoot;
+use crate::sys::messages::Socket;
 
 /// Runs the child, and tells the client on its control socket how it goes.
 pub(super) async fn attend(
-    service: &Rc<Service>,
+    service: &Service,
     spawn: Spawn,
     descriptors: [OwnedFd; DESCRIPTORS.len()],
     kill: Rc<Notify>,
 ) {
-    let _counted = Counted::new(service);
     let [arguments, stdin, stdout, stderr, control] = descriptors;
     let control = match Socket::new(control) {
         Ok(control) => control,
@@ -35,8 +37,23 @@ pub(super) async fn attend(
         Ok(job) => follow(service, job, &control, kill).await,
         Err(event) => event,
     };
-    // A client that has gone, or dropped its end, does not want to know.
-    control.send(&last.encode()).await.ok();
+    tell(&control, &last);
+}
+
+/// Tells the client that its request is none.
+pub(super) fn refuse(control: OwnedFd, reason: String) {
+    match Socket::new(control) {
+        Ok(control) => tell(&control, &ChildEvent::bad_request(reason)),
+        Err(error) => log::warn!("a client's control socket: {error}"),
+    }
+}
+
+/// Says something to the client, which need not be there any more. There are two such words for a
+/// child: for one that has no room for them nobody waits, since others' children would, too.
+fn tell(control: &Socket, event: &ChildEvent) {
+    if let Err(errno) = control.send_now(&event.encode(), &[]) {
+        log::debug!("a client does not hear of its child: {errno}");
+    }
 }
 
 /// Runs a job while listening to the client; its last word.
@@ -51,39 +68,32 @@ async fn follow(service: &Service, job: Job, control: &Socket, kill: Rc<Notify>)
     let (mut awaits_start, mut is_started, mut listens) = (true, false, true);
     loop {
         tokio::select! {
+            // A quick job may end before its start was passed on.
+            biased;
+            pid = &mut started, if awaits_start => {
+                awaits_start = false;
+                if let Ok(pid) = pid {
+                    tell(control, &ChildEvent::Started { pid });
+                    is_started = true;
+                }
+            }
             report = &mut run => {
-                // A quick job may have ended before its start was passed on.
                 if awaits_start && let Ok(pid) = started.try_recv() {
-                    tell_start(control, pid).await;
+                    tell(control, &ChildEvent::Started { pid });
                     is_started = true;
                 }
                 return ChildEvent::last(report, is_started);
             }
-            pid = &mut started, if awaits_start => {
-                awaits_start = false;
-                if let Ok(pid) = pid {
-                    tell_start(control, pid).await;
-                    is_started = true;
-                }
-            }
             request = control.receive(), if listens => match request {
-                Ok(Some(message)) => match serde_json::from_slice(&message.bytes) {
+                Ok(Some(message)) => match ChildRequest::decode(&message.bytes) {
                     Ok(ChildRequest::Kill {}) => kill.notify_one(),
-                    Err(error) => log::warn!("a client asked its child: {error}"),
+                    Err(error) => log::warn!("a client asked its child: {error:?}"),
                 },
                 // The client does not follow it any more.
                 Ok(None) | Err(_) => listens = false,
             },
         }
     }
-}
-
-async fn tell_start(control: &Socket, pid: libc::pid_t) {
-    // The client may have gone.
-    control
-        .send(&ChildEvent::Started { pid }.encode())
-        .await
-        .ok();
 }
 
 /// Makes a job of a request.
@@ -108,24 +118,34 @@ fn job(
     let timeout = own_timeout.into_iter().chain(in_force.wall).min();
     let network = spawn.network().map_err(ChildEvent::bad_request)?;
     let skip_layers = spawn.skipped().map_err(ChildEvent::bad_request)?;
+    if spawn.chroot.is_some() && !service.profile.layers().has(Layer::Root) {
+        let reason = "chroot: the profile leaves out the layer \"root\"".to_owned();
+        return Err(ChildEvent::bad_request(reason));
+    }
     let root = spawn.chroot.as_deref().map(OwnRoot::take).transpose();
     let root = root.map_err(|error| ChildEvent::last(JobReport::refused(error), false))?;
     let (root, covered) = root.map_or((None, Vec::new()), |root| (Some(root.tree), root.covered));
-    let order = Order {
-        process_name: spawn.process_name,
-        skip_layers: skip_layers.clone(),
-        limits: limits.clone(),
-        covered,
-        call: Call::Pickle {
-            id: spawn.id.clone(),
-            deadline: timeout.and_then(seconds_since_epoch),
-        },
+    let has_own = root.is_some() || limits.is_some() || !skip_layers.is_empty();
+    let order = has_own.then(|| {
+        let order = Order {
+            skip_layers: skip_layers.clone(),
+            limits: limits.clone(),
+            covered,
+        };
+        order
+            .seal()
+            .map_err(|error| ChildEvent::bad_request(format!("memory file: {error}")))
+    });
+    let call = Call::Pickle {
+        id: spawn.id.clone(),
+        deadline: timeout.and_then(seconds_since_epoch),
     };
-    let order = order
-        .seal()
-        .map_err(|error| ChildEvent::bad_request(format!("memory file: {error}")))?;
     Ok(Job {
         id: spawn.id,
+        assignment: Assignment {
+            process_name: spawn.process_name,
+            call,
+        },
         payload: arguments,
         stdin: Stdin::Private(stdin),
         streams: Streams::Given { stdout, stderr },
@@ -133,7 +153,7 @@ fn job(
         own: Own {
             limits,
             skip_layers,
-            order: Some(order),
+            order: order.transpose()?,
             root,
             network,
         },
@@ -160,8 +180,17 @@ fn check_arguments(arguments: &OwnedFd) -> Result<(), String> {
 /// A folder would be a way out of the child's root.
 fn check_stream(stream: &OwnedFd, name: &str) -> Result<(), String> {
     let stat = fstat(stream).map_err(|errno| format!("{name}: {errno}"))?;
-    match stat.st_mode & libc::S_IFMT {
-        libc::S_IFDIR | libc::S_IFLNK => Err(format!("{name}: expected a stream, not a folder")),
-        _ => Ok(()),
-    }
+    let refused = match stat.st_mode & libc::S_IFMT {
+        libc::S_IFDIR | libc::S_IFLNK => "a folder",
+        // To close one may take as long as its owner likes (SO_LINGER, `socket(7)`), and the job
+        // would be connected to a network that it is to be without.
+        libc::S_IFSOCK if !is_unix_socket(stream) => "a socket of a network",
+        _ => return Ok(()),
+    };
+    Err(format!("{name}: expected a stream, not {refused}"))
+}
+
+fn is_unix_socket(socket: &OwnedFd) -> bool {
+    getsockname::<SockaddrStorage>(socket.as_raw_fd())
+        .is_ok_and(|address| address.family() == Some(AddressFamily::Unix))
 }

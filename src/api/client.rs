@@ -4,38 +4,49 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::time::Duration;
 
 use tokio::sync::Notify;
 
 use super::protocol::{DESCRIPTORS, Event, Request, Spawn, VERSION};
-use super::socket::{Message, Socket};
 use super::{Service, child};
-
-/// The children of a client, by number, with what ends each.
-type Children = Rc<RefCell<HashMap<u64, Rc<Notify>>>>;
+use crate::sys::messages::{LONGEST, MOST_DESCRIPTORS, Message, Socket};
 
 /// Serves a client until it goes. One that goes without a word has its children ended: it has been
 /// killed, or has failed. What a client sends, and when it stops, is its own matter alone.
 pub async fn attend(service: Rc<Service>, socket: Socket) {
-    let children = Children::default();
-    let result = converse(&service, &socket, &children).await;
+    let mut client = Client {
+        service,
+        socket,
+        children: Children::default(),
+        greeted: false,
+        spawned: 0,
+    };
+    let result = client.converse().await;
     if let Err(reason) = &result {
-        log::warn!("a client is disconnected: {reason}");
+        log::warn!("a client is disconnected: {reason:?}");
         let event = Event::Failed {
             kind: "protocol",
             detail: reason,
         };
+        let event = event.encode();
         // It may have gone, or not read.
-        let patience = std::time::Duration::from_secs(1);
-        tokio::time::timeout(patience, socket.send(&event.encode()))
+        let told = client.socket.send(&event);
+        tokio::time::timeout(Duration::from_secs(1), told)
             .await
             .ok();
     }
     if result != Ok(Farewell::Said) {
-        for kill in children.borrow().values() {
-            kill.notify_one();
-        }
+        client.children.end();
     }
+}
+
+struct Client {
+    service: Rc<Service>,
+    socket: Socket,
+    children: Children,
+    greeted: bool,
+    spawned: u64,
 }
 
 #[derive(PartialEq, Eq)]
@@ -44,70 +55,119 @@ enum Farewell {
     Missing,
 }
 
-async fn converse(
-    service: &Rc<Service>,
-    socket: &Socket,
-    children: &Children,
-) -> Result<Farewell, String> {
-    let mut greeted = false;
-    let mut number = 0;
-    loop {
-        let received = socket.receive().await.map_err(|error| error.to_string())?;
-        let Some(Message { bytes, descriptors }) = received else {
-            return Ok(Farewell::Missing);
-        };
-        match Request::decode(&bytes)? {
-            Request::Hello { version: VERSION } => {
-                greeted = true;
-                let ready = Event::Ready {
-                    version: VERSION,
-                    pid: std::process::id(),
-                };
-                socket
-                    .send(&ready.encode())
-                    .await
-                    .map_err(|error| error.to_string())?;
+impl Client {
+    async fn converse(&mut self) -> Result<Farewell, String> {
+        let say = |error: std::io::Error| error.to_string();
+        while let Some(message) = self.socket.receive().await.map_err(say)? {
+            if message.lost_descriptors() {
+                // Whoever waits for the answer sees the end of its control socket.
+                log::error!(
+                    "a client's request is lost, since no descriptor is left; hint: raise the hard \
+                     limit of open files (ulimit -Hn)"
+                );
+                continue;
             }
-            Request::Hello { version } => {
+            if message.is_cut {
+                return Err(format!(
+                    "a message of more than {LONGEST} bytes or {MOST_DESCRIPTORS} descriptors"
+                ));
+            }
+            if let Some(farewell) = self.answer(message).await? {
+                return Ok(farewell);
+            }
+        }
+        Ok(Farewell::Missing)
+    }
+
+    /// Does what a message asks for. The error ends the connection; what is wrong with a single
+    /// child is told on that child's control socket.
+    async fn answer(&mut self, message: Message) -> Result<Option<Farewell>, String> {
+        let request = Request::decode(&message.bytes);
+        let descriptors = <[OwnedFd; DESCRIPTORS.len()]>::try_from(message.descriptors);
+        match (request, descriptors) {
+            (Ok(Request::Hello { version: VERSION }), _) => {
+                self.greeted = true;
+                let pid = std::process::id();
+                let version = VERSION;
+                self.say(Event::Ready { version, pid }).await?;
+            }
+            (Ok(Request::Hello { version }), _) => {
                 return Err(format!("this host speaks version {VERSION}, not {version}"));
             }
-            _ if !greeted => return Err("expected \"hello\" first".to_owned()),
-            Request::Spawn(spawn) => {
-                number += 1;
-                begin(service, children, number, *spawn, descriptors)?;
+            _ if !self.greeted => return Err("expected \"hello\" first".to_owned()),
+            (Ok(Request::Spawn(spawn)), Ok(descriptors)) => self.begin(*spawn, descriptors),
+            (Ok(Request::Spawn(_)), Err(others)) => {
+                return Err(format!(
+                    "expected descriptors for {DESCRIPTORS:?}, got {}",
+                    others.len()
+                ));
             }
-            Request::Close {} => {
-                let closing = Event::Closing {
-                    children: children.borrow().len(),
-                };
+            (Ok(Request::Close {}), _) => {
+                let children = self.children.count();
                 // A client that has gone already has said it.
-                socket.send(&closing.encode()).await.ok();
-                return Ok(Farewell::Said);
+                self.say(Event::Closing { children }).await.ok();
+                return Ok(Some(Farewell::Said));
             }
+            (Err(reason), Ok([.., control])) => child::refuse(control, reason),
+            (Err(reason), Err(_)) => return Err(reason),
+        }
+        Ok(None)
+    }
+
+    async fn say(&self, event: Event<'_>) -> Result<(), String> {
+        let sent = self.socket.send(&event.encode()).await;
+        sent.map_err(|error| error.to_string())
+    }
+
+    fn begin(&mut self, spawn: Spawn, descriptors: [OwnedFd; DESCRIPTORS.len()]) {
+        let counted = match self.service.admit_child() {
+            Ok(counted) => counted,
+            Err(reason) => {
+                let [.., control] = descriptors;
+                return child::refuse(control, reason);
+            }
+        };
+        self.spawned += 1;
+        let (place, kill) = self.children.add(self.spawned);
+        let service = self.service.clone();
+        tokio::task::spawn_local(async move {
+            let _given_back_at_the_end = (counted, place);
+            child::attend(&service, spawn, descriptors, kill).await;
+        });
+    }
+}
+
+/// The children of a client, by number, with what ends each.
+#[derive(Clone, Default)]
+struct Children(Rc<RefCell<HashMap<u64, Rc<Notify>>>>);
+
+/// A child's place among them, given back whatever becomes of it.
+struct Place {
+    children: Children,
+    number: u64,
+}
+
+impl Children {
+    fn add(&self, number: u64) -> (Place, Rc<Notify>) {
+        let kill = Rc::new(Notify::new());
+        self.0.borrow_mut().insert(number, kill.clone());
+        let children = self.clone();
+        (Place { children, number }, kill)
+    }
+
+    fn count(&self) -> usize {
+        self.0.borrow().len()
+    }
+
+    fn end(&self) {
+        for kill in self.0.borrow().values() {
+            kill.notify_one();
         }
     }
 }
 
-fn begin(
-    service: &Rc<Service>,
-    children: &Children,
-    number: u64,
-    spawn: Spawn,
-    descriptors: Vec<OwnedFd>,
-) -> Result<(), String> {
-    let descriptors: [OwnedFd; DESCRIPTORS.len()] =
-        descriptors.try_into().map_err(|others: Vec<_>| {
-            format!(
-                "expected descriptors for {DESCRIPTORS:?}, got {}",
-                others.len()
-            )
-        })?;
-    let kill = Rc::new(Notify::new());
-    children.borrow_mut().insert(number, kill.clone());
-    let (service, children) = (service.clone(), children.clone());
-    tokio::task::spawn_local(async move {
-        child::attend(&service, spawn, descriptors, kill).await;
-        children.borrow_mut().remove(&number);
-    });
-    Ok(())
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.children.0.borrow_mut().remove(&self.number);
+    }
 }

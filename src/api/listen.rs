@@ -1,7 +1,7 @@
 //! A socket that clients connect to.
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -12,23 +12,36 @@ use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, accept4, bind, connect, getsockopt,
     listen, socket,
 };
+use nix::sys::stat::{Mode, fchmod};
 use tokio::io::unix::AsyncFd;
 
-use super::{Service, Socket, attend};
+use super::protocol::Event;
+use super::{Service, attend};
 use crate::sys::files::watch;
+use crate::sys::messages::Socket;
 
 /// A listening socket, which is removed at the end.
 pub struct Listener {
     fd: AsyncFd<OwnedFd>,
     path: PathBuf,
+    /// Device and inode of what was made at the path.
+    own: (u64, u64),
 }
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_file(&self.path) {
+        // Another host may have replaced it.
+        if identity(&self.path).is_ok_and(|found| found == self.own)
+            && let Err(error) = std::fs::remove_file(&self.path)
+        {
             log::debug!("removing {}: {error}", self.path.display());
         }
     }
+}
+
+fn identity(path: &Path) -> std::io::Result<(u64, u64)> {
+    let found = std::fs::symlink_metadata(path)?;
+    Ok((found.dev(), found.ino()))
 }
 
 impl Listener {
@@ -39,13 +52,15 @@ impl Listener {
         let address = UnixAddr::new(path).with_context(|| step("the socket's path"))?;
         remove_stale(path, &address)?;
         let fd = new_socket()?;
+        // Of the socket that bind makes (`unix(7)`): by its path it could be another by then.
+        fchmod(&fd, Mode::S_IRUSR | Mode::S_IWUSR).with_context(|| step("fchmod"))?;
         bind(fd.as_raw_fd(), &address).with_context(|| step("bind"))?;
-        let mode = std::fs::Permissions::from_mode(0o600);
-        std::fs::set_permissions(path, mode).with_context(|| step("chmod"))?;
+        let own = identity(path).with_context(|| step("stat"))?;
         listen(&fd, Backlog::MAXCONN).with_context(|| step("listen"))?;
         Ok(Self {
             fd: watch(fd)?,
             path: path.to_owned(),
+            own,
         })
     }
 
@@ -53,22 +68,32 @@ impl Listener {
     pub async fn serve(&self, service: &Rc<Service>) -> std::io::Result<()> {
         loop {
             let client = self.accept().await?;
-            let peer = getsockopt(&client, PeerCredentials)?;
-            if peer.uid() != 0 && peer.uid() != nix::unistd::geteuid().as_raw() {
-                log::warn!("a client of uid {} is not served", peer.uid());
-                continue;
+            if let Err(reason) = admit(service, client) {
+                log::warn!("a client is not served: {reason}");
             }
-            tokio::task::spawn_local(attend(service.clone(), Socket::new(client)?));
         }
+    }
+
+    /// Tells those who have come so far that there will be no host.
+    pub fn turn_away(&self, event: &Event<'_>) {
+        while let Ok(client) = self.accept_now() {
+            let told = Socket::new(client).map(|client| client.send_now(&event.encode(), &[]));
+            log::debug!("a client is turned away: {told:?}");
+        }
+    }
+
+    fn accept_now(&self) -> nix::Result<OwnedFd> {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let fd = accept4(self.fd.get_ref().as_raw_fd(), flags)?;
+        // SAFETY: accept4 has just made it, and nobody else knows it.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
     }
 
     async fn accept(&self) -> std::io::Result<OwnedFd> {
         loop {
             let mut ready = self.fd.readable().await?;
-            let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-            match accept4(self.fd.get_ref().as_raw_fd(), flags) {
-                // SAFETY: accept4 has just made it, and nobody else knows it.
-                Ok(fd) => return Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+            match self.accept_now() {
+                Ok(client) => return Ok(client),
                 Err(Errno::EAGAIN) => ready.clear_ready(),
                 Err(Errno::EINTR | Errno::ECONNABORTED) => {}
                 // There are too many now; some will go.
@@ -80,6 +105,52 @@ impl Listener {
             }
         }
     }
+}
+
+/// Begins to serve a client, if it may be one.
+fn admit(service: &Rc<Service>, client: OwnedFd) -> Result<(), String> {
+    let peer = getsockopt(&client, PeerCredentials).map_err(|e| format!("SO_PEERCRED: {e}"))?;
+    if peer.uid() != 0 && peer.uid() != nix::unistd::geteuid().as_raw() {
+        return Err(format!("it is of uid {}", peer.uid()));
+    }
+    // Where children have no uid of their own, a job would pass for a client.
+    if is_descendant(peer.pid()) {
+        return Err("it is a job of this host".to_owned());
+    }
+    let client = Socket::new(client).map_err(|error| error.to_string())?;
+    match service.admit_client() {
+        Ok(counted) => {
+            let service = service.clone();
+            tokio::task::spawn_local(async move {
+                let _counted = counted;
+                attend(service, client).await;
+            });
+            Ok(())
+        }
+        Err(reason) => {
+            let event = Event::Failed {
+                kind: "protocol",
+                detail: &reason,
+            };
+            client.send_now(&event.encode(), &[]).ok();
+            Err(reason)
+        }
+    }
+}
+
+/// Whether a process is below this one (`proc_pid_stat(5)`). One that has ended is not.
+fn is_descendant(pid: libc::pid_t) -> bool {
+    let parent = |pid: libc::pid_t| -> Option<libc::pid_t> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // After the name, which may have anything in it: state, parent.
+        let (_, rest) = stat.rsplit_once(')')?;
+        rest.split_whitespace().nth(1)?.parse().ok()
+    };
+    let own = std::process::id() as libc::pid_t;
+    std::iter::successors(Some(pid), |pid| parent(*pid))
+        .take_while(|pid| *pid > 0)
+        .skip(1)
+        .any(|pid| pid == own)
 }
 
 fn new_socket() -> nix::Result<OwnedFd> {

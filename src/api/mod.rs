@@ -7,60 +7,103 @@ mod child;
 mod client;
 pub mod listen;
 pub mod protocol;
-mod socket;
 
 use std::cell::Cell;
 use std::rc::Rc;
 
+use nix::sys::resource::{Resource, getrlimit};
 use tokio::sync::Notify;
 
 pub use client::attend;
-pub use socket::Socket;
 
 use crate::config::Profile;
 use crate::pool::Pool;
+
+/// Descriptors of the host that a child takes at most, on its way and at work.
+const DESCRIPTORS_OF_A_CHILD: u64 = 12;
+/// Those that the host needs for itself.
+const DESCRIPTORS_OF_THE_HOST: u64 = 100;
 
 /// What all clients share.
 pub struct Service {
     pool: Pool,
     profile: Rc<Profile>,
-    children: Cell<usize>,
+    children: Count,
+    clients: Count,
     idle: Notify,
 }
 
+/// How many there are, and how many there may be.
+struct Count {
+    now: Cell<u64>,
+    most: u64,
+}
+
 impl Service {
-    pub fn new(pool: Pool, profile: Rc<Profile>) -> Rc<Self> {
-        Rc::new(Self {
+    /// # Errors
+    /// If this process's limit of open files cannot be read.
+    pub fn new(pool: Pool, profile: Rc<Profile>) -> nix::Result<Rc<Self>> {
+        // What one client takes must not be missing where another's child is at work.
+        let (files, _) = getrlimit(Resource::RLIMIT_NOFILE)?;
+        let files = files.saturating_sub(DESCRIPTORS_OF_THE_HOST);
+        let count = |most: u64| Count {
+            now: Cell::new(0),
+            most: most.max(1),
+        };
+        Ok(Rc::new(Self {
             pool,
             profile,
-            children: Cell::new(0),
+            children: count(files / 4 * 3 / DESCRIPTORS_OF_A_CHILD),
+            clients: count(files / 4),
             idle: Notify::new(),
-        })
+        }))
     }
 
     /// Returns once no child is left.
     pub async fn idle(&self) {
-        while self.children.get() > 0 {
+        while self.children.now.get() > 0 {
             self.idle.notified().await;
         }
     }
+
+    fn admit_child(self: &Rc<Self>) -> Result<Counted, String> {
+        Counted::new(self, |service| &service.children).map_err(|most| {
+            format!("{most} children run already, for which there are descriptors{HINT}")
+        })
+    }
+
+    fn admit_client(self: &Rc<Self>) -> Result<Counted, String> {
+        Counted::new(self, |service| &service.clients)
+            .map_err(|most| format!("{most} clients are connected already{HINT}"))
+    }
 }
 
-/// Counts a child while it lives.
-struct Counted(Rc<Service>);
+const HINT: &str = "; hint: raise the host's hard limit of open files (ulimit -Hn)";
+
+/// Counts a child, or a client, while it is there.
+struct Counted {
+    service: Rc<Service>,
+    which: fn(&Service) -> &Count,
+}
 
 impl Counted {
-    fn new(service: &Rc<Service>) -> Self {
-        service.children.set(service.children.get() + 1);
-        Self(service.clone())
+    fn new(service: &Rc<Service>, which: fn(&Service) -> &Count) -> Result<Self, u64> {
+        let count = which(service);
+        if count.now.get() >= count.most {
+            return Err(count.most);
+        }
+        count.now.set(count.now.get() + 1);
+        let service = service.clone();
+        Ok(Self { service, which })
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.children.set(self.0.children.get() - 1);
-        if self.0.children.get() == 0 {
-            self.0.idle.notify_waiters();
+        let count = (self.which)(&self.service);
+        count.now.set(count.now.get() - 1);
+        if self.service.children.now.get() == 0 {
+            self.service.idle.notify_waiters();
         }
     }
 }

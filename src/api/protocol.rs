@@ -124,6 +124,14 @@ impl Request {
     }
 }
 
+impl ChildRequest {
+    /// # Errors
+    /// In words.
+    pub fn decode(bytes: &[u8]) -> Result<Self, String> {
+        serde_json::from_slice(bytes).map_err(|error| format!("not a request: {error}"))
+    }
+}
+
 impl Spawn {
     /// The layers that are left out.
     ///

@@ -19,6 +19,7 @@ use crate::config::{self, Profile};
 use crate::pool::interrupt::Interrupt;
 use crate::pool::payload::{self, Job, JobLine, Own, Stdin, Streams};
 use crate::pool::{JobReport, Outcome, Pool};
+use crate::sandbox::assignment::Assignment;
 
 /// The longest line that is taken as a job.
 const LONGEST_LINE: usize = 64 << 20;
@@ -75,8 +76,8 @@ impl OwnArguments {
             .jobs
             .map(usize::from)
             .or(file.pool.concurrency)
-            .map_or_else(|| std::thread::available_parallelism().map(Into::into), Ok)
-            .context("how many processors are there? say so with -j")?;
+            .map_or_else(super::processors, Ok)
+            .context("say it with -j")?;
         anyhow::ensure!(jobs > 0, "pool.concurrency: expected at least 1");
         Ok(Command {
             input: self.input,
@@ -261,6 +262,7 @@ impl Map<'_> {
             kwargs: line.kwargs,
         };
         Ok(Job {
+            assignment: Assignment::default(),
             payload: payload::seal(&id, timeout, &arguments).map_err(failed)?,
             id,
             stdin: line

@@ -123,6 +123,7 @@ struct IoSettings {
     profile: Profile,
     /// Below which the children's control groups are made.
     cgroup: Option<PathBuf>,
+    spares: usize,
     quiet: bool,
 }
 
@@ -217,8 +218,13 @@ fn execute(
         profile: profile.clone(),
         log_filter,
     };
+    let command = command(&file)?;
     let io = IoSettings {
-        command: command(&file)?,
+        spares: match command {
+            Command::Run(_) => 0,
+            _ => file.pool.spares.map_or_else(processors, Ok)?,
+        },
+        command,
         profile,
         cgroup: file.pool.cgroup.clone(),
         quiet,
@@ -226,6 +232,12 @@ fn execute(
     unprivileged::gain_capabilities()?;
     init::step_aside()?;
     match launch::execute_host(&settings, &io, &environment)? {}
+}
+
+/// How many processors this process may use.
+fn processors() -> anyhow::Result<usize> {
+    let number = std::thread::available_parallelism().context("how many processors are there?")?;
+    Ok(number.into())
 }
 
 /// This process's environment, if it is wanted.
@@ -286,7 +298,7 @@ fn io_run(end: IoEnd, settings: IoSettings) -> anyhow::Result<i32> {
         };
         let profile = Rc::new(settings.profile);
         let prepared = prepare(end, &interrupt, &profile, settings.cgroup.as_deref()).await;
-        let (pool, networks, _removed) = match prepared {
+        let (mut pool, networks, _removed) = match prepared {
             Ok(Ok(prepared)) => prepared,
             Ok(Err(signal)) => return Ok(128 + signal),
             Err(failure) => {
@@ -296,6 +308,7 @@ fn io_run(end: IoEnd, settings: IoSettings) -> anyhow::Result<i32> {
                 anyhow::bail!(failure.detail);
             }
         };
+        pool.keep_spares(settings.spares);
         let work = async {
             match (settings.command, clients) {
                 (Command::Run(command), _) => run::run(&pool, &interrupt, &profile, command).await,

@@ -11,6 +11,7 @@ use crate::config::Profile;
 use crate::pool::interrupt::Interrupt;
 use crate::pool::payload::{Arguments as CallArguments, Job, Own, Stdin, Streams, seal};
 use crate::pool::{JobReport, Outcome, Pool};
+use crate::sandbox::assignment::Assignment;
 use crate::sys::process::Ending;
 
 /// Run one job, with its standard input, output and error connected to this terminal's.
@@ -62,6 +63,7 @@ pub(super) async fn run(
     let report = pool
         .run(Job {
             id: "1".to_owned(),
+            assignment: Assignment::default(),
             payload: seal("1", timeout, &arguments).context("sealing the arguments")?,
             stdin: Stdin::Inherit,
             streams: Streams::Inherit,

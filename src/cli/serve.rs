@@ -11,11 +11,12 @@ use serde::{Deserialize, Serialize};
 use super::JobOptions;
 use crate::api::listen::Listener;
 use crate::api::protocol::Event;
-use crate::api::{Service, Socket, attend};
+use crate::api::{Service, attend};
 use crate::config::Profile;
 use crate::pool::Pool;
 use crate::pool::interrupt::Interrupt;
 use crate::sys::files;
+use crate::sys::messages::Socket;
 
 /// Start children for clients of the Python package, until they have gone.
 ///
@@ -89,16 +90,14 @@ impl Clients {
         }
     }
 
-    /// Tells the only client that there will be no host.
+    /// Tells those who have come that there will be no host.
     pub(super) async fn tell_failure(&self, kind: &str, detail: &str) {
-        let Self::One(client) = self else {
-            return;
-        };
-        // It may have gone.
-        client
-            .send(&Event::Failed { kind, detail }.encode())
-            .await
-            .ok();
+        let event = Event::Failed { kind, detail };
+        match self {
+            // It may have gone.
+            Self::One(client) => drop(client.send(&event.encode()).await),
+            Self::Many(listener) => listener.turn_away(&event),
+        }
     }
 }
 
@@ -108,7 +107,7 @@ pub(super) async fn serve(
     profile: Rc<Profile>,
     clients: Clients,
 ) -> anyhow::Result<i32> {
-    let service = Service::new(pool.clone(), profile);
+    let service = Service::new(pool.clone(), profile).context("getrlimit(RLIMIT_NOFILE)")?;
     let signal = match clients {
         Clients::One(client) => tokio::select! {
             () = attend(service.clone(), client) => None,

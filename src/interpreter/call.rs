@@ -15,10 +15,10 @@ pub struct Entry {
     call: Py<PyAny>,
 }
 
-/// A job whose arguments are Python objects now.
-pub struct DecodedJob {
-    args: Py<PyAny>,
-    kwargs: Py<PyAny>,
+/// A job, ready to be called. Its arguments are a function that returns them, since to unpickle
+/// them is to run code.
+pub struct PreparedJob {
+    arguments: Py<PyAny>,
 }
 
 impl Entry {
@@ -51,33 +51,33 @@ impl Entry {
             .map_err(|error| describe(py, &error))
     }
 
-    /// Decodes a job's payload and makes the job known to `pyspawner_host`. The error says
-    /// what is wrong with the payload.
-    pub fn decode(
+    /// Decodes a job's payload as far as that runs no code of the job's, and makes the job known to
+    /// `pyspawner_host`. The error says what is wrong with the payload.
+    pub fn prepare(
         &self,
         py: Python<'_>,
         call: Call,
         payload: &[u8],
         has_result_channel: bool,
-    ) -> Result<DecodedJob, String> {
+    ) -> Result<PreparedJob, String> {
         let payload = PyBytes::new(py, payload);
-        let decoded = match call {
+        let prepared = match call {
             Call::Json => self.decode.call1(py, (payload,)),
             Call::Pickle { id, deadline } => self.unpickle.call1(py, (payload, id, deadline)),
         }
         .map_err(|error| error.value(py).to_string())?;
-        let (id, deadline, args, kwargs) = decoded
-            .extract::<(String, Option<f64>, Py<PyAny>, Py<PyAny>)>(py)
+        let (id, deadline, arguments) = prepared
+            .extract::<(String, Option<f64>, Py<PyAny>)>(py)
             .map_err(|error| error.to_string())?;
         host_module::set_job(id, deadline, has_result_channel);
-        Ok(DecodedJob { args, kwargs })
+        Ok(PreparedJob { arguments })
     }
 
     /// Calls `child_main(*args, **kwargs)` and ends as an interpreter ends. Returns the exit
     /// status.
-    pub fn call(&self, py: Python<'_>, job: &DecodedJob, has_result_channel: bool) -> i32 {
+    pub fn call(&self, py: Python<'_>, job: &PreparedJob, has_result_channel: bool) -> i32 {
         let status = result_sender(py, has_result_channel).and_then(|sender| {
-            let arguments = (&self.child_main, &job.args, &job.kwargs, sender);
+            let arguments = (&self.child_main, &job.arguments, sender);
             self.call.call1(py, arguments)?.extract(py)
         });
         status.unwrap_or_else(|error: PyErr| {

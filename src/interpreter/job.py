@@ -93,42 +93,30 @@ def resolve(module, name):
 
 
 def decode(payload):
-    """Return a job's ``id``, ``deadline``, ``args`` and ``kwargs`` from its JSON text."""
+    """Return a job's ``id`` and ``deadline``, and a function that returns its arguments."""
     try:
         job = json.loads(payload)
     except (ValueError, RecursionError) as error:
         raise InvalidJob(f"the arguments cannot be decoded: {error}") from None
-    return job["id"], job["deadline"], job["args"], job["kwargs"]
+    return job["id"], job["deadline"], lambda: (job["args"], job["kwargs"])
 
 
 def unpickle(payload, job_id, deadline):
-    """Return the same from the pickle of a list of arguments."""
-    try:
-        args = pickle.loads(payload)
-    except BaseException as error:
-        raise InvalidJob("the arguments cannot be unpickled:\n" + _text_of(error)) from None
-    if not isinstance(args, list):
-        raise InvalidJob(f"expected a pickled list of arguments, not {type(args).__name__}")
-    return job_id, deadline, args, {}
+    """Return the same for the pickle of a list of arguments, which is not read yet."""
+    return job_id, deadline, lambda: (pickle.loads(payload), {})
 
 
-def _text_of(error):
-    try:
-        return "".join(traceback.format_exception(type(error), error, error.__traceback__))
-    except BaseException:
-        return type(error).__name__
-
-
-def call(child_main, args, kwargs, send_result):
-    """Call ``child_main`` and return the exit status, as the ``python`` command has it.
+def call(child_main, arguments, send_result):
+    """Call ``child_main(*args, **kwargs)`` and return the exit status, as the ``python`` command has it.
 
     ``send_result`` takes the return value's JSON text, or is ``None`` if nobody asked.
     """
-    status = _guarded(lambda: _call(child_main, args, kwargs, send_result))
+    status = _guarded(lambda: _call(child_main, arguments, send_result))
     return _guarded(_finish) or status
 
 
-def _call(child_main, args, kwargs, send_result):
+def _call(child_main, arguments, send_result):
+    args, kwargs = arguments()
     value = child_main(*args, **kwargs)
     if send_result is not None:
         send_result(_encode(value).encode("ascii"))

@@ -2,11 +2,15 @@
 //! runtime, on memory that clones do not receive.
 
 pub mod capture;
+pub mod child;
 pub mod clone_service;
+pub mod hidden_names;
 pub mod interrupt;
+mod nursery;
 pub mod outcome;
 pub mod payload;
 pub mod run_job;
+mod spares;
 mod spoken;
 mod streams;
 

@@ -10,11 +10,13 @@ use serde_json::value::RawValue;
 use crate::config::Limits;
 use crate::network::JobNetwork;
 use crate::sandbox::Layer;
+use crate::sandbox::assignment::Assignment;
 use crate::sys::files::sealed_memfd;
 
 /// A job, ready to run.
 pub struct Job {
     pub id: String,
+    pub assignment: Assignment,
     pub payload: OwnedFd,
     pub stdin: Stdin,
     pub streams: Streams,
@@ -28,11 +30,18 @@ pub struct Own {
     pub limits: Option<Limits>,
     /// Layers that are left out, besides the profile's.
     pub skip_layers: Vec<Layer>,
-    /// The same and more, for the child: [`crate::sandbox::order::Order`].
+    /// The same, for the child: [`crate::sandbox::order::Order`].
     pub order: Option<OwnedFd>,
     /// A root of its own: a detached tree.
     pub root: Option<OwnedFd>,
     pub network: Option<JobNetwork>,
+}
+
+impl Own {
+    /// Whether it has nothing otherwise.
+    pub fn is_profiles(&self) -> bool {
+        self.order.is_none() && self.root.is_none() && self.network.is_none()
+    }
 }
 
 /// What the child reads as standard input.

@@ -21,9 +21,7 @@ use crate::sys::{files, process};
 /// The exit status of a child that did not get as far as its job. Its report says why.
 pub const NEVER_STARTED: i32 = 125;
 
-/// The job's arguments, until they are decoded.
-pub const PAYLOAD_FD: RawFd = 4;
-/// The control socket, until the child reports.
+/// The control socket, until the job's code runs.
 pub const CONTROL_FD: RawFd = 5;
 /// What this child is to get otherwise than its profile says, until that is read.
 const ORDER_FD: RawFd = 6;
@@ -35,11 +33,8 @@ const LAST_FD: RawFd = ROOT_FD;
 /// copies of them all.
 #[derive(Clone, Copy, Debug)]
 pub struct ChildDescriptors {
-    pub stdin: RawFd,
-    pub stdout: RawFd,
-    pub stderr: RawFd,
-    pub result: Option<RawFd>,
-    pub payload: RawFd,
+    /// Stands in for what the job will have.
+    pub null: RawFd,
     pub control: RawFd,
     pub order: Option<RawFd>,
     /// A detached tree, as `open_tree(2)` gives it.
@@ -52,7 +47,7 @@ pub fn enter(
     sandbox: &Sandbox,
     descriptors: &ChildDescriptors,
     in_cgroup: bool,
-) -> Result<Order, SetupError> {
+) -> Result<(), SetupError> {
     take_descriptors(descriptors);
     unblock_signals()?;
     processes::leave_terminal()?;
@@ -65,7 +60,6 @@ pub fn enter(
         Some(limits) => &sandbox.limits.with(limits.clone()),
         None => &sandbox.limits,
     };
-    processes::take_name(order.process_name.as_deref())?;
     wait_for_host()?;
     identity::become_sandbox_user(layers, sandbox.may_set_groups)?;
     match (descriptors.root, &sandbox.root) {
@@ -84,11 +78,8 @@ pub fn enter(
     capabilities::drop_all(layers)?;
     processes::refuse_new_privileges(layers)?;
     processes::tie_to_host()?;
-    sandbox
-        .seccomp
-        .install(layers, descriptors.result.is_some())?;
-    read_back::check_promises(sandbox, layers, limits, in_cgroup)?;
-    Ok(order)
+    sandbox.seccomp.install(layers)?;
+    read_back::check_promises(sandbox, layers, limits, in_cgroup)
 }
 
 /// Moves the child's descriptors to their fixed numbers and closes all others. If that fails,
@@ -109,11 +100,13 @@ fn take_descriptors(descriptors: &ChildDescriptors) {
 
 fn move_descriptors(descriptors: &ChildDescriptors) -> Result<(), SetupError> {
     let wanted = [
-        (Some(descriptors.stdin), 0),
-        (Some(descriptors.stdout), 1),
-        (Some(descriptors.stderr), 2),
-        (descriptors.result, RESULT_FD),
-        (Some(descriptors.payload), PAYLOAD_FD),
+        (Some(descriptors.null), 0),
+        // What `after_clone` hooks print.
+        (Some(libc::STDERR_FILENO), 1),
+        (Some(libc::STDERR_FILENO), 2),
+        // Taken, so that nothing else comes to have this number.
+        (Some(descriptors.null), RESULT_FD),
+        (None, RESULT_FD + 1),
         (Some(descriptors.control), CONTROL_FD),
         (descriptors.order, ORDER_FD),
         (descriptors.root, ROOT_FD),
@@ -128,7 +121,7 @@ fn move_descriptors(descriptors: &ChildDescriptors) -> Result<(), SetupError> {
     }
     for (copy, (_, number)) in moved.into_iter().zip(wanted) {
         match copy {
-            Some(copy) => files::duplicate_onto(copy, number, number >= PAYLOAD_FD),
+            Some(copy) => files::duplicate_onto(copy, number, number >= CONTROL_FD),
             None => {
                 // Nothing may be left where the job expects no descriptor.
                 nix::unistd::close(number).or_else(|errno| match errno {

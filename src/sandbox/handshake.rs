@@ -1,9 +1,10 @@
-//! The words that host and child exchange over the control socket, before any of the
-//! job's code runs. The child closes its end then, so a job cannot speak here.
+//! The words that host and child exchange over the control socket, one a message, before any of
+//! the job's code runs. The child closes its end then, so a job cannot speak here.
 
 use nix::errno::Errno;
 
 use super::layer::{Layer, SetupError};
+use crate::sys::messages::LONGEST;
 
 /// What the host says once it has done its half.
 pub const GO: &[u8] = b"g";
@@ -11,7 +12,9 @@ pub const GO: &[u8] = b"g";
 /// What the child says last. Nothing at all means that it ended on its way in.
 #[derive(Debug, PartialEq, Eq)]
 pub enum ChildReport {
-    /// The job's code runs now.
+    /// The sandbox is complete, and the child waits for its job.
+    Ready,
+    /// The job's code runs now. Nothing follows.
     Started,
     /// A layer could not be applied.
     SetupFailed(SetupError),
@@ -25,6 +28,7 @@ impl ChildReport {
     /// The report as bytes.
     pub fn encode(&self) -> Vec<u8> {
         let (kind, text) = match self {
+            Self::Ready => (b'R', String::new()),
             Self::Started => (b'S', String::new()),
             Self::SetupFailed(error) => {
                 let layer = serde_json::to_string(&error.layer).expect("a layer has a name");
@@ -36,7 +40,8 @@ impl ChildReport {
             Self::HookFailed(text) => (b'H', text.clone()),
             Self::InvalidJob(text) => (b'I', text.clone()),
         };
-        [&[kind], text.as_bytes()].concat()
+        let text = &text.as_bytes()[..text.len().min(LONGEST - 1)];
+        [&[kind], text].concat()
     }
 
     /// Reads a report; `None` if it is not one.
@@ -44,6 +49,7 @@ impl ChildReport {
         let (kind, text) = bytes.split_first()?;
         let text = String::from_utf8_lossy(text).into_owned();
         match kind {
+            b'R' => Some(Self::Ready),
             b'S' => Some(Self::Started),
             b'H' => Some(Self::HookFailed(text)),
             b'I' => Some(Self::InvalidJob(text)),
@@ -69,6 +75,7 @@ mod tests {
     #[test]
     fn every_report_survives_the_socket() {
         let reports = [
+            ChildReport::Ready,
             ChildReport::Started,
             ChildReport::SetupFailed(SetupError::new(Layer::Root, "mount /proc", Errno::EPERM)),
             ChildReport::HookFailed("Traceback\nValueError: x".to_owned()),

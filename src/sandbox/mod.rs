@@ -1,6 +1,7 @@
 //! The sandbox: what is prepared once in the host, what the host does for each child, and
 //! the page of steps that each child goes through before any of the job's code runs.
 
+pub mod assignment;
 pub mod capabilities;
 pub mod cgroup;
 pub mod enter;

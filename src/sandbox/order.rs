@@ -11,21 +11,17 @@ use serde::{Deserialize, Serialize};
 
 use super::at;
 use super::layer::{Layer, Layers, SetupError};
-use crate::call::Call;
 use crate::config::Limits;
 use crate::sys::files;
 
 /// See the module's text. What is absent is as the profile says.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Order {
-    /// What `ps` shows for the child; the kernel cuts it at 15 bytes.
-    pub process_name: Option<String>,
     /// Layers that are left out, besides the profile's. For tests.
     pub skip_layers: Vec<Layer>,
     pub limits: Option<Limits>,
     /// Folders of a root of its own that are covered: the kernel's file systems in it.
     pub covered: Vec<PathBuf>,
-    pub call: Call,
 }
 
 impl Order {

@@ -112,20 +112,24 @@ impl Program {
         self.instructions.is_empty()
     }
 
-    /// Installs handler and filter in the calling child. `has_result_channel` tells where the
-    /// handler writes the name of a blocked call.
-    pub fn install(&self, layers: &Layers, has_result_channel: bool) -> Result<(), SetupError> {
+    /// Installs handler and filter in the calling child.
+    pub fn install(&self, layers: &Layers) -> Result<(), SetupError> {
         if !layers.has(Layer::Seccomp) {
             return Ok(());
         }
-        let channel = if has_result_channel { RESULT_FD } else { -1 };
-        RESULT_CHANNEL.store(channel, Ordering::Relaxed);
         // SAFETY: `report_and_end` makes only raw writes and a raw call, and reads statics
         // that were filled in before the clone.
         unsafe { sys::set_sigsys_handler(report_and_end) }
             .map_err(at(Layer::Seccomp, "sigaction(SIGSYS)"))?;
         sys::install(&self.instructions).map_err(at(Layer::Seccomp, "seccomp"))
     }
+}
+
+/// Tells the handler whether it writes the name of a blocked call to the result channel, or a line
+/// to stderr.
+pub fn report_blocked_calls_to(has_result_channel: bool) {
+    let channel = if has_result_channel { RESULT_FD } else { -1 };
+    RESULT_CHANNEL.store(channel, Ordering::Relaxed);
 }
 
 fn compile_for(arch: ScmpArch) -> anyhow::Result<Vec<libc::sock_filter>> {

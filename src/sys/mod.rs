@@ -5,6 +5,7 @@ pub mod clone3;
 pub mod files;
 pub mod identity;
 pub mod memory;
+pub mod messages;
 pub mod mounts;
 pub mod process;
 pub mod seccomp;

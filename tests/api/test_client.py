@@ -41,10 +41,19 @@ def client():
 
 
 @pytest.fixture
-def server(tmp_path):
+def no_spares(tmp_path):
+    """A configuration for hosts of which all children are jobs."""
+    path = tmp_path / "pyspawner.toml"
+    path.write_text("[pool]\nspares = 0\n")
+    return path
+
+
+@pytest.fixture
+def server(tmp_path, no_spares):
     """A host with a socket, and its path."""
     path = tmp_path / "socket"
     command = [PYSPAWNER, "serve", "--child-main", "client_jobs.main", "--path", JOBS, "--socket", path]
+    command += ["--config", no_spares]
     process = subprocess.Popen([*command, "--python", sys.executable])
     wait_until(path.exists)
     yield process, path
@@ -176,8 +185,10 @@ class Unpickled:
 
 
 def test_arguments_that_cannot_be_unpickled(client):
-    with pytest.raises(pyspawner.InvalidArguments, match="(?s)Traceback.*not a number"):
-        client.spawn_child([Unpickled()])
+    """To unpickle is to run code, so it is the job that fails."""
+    child = client.spawn_child([Unpickled()])
+    assert re.search(rb"(?s)Traceback.*not a number", child.communicate()[1])
+    assert (child.outcome().name, child.outcome().exit_code) == ("exited", 1)
     with pytest.raises((TypeError, AttributeError, pickle.PicklingError)):
         client.spawn_child([threading.Lock()])
     assert said(client.spawn_child(["echo", "still", "here"])) == "still here"
@@ -271,10 +282,11 @@ def test_eight_threads(client):
     assert wrong == []
 
 
-def test_nothing_is_left_open(client):
+def test_nothing_is_left_open(no_spares):
     def open_descriptors():
         return len(os.listdir("/proc/self/fd"))
 
+    client = open_client(config=no_spares)
     host = host_of(client._process)
     said(client.spawn_child(["echo"]))
     before = open_descriptors(), len(os.listdir(f"/proc/{host}/fd"))
@@ -288,6 +300,7 @@ def test_nothing_is_left_open(client):
     gc.collect()
     wait_until(lambda: children_of(host) == [])
     wait_until(lambda: (open_descriptors(), len(os.listdir(f"/proc/{host}/fd"))) == before, 5)
+    client.close()
 
 
 def test_asyncio_and_its_own_subprocesses():

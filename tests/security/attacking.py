@@ -49,7 +49,7 @@ class Running:
     """A ``map`` host that is given its jobs one by one."""
 
     def __init__(self, pyspawner, child_main, *flags, off=(), config="", path=ATTACKS):
-        command = pyspawner.command("map", child_main, *flags, config=without(off) + config, path=path)
+        command = pyspawner.command("map", child_main, *flags, config=without(off) + config, path=path, spares=0)
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )

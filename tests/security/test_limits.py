@@ -103,7 +103,7 @@ def test_children_are_the_first_victims_of_a_machine_out_of_memory(bomb):
 def test_a_job_cannot_outlive_a_host_that_is_killed(pyspawner, bomb):
     answers = bomb("outlive_host")
     assert answers == [-1, -1, 0]
-    command = pyspawner.command("map", "basic.sleep", "-j", "1")
+    command = pyspawner.command("map", "basic.sleep", "-j", "1", spares=0)
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
     process.stdin.write(b"[60]\n")
     process.stdin.flush()

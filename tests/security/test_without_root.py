@@ -81,7 +81,7 @@ def test_what_a_child_sees(pyspawner, user):
 
 def test_the_uid_outside(pyspawner, user):
     kind, prefix = user
-    command = pyspawner.command("map", "basic.sleep", "-j", "2", prefix=prefix)
+    command = pyspawner.command("map", "basic.sleep", "-j", "2", prefix=prefix, spares=0)
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     process.stdin.write(b"[5]\n[5]\n")
     process.stdin.close()

@@ -84,7 +84,9 @@ def median_wall(pyspawner, beside=(), **limits):
 @contextlib.contextmanager
 def attackers(pyspawner, *jobs, **limits):
     """Another host, whose jobs are at work."""
-    command = pyspawner.command("map", "limits.main", "-j", str(len(jobs)), path=JOBS, config=config(**limits))
+    command = pyspawner.command(
+        "map", "limits.main", "-j", str(len(jobs)), path=JOBS, config=config(**limits), spares=0
+    )
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         process.stdin.write("".join(json.dumps(job) + "\n" for job in jobs).encode())
         process.stdin.flush()

@@ -1,0 +1,83 @@
+//! A child as the host holds it: on its way, waiting for a job, or at work.
+
+use std::future::poll_fn;
+use std::os::fd::{AsFd, OwnedFd};
+use std::task::{Context, Poll, ready};
+
+use nix::errno::Errno;
+use tokio::io::unix::AsyncFd;
+
+use crate::network::Connection;
+use crate::sandbox::assignment::{Assignment, Handed};
+use crate::sandbox::cgroup::JobCgroup;
+use crate::sandbox::handshake::ChildReport;
+use crate::sys::messages::Socket;
+use crate::sys::process::{self, Reaped};
+
+pub struct Child {
+    pub pid: libc::pid_t,
+    pub(super) pidfd: AsyncFd<OwnedFd>,
+    pub(super) control: Socket,
+    pub(super) cgroup: Option<JobCgroup>,
+    pub(super) connection: Option<Connection>,
+    pub(super) host_id: u32,
+    /// Resident memory at the clone: the part of the warm image that the child began with.
+    pub(super) resident_at_start: u64,
+}
+
+/// A child that is given up ends at once. For one that was reaped this does nothing.
+impl Drop for Child {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+impl Child {
+    pub fn kill(&self) {
+        process::signal(self.pidfd.get_ref().as_fd(), libc::SIGKILL)
+            .expect("pidfd_send_signal of our own child");
+    }
+
+    /// Waits for its end and reaps it.
+    pub async fn reap(&self) -> Reaped {
+        loop {
+            let mut ready = self.pidfd.readable().await.expect("the runtime runs");
+            match process::reap(self.pidfd.get_ref().as_fd()) {
+                Ok(Some(reaped)) => return reaped,
+                Ok(None) => ready.clear_ready(),
+                Err(Errno::EINTR) => {}
+                Err(errno) => panic!("waitid of our own child: {errno}"),
+            }
+        }
+    }
+
+    /// Whether it has ended. The task is woken when it does.
+    pub fn poll_ended(&self, context: &mut Context<'_>) -> Poll<()> {
+        self.pidfd.poll_read_ready(context).map(drop)
+    }
+
+    /// Gives it a job, which it takes once it is in its sandbox.
+    ///
+    /// # Errors
+    /// EPIPE, ECONNRESET if it has ended.
+    pub fn assign(&self, assignment: &Assignment, handed: &Handed) -> nix::Result<()> {
+        self.control
+            .send_now(&assignment.encode(), &handed.numbers())
+    }
+
+    /// The next that it reports; `None` if it ends without a word, or with none that is known.
+    pub async fn hear(&self) -> std::io::Result<Option<ChildReport>> {
+        poll_fn(|context| self.poll_hear(context)).await
+    }
+
+    /// The same, for a task that listens to several.
+    pub fn poll_hear(
+        &self,
+        context: &mut Context<'_>,
+    ) -> Poll<std::io::Result<Option<ChildReport>>> {
+        let message = ready!(self.control.poll_receive(context))?;
+        Poll::Ready(Ok(
+            message.and_then(|message| ChildReport::decode(&message.bytes))
+        ))
+    }
+}

@@ -1,0 +1,236 @@
+//! Where children are made, up to the point where they only need a job, and forgotten.
+
+use std::cell::{Cell, RefCell};
+use std::fs::File;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::child::Child;
+use super::clone_service::{CloneService, ClonedChild};
+use super::outcome::{JobReport, Outcome};
+use super::payload::Own;
+use crate::config::{Limits, Profile};
+use crate::network::{JobNetwork, Networks};
+use crate::sandbox::cgroup::{Cgroups, JobCgroup, prefer_as_victim};
+use crate::sandbox::enter::ChildDescriptors;
+use crate::sandbox::from_host::{HostIds, write_id_maps};
+use crate::sandbox::handshake::GO;
+use crate::sandbox::{Layers, SetupError};
+use crate::sys::files::watch;
+use crate::sys::memory;
+use crate::sys::messages::{self, Socket};
+
+/// How long a child may take to end after SIGKILL. In a system call that waits for a file server
+/// or a device it may take for ever; the job's report does not wait for that.
+pub const PATIENCE_AFTER_KILL: Duration = Duration::from_secs(10);
+/// With so many of them no job is begun any more: they hold memory, and nothing ends them.
+const MOST_OVERDUE: usize = 16;
+
+/// Makes children of one profile.
+pub struct Nursery {
+    clones: CloneService,
+    profile: Rc<Profile>,
+    layers: Layers,
+    cgroups: Option<Rc<Cgroups>>,
+    networks: Rc<Networks>,
+    ids: RefCell<HostIds>,
+    null: OwnedFd,
+    /// Children that have not ended though they were killed.
+    overdue: Cell<usize>,
+}
+
+/// Why a job was not begun.
+pub enum Refusal {
+    Layer(SetupError),
+    Other(String),
+}
+
+impl Refusal {
+    pub fn text(&self) -> String {
+        match self {
+            Self::Layer(error) => error.to_string(),
+            Self::Other(text) => text.clone(),
+        }
+    }
+}
+
+impl From<SetupError> for Refusal {
+    fn from(error: SetupError) -> Self {
+        Self::Layer(error)
+    }
+}
+
+impl From<String> for Refusal {
+    fn from(text: String) -> Self {
+        Self::Other(text)
+    }
+}
+
+impl From<Refusal> for JobReport {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Layer(error) => Self::refused(error),
+            Refusal::Other(text) => Self::not_run(Outcome::SetupFailed, text),
+        }
+    }
+}
+
+impl Nursery {
+    pub fn new(
+        clones: CloneService,
+        profile: Rc<Profile>,
+        cgroups: Option<Rc<Cgroups>>,
+        networks: Rc<Networks>,
+    ) -> anyhow::Result<Self> {
+        Ok(Self {
+            clones,
+            layers: profile.layers(),
+            profile,
+            cgroups,
+            networks,
+            ids: RefCell::new(HostIds::choose()?),
+            null: File::options()
+                .read(true)
+                .write(true)
+                .open("/dev/null")?
+                .into(),
+            overdue: Cell::new(0),
+        })
+    }
+
+    /// Makes a child that goes into its sandbox and then waits for a job; with `probe`, one that
+    /// only checks that it can reach what its interpreter needs.
+    pub async fn make(&self, own: &Own, probe: bool) -> Result<Child, Refusal> {
+        if self.overdue.get() >= MOST_OVERDUE {
+            return Err(Refusal::Other(format!(
+                "{MOST_OVERDUE} children were killed and have not ended; hint: which file system or \
+                 device do they wait for?"
+            )));
+        }
+        let host_id = self
+            .ids
+            .borrow_mut()
+            .take()
+            .ok_or_else(|| "every host uid of the children is in use".to_owned())?;
+        let made = self.make_with(own, probe, host_id).await;
+        if made.is_err() {
+            self.ids.borrow_mut().give_back(host_id);
+        }
+        made
+    }
+
+    async fn make_with(&self, own: &Own, probe: bool, host_id: u32) -> Result<Child, Refusal> {
+        let (control, childs_end) =
+            messages::pair().map_err(|error| format!("socketpair: {error}"))?;
+        let control = Socket::new(control).map_err(|error| format!("control socket: {error}"))?;
+        let descriptors = ChildDescriptors {
+            null: self.null.as_raw_fd(),
+            control: childs_end.as_raw_fd(),
+            order: own.order.as_ref().map(AsRawFd::as_raw_fd),
+            root: own.root.as_ref().map(AsRawFd::as_raw_fd),
+        };
+        let cgroup = self.create_cgroup(own.limits.as_ref().unwrap_or(&self.profile.limits))?;
+        let folder = cgroup.as_ref().map(JobCgroup::descriptor);
+        let cloned = self.clones.clone(descriptors, folder, probe).await;
+        drop(childs_end);
+        match cloned {
+            Ok(cloned) => {
+                let released = self.release(cloned, cgroup, host_id, own, control).await;
+                released.map_err(Refusal::from)
+            }
+            Err(detail) => {
+                remove(cgroup).await;
+                Err(detail.into())
+            }
+        }
+    }
+
+    fn create_cgroup(&self, limits: &Limits) -> Result<Option<JobCgroup>, SetupError> {
+        let cgroups = self.cgroups.as_ref();
+        cgroups.map(|cgroups| cgroups.create(limits)).transpose()
+    }
+
+    /// Does the host's half of the set-up and lets the child go on.
+    async fn release(
+        &self,
+        cloned: ClonedChild,
+        cgroup: Option<JobCgroup>,
+        host_id: u32,
+        own: &Own,
+        control: Socket,
+    ) -> Result<Child, SetupError> {
+        let ClonedChild { pid, pidfd } = cloned;
+        // Unread, it counts as 0, which makes a peak larger, never smaller.
+        let resident_at_start = memory::resident(pid).unwrap_or(0);
+        let mut child = Child {
+            pid,
+            // It fails only if epoll does, without which nothing goes on here.
+            pidfd: watch(pidfd).expect("epoll takes a pidfd"),
+            control,
+            cgroup,
+            connection: None,
+            host_id,
+            resident_at_start,
+        };
+        let layers = self.layers.without(&own.skip_layers);
+        let network = own.network.clone();
+        let network = network.unwrap_or_else(|| JobNetwork::from(&self.profile.network));
+        let prepared = prefer_as_victim(pid).and_then(|()| write_id_maps(pid, host_id, &layers));
+        let connected = match prepared {
+            Ok(()) => self.networks.connect(pid, &network).await,
+            Err(error) => Err(error),
+        };
+        match connected {
+            Ok(connection) => {
+                child.connection = connection;
+                // A child that has already ended cannot read it; its end says why.
+                child.control.send_now(GO, &[]).ok();
+                Ok(child)
+            }
+            Err(error) => {
+                child.kill();
+                child.reap().await;
+                remove(child.cgroup.take()).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Gives back what a reaped child had.
+    pub async fn forget(&self, mut child: Child) {
+        self.ids.borrow_mut().give_back(child.host_id);
+        if let Some(connection) = child.connection.take() {
+            self.networks.disconnect(connection).await;
+        }
+        remove(child.cgroup.take()).await;
+    }
+
+    /// Ends a child that got no job.
+    pub async fn discard(self: Rc<Self>, child: Child) {
+        child.kill();
+        match tokio::time::timeout(PATIENCE_AFTER_KILL, child.reap()).await {
+            Ok(_) => self.forget(child).await,
+            Err(_) => drop(tokio::task::spawn_local(self.reap_in_the_end(child))),
+        }
+    }
+
+    /// For a child that does not end though it was killed: its uid stays its own until it has.
+    pub async fn reap_in_the_end(self: Rc<Self>, child: Child) {
+        log::error!(
+            "a child has not ended {PATIENCE_AFTER_KILL:?} after SIGKILL, as if it waited for a file \
+             system or a device that does not answer"
+        );
+        self.overdue.set(self.overdue.get() + 1);
+        child.reap().await;
+        self.overdue.set(self.overdue.get() - 1);
+        log::info!("a child that did not end after SIGKILL has ended");
+        self.forget(child).await;
+    }
+}
+
+async fn remove(cgroup: Option<JobCgroup>) {
+    if let Some(cgroup) = cgroup {
+        cgroup.remove().await;
+    }
+}

@@ -1,0 +1,113 @@
+//! How a child that is in its sandbox gets its job.
+//!
+//! It is parked at its control socket until the host hands over the job's streams and arguments, so
+//! that a child can be ready before there is a job for it.
+
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+use nix::errno::Errno;
+use serde::{Deserialize, Serialize};
+
+use super::enter::CONTROL_FD;
+use super::layer::{Layer, SetupError};
+use super::{at, processes, seccomp};
+use crate::call::Call;
+use crate::record::RESULT_FD;
+use crate::sys::{files, messages};
+
+/// What the host says of a job. With it come the descriptors of [`Handed`].
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Assignment {
+    /// What `ps` shows for the child; the kernel cuts it at 15 bytes.
+    pub process_name: Option<String>,
+    pub call: Call,
+}
+
+/// The host's descriptors that become the job's. Numbers, not owners: a message holds copies.
+#[derive(Clone, Copy, Debug)]
+pub struct Handed {
+    pub stdin: RawFd,
+    pub stdout: RawFd,
+    pub stderr: RawFd,
+    pub payload: RawFd,
+    pub result: Option<RawFd>,
+}
+
+impl Handed {
+    /// In the order in which they are sent.
+    pub fn numbers(&self) -> Vec<RawFd> {
+        let always = [self.stdin, self.stdout, self.stderr, self.payload];
+        always.into_iter().chain(self.result).collect()
+    }
+}
+
+/// A child's job: its descriptors are in their places.
+pub struct Assigned {
+    pub call: Call,
+    /// The arguments, to be read to their end.
+    pub payload: OwnedFd,
+    pub wants_result: bool,
+}
+
+impl Assignment {
+    pub fn encode(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("an assignment is valid JSON")
+    }
+}
+
+/// Waits for the job. `None`: there is no host any more.
+pub fn wait() -> Result<Option<Assigned>, SetupError> {
+    let failed = at(Layer::Descriptors, "decoding the assignment");
+    let Some(message) = receive()? else {
+        return Ok(None);
+    };
+    let assignment: Assignment =
+        serde_json::from_slice(&message.bytes).map_err(|_| failed(Errno::EBADMSG))?;
+    if message.is_cut {
+        return Err(at(Layer::Descriptors, "recvmsg(assignment)")(Errno::EMFILE));
+    }
+    let mut descriptors = message.descriptors.into_iter();
+    let (Some(stdin), Some(stdout), Some(stderr), Some(payload), result) = (
+        descriptors.next(),
+        descriptors.next(),
+        descriptors.next(),
+        descriptors.next(),
+        descriptors.next(),
+    ) else {
+        return Err(failed(Errno::EBADF));
+    };
+    for (source, number) in [(&stdin, 0), (&stdout, 1), (&stderr, 2)] {
+        place(source, number)?;
+    }
+    match &result {
+        Some(result) => place(result, RESULT_FD)?,
+        // It was kept free for this until now.
+        None => nix::unistd::close(RESULT_FD).map_err(at(Layer::Descriptors, "close"))?,
+    }
+    seccomp::report_blocked_calls_to(result.is_some());
+    processes::take_name(assignment.process_name.as_deref())?;
+    Ok(Some(Assigned {
+        call: assignment.call,
+        payload,
+        wants_result: result.is_some(),
+    }))
+}
+
+fn receive() -> Result<Option<messages::Message>, SetupError> {
+    // SAFETY: `enter` put the control socket there, and it is open until the job's code runs.
+    let control = unsafe { BorrowedFd::borrow_raw(CONTROL_FD) };
+    loop {
+        match messages::receive(control, 0) {
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => {
+                let step = "recvmsg(assignment)";
+                return Err(SetupError::from_io(Layer::Descriptors, step, &error));
+            }
+            Ok(message) => return Ok(message),
+        }
+    }
+}
+
+fn place(source: &OwnedFd, number: RawFd) -> Result<(), SetupError> {
+    files::duplicate_onto(source.as_raw_fd(), number, false).map_err(at(Layer::Descriptors, "dup3"))
+}

@@ -1,0 +1,189 @@
+//! Unix sockets that keep messages apart (`SOCK_SEQPACKET`, `unix(7)`), with descriptors.
+
+use std::future::poll_fn;
+use std::io::{Error, ErrorKind, IoSlice, Result};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::task::{Context, Poll, ready};
+
+use nix::errno::Errno;
+use nix::sys::socket::sockopt::SockType as TypeOption;
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, getsockopt, sendmsg, socketpair,
+};
+use tokio::io::unix::AsyncFd;
+
+use super::check;
+use super::files::watch;
+
+/// The longest message in bytes.
+pub const LONGEST: usize = 64 << 10;
+/// The most descriptors that come with one. The kernel closes what does not fit.
+pub const MOST_DESCRIPTORS: usize = 8;
+/// A descriptor that the kernel sends along if asked for it (`SO_PASSPIDFD`, Linux 6.5).
+const SCM_PIDFD: libc::c_int = 4;
+
+/// What came with one message.
+#[derive(Debug)]
+pub struct Message {
+    pub bytes: Vec<u8>,
+    pub descriptors: Vec<OwnedFd>,
+    /// Whether there was more: bytes, or descriptors, for which there may have been no room.
+    pub is_cut: bool,
+}
+
+impl Message {
+    /// Whether descriptors are missing that there was room for in the message, but not in this
+    /// process.
+    pub fn lost_descriptors(&self) -> bool {
+        self.is_cut && self.bytes.len() < LONGEST && self.descriptors.len() < MOST_DESCRIPTORS
+    }
+}
+
+/// A connected pair.
+pub fn pair() -> Result<(OwnedFd, OwnedFd)> {
+    let flags = SockFlag::SOCK_CLOEXEC;
+    Ok(socketpair(
+        AddressFamily::Unix,
+        SockType::SeqPacket,
+        None,
+        flags,
+    )?)
+}
+
+/// Receives one message; `None` once the other side has gone.
+///
+/// Not through nix: its iterator over control messages gives up if they were cut, and the
+/// descriptors that did come would stay open for ever.
+pub fn receive(socket: BorrowedFd<'_>, flags: libc::c_int) -> Result<Option<Message>> {
+    let mut bytes = Vec::<u8>::with_capacity(LONGEST);
+    // Room for credentials too, which whoever made the socket may have asked for. In words, for
+    // the alignment of `cmsghdr`.
+    let mut control = [0u64; 32];
+    let mut part = libc::iovec {
+        iov_base: bytes.as_mut_ptr().cast(),
+        iov_len: LONGEST,
+    };
+    // SAFETY: all-zero is a valid msghdr.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    header.msg_iov = &raw mut part;
+    header.msg_iovlen = 1;
+    header.msg_control = control.as_mut_ptr().cast();
+    // SAFETY: a number of bytes, computed.
+    let space = unsafe { libc::CMSG_SPACE((MOST_DESCRIPTORS * size_of::<RawFd>()) as u32) };
+    header.msg_controllen = (space as usize).min(size_of_val(&control)) as _;
+    // SAFETY: the header describes two buffers that are valid for writes of their lengths.
+    let received = check(unsafe {
+        libc::recvmsg(
+            socket.as_raw_fd(),
+            &raw mut header,
+            flags | libc::MSG_CMSG_CLOEXEC,
+        )
+    } as _);
+    let length = match received {
+        Err(Errno::ECONNRESET) => return Ok(None),
+        other => other?,
+    };
+    // SAFETY: the kernel has filled in both buffers as far as it says.
+    let descriptors = unsafe {
+        bytes.set_len(length as usize);
+        take_descriptors(&header)
+    };
+    let is_cut = header.msg_flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0;
+    if length == 0 {
+        return Ok(None);
+    }
+    Ok(Some(Message {
+        bytes,
+        descriptors,
+        is_cut,
+    }))
+}
+
+/// Owns every descriptor that came, whatever else is wrong with the message (`cmsg(3)`).
+///
+/// # Safety
+/// The header must be one that `recvmsg(2)` has just filled in, once.
+unsafe fn take_descriptors(header: &libc::msghdr) -> Vec<OwnedFd> {
+    let mut descriptors = Vec::new();
+    // SAFETY: by this function's contract the control messages are valid, and each number was made
+    // for this message, so nobody else knows it.
+    unsafe {
+        let mut message = libc::CMSG_FIRSTHDR(header);
+        while !message.is_null() {
+            let kind = ((*message).cmsg_level, (*message).cmsg_type);
+            if matches!(kind, (libc::SOL_SOCKET, libc::SCM_RIGHTS | SCM_PIDFD)) {
+                let data = libc::CMSG_DATA(message).cast::<RawFd>();
+                let length = (*message).cmsg_len as usize - libc::CMSG_LEN(0) as usize;
+                for place in 0..length / size_of::<RawFd>() {
+                    let number = data.add(place).read_unaligned();
+                    descriptors.push(OwnedFd::from_raw_fd(number));
+                }
+            }
+            message = libc::CMSG_NXTHDR(header, message);
+        }
+    }
+    descriptors
+}
+
+/// A connected socket, watched by the current runtime.
+pub struct Socket(AsyncFd<OwnedFd>);
+
+impl Socket {
+    /// # Errors
+    /// If it is not a socket that keeps messages apart.
+    pub fn new(fd: OwnedFd) -> Result<Self> {
+        if getsockopt(&fd, TypeOption)? != SockType::SeqPacket {
+            return Err(Error::new(
+                ErrorKind::InvalidInput,
+                "expected a socket of type SOCK_SEQPACKET",
+            ));
+        }
+        Ok(Self(watch(fd)?))
+    }
+
+    /// The next message; `None` once the other side has gone. Loses nothing if dropped before it is
+    /// done.
+    pub async fn receive(&self) -> Result<Option<Message>> {
+        poll_fn(|context| self.poll_receive(context)).await
+    }
+
+    /// The same, for a task that listens to several.
+    pub fn poll_receive(&self, context: &mut Context<'_>) -> Poll<Result<Option<Message>>> {
+        loop {
+            let mut ready = ready!(self.0.poll_read_ready(context))?;
+            match receive(self.0.get_ref().as_fd(), libc::MSG_DONTWAIT) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => ready.clear_ready(),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                other => return Poll::Ready(other),
+            }
+        }
+    }
+
+    /// Sends a message, once the other side has room for it.
+    pub async fn send(&self, bytes: &[u8]) -> Result<()> {
+        loop {
+            match self.send_now(bytes, &[]) {
+                Err(Errno::EAGAIN) => self.0.writable().await?.clear_ready(),
+                other => return Ok(other?),
+            }
+        }
+    }
+
+    /// Sends a message with descriptors, or fails with EAGAIN.
+    pub fn send_now(&self, bytes: &[u8], descriptors: &[RawFd]) -> nix::Result<()> {
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        let rights = [ControlMessage::ScmRights(descriptors)];
+        let control = if descriptors.is_empty() {
+            &rights[..0]
+        } else {
+            &rights
+        };
+        let parts = [IoSlice::new(bytes)];
+        loop {
+            match sendmsg::<()>(self.0.get_ref().as_raw_fd(), &parts, control, flags, None) {
+                Err(Errno::EINTR) => {}
+                other => return other.map(drop),
+            }
+        }
+    }
+}
