@@ -67,7 +67,7 @@ async fn follow(service: &Service, job: Job, control: &Socket, kill: Rc<Notify>)
                 }
             }
             request = control.receive(), if listens => match request {
-                Ok(Some(message)) => match serde_json::from_slice(&message.bytes) {
+                Ok(Some(message)) => match ChildRequest::decode(&message.bytes) {
                     Ok(ChildRequest::Kill {}) => kill.notify_one(),
                     Err(error) => log::warn!("a client asked its child: {error}"),
                 },

@@ -1,6 +1,7 @@
 """The client package beyond the old one's, and what clients may do to a host and to each other."""
 
 import asyncio
+import errno
 import gc
 import json
 import os
@@ -168,6 +169,13 @@ def test_a_missing_chroot(client):
     error = caught.value
     assert (error.layer, error.errno, error.outcome) == ("root", 2, "setup_failed")
     assert "/no/such/folder" in error.step and error.hint
+    # What has to be said about a long name does not fit into a message: its middle is left out.
+    name = "\1" * 9_000 + "end"
+    with pytest.raises(pyspawner.SandboxSetupError) as caught:
+        client.spawn_child(["echo"], sandbox_config=SandboxConfig(chroot_dir=Path("/", name)))
+    error = caught.value
+    assert (error.layer, error.errno) == ("root", errno.ENAMETOOLONG)
+    assert error.step.startswith("open /\1\1") and "[...]" in error.step and error.step.endswith("\1end")
 
 
 class Unpickled:
