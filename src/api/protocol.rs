@@ -17,7 +17,7 @@ use crate::sys::process::Ending;
 pub const VERSION: u32 = 1;
 
 /// From a client, on its connection.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, PartialEq, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
     /// Comes first.
@@ -32,7 +32,7 @@ pub enum Request {
 pub const DESCRIPTORS: [&str; 5] = ["arguments", "stdin", "stdout", "stderr", "control"];
 
 /// One child, please.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Spawn {
     /// For `pyspawner_host.job_id()`.
@@ -59,7 +59,7 @@ pub const MAY_SKIP: [Layer; 4] = [
 ];
 
 /// From a client, on a child's control socket.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, PartialEq, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum ChildRequest {
     Kill {},
@@ -292,6 +292,9 @@ fn length_in_json(c: char) -> usize {
         _ => c.len_utf8(),
     }
 }
+
+#[cfg(test)]
+mod fuzz;
 
 #[cfg(test)]
 mod tests {

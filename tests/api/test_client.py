@@ -541,7 +541,7 @@ def fuzz(path, seed, seconds):
     end = time.monotonic() + seconds
     count = 0
     keys = ["id", "process_name", "chroot", "skip_except", "timeout", "limits", "network", "nonsense"]
-    values = [None, 1, -1, 1e300, "", "x" * 1000, "/etc", [], ["seccomp"], {}, {"pids": 3}, {"memory": "1M"}, "\ud800", True]
+    values = [None, 1, -1, 1e300, "", "x" * 1000, "/etc", [], ["seccomp"], {}, {"pids": 3}, {"memory": "1M"}, {"wall": {"secs": 2**64 - 1, "nanos": 0}}, "\ud800", True]
     while time.monotonic() < end:
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
             connection.settimeout(20)
@@ -606,8 +606,8 @@ def test_fuzzing_a_living_host(server):
 
 
 @pytest.mark.soak
-def test_fuzzing_a_living_host_for_ten_minutes(server):
-    print(f"{fuzzed(server, 600)} requests")
+def test_fuzzing_a_living_host_for_long(server):
+    print(f"{fuzzed(server, int(os.environ.get('FUZZ_SECONDS', 600)))} requests")
 
 
 # ---- other interpreters, and the old package ------------------------------------------------------------
