@@ -289,7 +289,14 @@ impl Pool {
                 kill(&child.pidfd);
                 reap(&child.pidfd).await;
                 remove(child.cgroup.take()).await;
-                Err(error)
+                // If the child had failed already, that is the cause, and this what followed from it.
+                let mut said = Vec::new();
+                let hear = hear(&mut child.ends.control, &mut said, pid, None);
+                tokio::time::timeout(LAST_OUTPUT, hear).await.ok();
+                match ChildReport::decode(&said) {
+                    Some(ChildReport::SetupFailed(first)) => Err(first),
+                    _ => Err(error),
+                }
             }
         }
     }
