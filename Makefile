@@ -10,7 +10,7 @@ export PYTHON VENV
 # The interpreter that setup links: the one that the environment was made from.
 CARGO_ENV = PYO3_PYTHON=$$(readlink -f $(VENV)/bin/python)
 
-.PHONY: demo test test-vm soak bench-memory lint docs setup clean
+.PHONY: demo test test-vm soak fuzz bench-memory lint docs setup clean
 
 setup:
 	@scripts/setup.sh
@@ -37,6 +37,12 @@ AS_USER = tests/vm tests/test_run.py tests/security/test_limits.py tests/securit
 # Longer than a test run should take: tens of thousands of clones.
 soak: setup
 	$(VENV)/bin/python -m pytest tests -m soak
+
+# What a client may say, and much else: to the decoder alone, then to a living host.
+fuzz: export FUZZ_SECONDS ?= 600
+fuzz: setup
+	$(CARGO_ENV) cargo test --release --locked --quiet --lib fuzz -- --nocapture --test-threads 8
+	$(VENV)/bin/python -m pytest -s -m soak -k fuzzing tests/api
 
 # Copies of earlier jobs' data in a child's memory, beside pyspawner 1.0.0.
 bench-memory: setup

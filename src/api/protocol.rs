@@ -1,21 +1,23 @@
 //! The messages of the client protocol: JSON objects, one a message. See `docs/protocol.md`.
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::config::Limits;
 use crate::network::JobNetwork;
 use crate::pool::{JobReport, Outcome};
 use crate::sandbox::Layer;
+use crate::sys::messages::LONGEST;
 use crate::sys::process::Ending;
 
 /// What this host speaks.
 pub const VERSION: u32 = 1;
 
 /// From a client, on its connection.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, PartialEq, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
     /// Comes first.
@@ -30,7 +32,7 @@ pub enum Request {
 pub const DESCRIPTORS: [&str; 5] = ["arguments", "stdin", "stdout", "stderr", "control"];
 
 /// One child, please.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Spawn {
     /// For `pyspawner_host.job_id()`.
@@ -57,7 +59,7 @@ pub const MAY_SKIP: [Layer; 4] = [
 ];
 
 /// From a client, on a child's control socket.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, PartialEq, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum ChildRequest {
     Kill {},
@@ -72,7 +74,11 @@ pub enum Event<'a> {
     /// The answer to [`Request::Close`]: how many children run on.
     Closing { children: usize },
     /// The host ends.
-    Failed { kind: &'a str, detail: &'a str },
+    Failed {
+        kind: &'a str,
+        #[serde(serialize_with = "fitting")]
+        detail: &'a str,
+    },
 }
 
 /// To a client, on a child's control socket.
@@ -92,8 +98,10 @@ pub enum ChildEvent {
 pub struct Refused {
     /// `setup_failed`, `invalid_job`, `timed_out`, `cancelled`, …; `bad_request`.
     pub outcome: &'static str,
+    #[serde(serialize_with = "fitting")]
     pub detail: String,
     pub layer: Option<&'static str>,
+    #[serde(serialize_with = "fitting_if_any")]
     pub step: Option<String>,
     pub errno: Option<i32>,
     pub hint: Option<&'static str>,
@@ -104,6 +112,7 @@ pub struct Ended {
     /// As `wait(2)` gives it.
     pub status: i32,
     pub outcome: Outcome,
+    #[serde(serialize_with = "fitting_if_any")]
     pub detail: Option<String>,
     pub wall_ms: f64,
     pub cpu_ms: f64,
@@ -120,7 +129,7 @@ impl Request {
     /// # Errors
     /// In words.
     pub fn decode(bytes: &[u8]) -> Result<Self, String> {
-        serde_json::from_slice(bytes).map_err(|error| format!("not a request: {error}"))
+        decode(bytes)
     }
 }
 
@@ -128,8 +137,16 @@ impl ChildRequest {
     /// # Errors
     /// In words.
     pub fn decode(bytes: &[u8]) -> Result<Self, String> {
-        serde_json::from_slice(bytes).map_err(|error| format!("not a request: {error}"))
+        decode(bytes)
     }
+}
+
+fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, String> {
+    // The derived decoders would take a list, too, of the type and then the values in their order.
+    if bytes.trim_ascii_start().starts_with(b"[") {
+        return Err("not a request: a list, expected an object".to_owned());
+    }
+    serde_json::from_slice(bytes).map_err(|error| format!("not a request: {error}"))
 }
 
 impl Spawn {
@@ -235,6 +252,50 @@ impl ChildEvent {
     }
 }
 
+/// What a text may take of an event: two of them, and what is around them, fit into a message.
+const LONGEST_TEXT: usize = LONGEST / 2 - 512;
+
+fn fitting<S: Serializer>(text: &impl AsRef<str>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&shortened(text.as_ref()))
+}
+
+fn fitting_if_any<S: Serializer>(text: &Option<String>, serializer: S) -> Result<S::Ok, S::Error> {
+    text.as_deref().map(shortened).serialize(serializer)
+}
+
+/// A text with as much of its middle left out as does not fit: a traceback's end says what happened,
+/// and its beginning where.
+fn shortened(text: &str) -> Cow<'_, str> {
+    const CUT: &str = "\n[...]\n";
+    if text.chars().map(length_in_json).sum::<usize>() <= LONGEST_TEXT {
+        return text.into();
+    }
+    let half = |chars: &mut dyn Iterator<Item = char>| -> usize {
+        let mut room = LONGEST_TEXT / 2 - CUT.len();
+        chars
+            .map_while(|c| {
+                room = room.checked_sub(length_in_json(c))?;
+                Some(c.len_utf8())
+            })
+            .sum()
+    };
+    let (head, tail) = (half(&mut text.chars()), half(&mut text.chars().rev()));
+    [&text[..head], CUT, &text[text.len() - tail..]]
+        .concat()
+        .into()
+}
+
+fn length_in_json(c: char) -> usize {
+    match c {
+        '"' | '\\' | '\u{8}' | '\u{c}' | '\n' | '\r' | '\t' => 2,
+        '\0'..='\u{1f}' => "\\u0000".len(),
+        _ => c.len_utf8(),
+    }
+}
+
+#[cfg(test)]
+mod fuzz;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -254,6 +315,7 @@ mod tests {
             (b"{\"type\": \"spawn\", \"chrot\": \"/\"}", "unknown field"),
             (b"{\"type\": \"hello\", \"version\": -1}", "expected u32"),
             (b"\xff", "request"),
+            (b" [\"hello\", 1]", "a list"),
         ] {
             let error = Request::decode(text).expect_err("no request");
             assert!(error.contains(words), "{text:?}: {error}");
@@ -275,7 +337,12 @@ mod tests {
         let limits = limits.expect("valid").expect("some");
         assert_eq!((limits.pids, limits.memory), (7, Some(64 << 20)));
         assert_eq!(limits.wall, profile.wall);
-        for wrong in [r#"{"pids": 0}"#, r#"{"pisd": 1}"#, r#"{"memory": "much"}"#] {
+        for wrong in [
+            r#"{"pids": 0}"#,
+            r#"{"pisd": 1}"#,
+            r#"{"memory": "much"}"#,
+            r#"{"wall": {"secs": 18446744073709551615, "nanos": 0}}"#,
+        ] {
             assert!(spawn(wrong).limits(&profile).is_err(), "{wrong}");
         }
     }

@@ -93,6 +93,12 @@ pub fn forget_in_child() {
     HEAP_START.store(0, Ordering::Relaxed);
 }
 
+/// Bytes that the private heap has been opened to: no less than were ever in use at once.
+#[cfg(test)]
+pub fn opened() -> usize {
+    heap().usable
+}
+
 struct ByThread;
 
 // SAFETY: each pointer is freed by the allocator that made it, told by its address; both

@@ -7,7 +7,7 @@ use anyhow::{bail, ensure};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::egress::Egress;
-use super::units::{optional_duration, optional_size, size};
+use super::units::{as_text, optional_duration, optional_size, size};
 use crate::sandbox::layer::{Layer, Layers};
 
 /// `[profile.NAME]`.
@@ -162,7 +162,7 @@ pub enum Cgroups {
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
     /// From the start of a job to its forced end.
-    #[serde(deserialize_with = "optional_duration")]
+    #[serde(deserialize_with = "optional_duration", serialize_with = "as_text")]
     pub wall: Option<Duration>,
     /// Bytes each of standard output, standard error and result.
     #[serde(deserialize_with = "size")]

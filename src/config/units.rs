@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Accepts a number of bytes, or text with a binary suffix: `"64M"` is 64 × 2²⁰.
 pub(super) fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
@@ -54,17 +54,26 @@ pub(super) fn optional_duration<'de, D: Deserializer<'de>>(
     enum Wall {
         Seconds(f64),
         Text(String),
-        /// As this type writes it to the settings.
-        Exact(Option<Duration>),
+        /// How an absent one is written to the settings.
+        Absent(()),
     }
     let text = match Wall::deserialize(d)? {
         Wall::Seconds(seconds) => seconds.to_string(),
         Wall::Text(text) => text,
-        Wall::Exact(exact) => return Ok(exact),
+        Wall::Absent(()) => return Ok(None),
     };
     parse_duration(&text)
         .map(Some)
         .map_err(serde::de::Error::custom)
+}
+
+/// Writes it to the settings in a form that [`optional_duration`] reads.
+pub(super) fn as_text<S: Serializer>(
+    duration: &Option<Duration>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    let text = duration.map(|duration| humantime::format_duration(duration).to_string());
+    text.serialize(serializer)
 }
 
 /// Far beyond any job, and far from where adding it to a clock overflows.

@@ -33,7 +33,7 @@ pub enum JobNetwork {
     None,
     /// The machine, by a pair of interfaces that the caller names. What may pass there is for the
     /// machine's own firewall to say.
-    Veth(VethConfig),
+    Veth(#[serde(deserialize_with = "veth::from_object")] VethConfig),
     /// What the profile's `egress` permits.
     Egress,
 }

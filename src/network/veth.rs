@@ -8,7 +8,9 @@ use std::os::unix::fs::MetadataExt;
 use anyhow::{bail, ensure};
 use ipnet::{Ipv4Net, Ipv6Net};
 use nix::errno::Errno;
-use serde::{Deserialize, Serialize};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::links::{LOOPBACK, Links};
 use super::{error, io_error};
@@ -44,6 +46,21 @@ impl Default for VethConfig {
             ipv6_prefix: 64,
         }
     }
+}
+
+/// The derived decoder would take a list, too, of the values in their order.
+pub(super) fn from_object<'de, D: Deserializer<'de>>(d: D) -> Result<VethConfig, D::Error> {
+    struct Object;
+    impl<'de> Visitor<'de> for Object {
+        type Value = VethConfig;
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("an object")
+        }
+        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<VethConfig, A::Error> {
+            VethConfig::deserialize(MapAccessDeserializer::new(map))
+        }
+    }
+    d.deserialize_map(Object)
 }
 
 /// An address for each end, and the network's prefix length.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use crate::config::Profile;
 
 /// Where a look may take for ever (`statfs(2)`).
-const REMOTE: &[i64] = &[
+const REMOTE: &[libc::c_long] = &[
     0x6969,      // NFS
     0x517B,      // SMB
     0xFE53_4D42, // SMB2
@@ -65,7 +65,7 @@ impl HiddenNames {
 fn is_remote(name: &Path) -> bool {
     let nearest = name.ancestors().find(|path| fs::metadata(path).is_ok());
     let found = nearest.and_then(|path| nix::sys::statfs::statfs(path).ok());
-    found.is_some_and(|found| REMOTE.contains(&(found.filesystem_type().0 as i64)))
+    found.is_some_and(|found| REMOTE.contains(&found.filesystem_type().0))
 }
 
 #[cfg(test)]
@@ -77,15 +77,11 @@ mod tests {
         let folder = std::env::temp_dir().join(format!("pyspawner-names-{}", std::process::id()));
         fs::create_dir_all(folder.join("bind")).expect("writable temporary folder");
         let (secret, other) = (folder.join("secret"), folder.join("other"));
-        let profile = Profile {
-            hide: vec![secret.clone(), "/data/later".into()],
-            binds: vec![crate::config::Bind {
-                source: folder.join("bind"),
-                target: Some("/data".into()),
-                writable: false,
-            }],
-            ..Profile::default()
-        };
+        let profile: Profile = toml::from_str(&format!(
+            "hide = [{secret:?}, '/data/later']\nbinds = [{{ source = {:?}, target = '/data' }}]",
+            folder.join("bind")
+        ))
+        .expect("a profile");
         let names = HiddenNames::of(&profile).expect("a local folder");
         for path in [&secret, &other] {
             fs::write(path, "x").expect("writable");

@@ -15,7 +15,7 @@ use crate::network::{JobNetwork, Networks};
 use crate::sandbox::cgroup::{Cgroups, JobCgroup, prefer_as_victim};
 use crate::sandbox::enter::ChildDescriptors;
 use crate::sandbox::from_host::{HostIds, write_id_maps};
-use crate::sandbox::handshake::GO;
+use crate::sandbox::handshake::{ChildReport, GO};
 use crate::sandbox::{Layers, SetupError};
 use crate::sys::files::watch;
 use crate::sys::memory;
@@ -192,7 +192,11 @@ impl Nursery {
                 child.kill();
                 child.reap().await;
                 remove(child.cgroup.take()).await;
-                Err(error)
+                // A child that had ended by itself, for whatever it says, is none to prepare.
+                Err(match child.hear().await {
+                    Ok(Some(ChildReport::SetupFailed(first))) => first,
+                    _ => error,
+                })
             }
         }
     }

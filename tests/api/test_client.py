@@ -1,6 +1,7 @@
 """The client package beyond the old one's, and what clients may do to a host and to each other."""
 
 import asyncio
+import errno
 import gc
 import json
 import os
@@ -177,6 +178,13 @@ def test_a_missing_chroot(client):
     error = caught.value
     assert (error.layer, error.errno, error.outcome) == ("root", 2, "setup_failed")
     assert "/no/such/folder" in error.step and error.hint
+    # What has to be said about a long name does not fit into a message: its middle is left out.
+    name = "\1" * 9_000 + "end"
+    with pytest.raises(pyspawner.SandboxSetupError) as caught:
+        client.spawn_child(["echo"], sandbox_config=SandboxConfig(chroot_dir=Path("/", name)))
+    error = caught.value
+    assert (error.layer, error.errno) == ("root", errno.ENAMETOOLONG)
+    assert error.step.startswith("open /\1\1") and "[...]" in error.step and error.step.endswith("\1end")
 
 
 class Unpickled:
@@ -546,7 +554,7 @@ def fuzz(path, seed, seconds):
     end = time.monotonic() + seconds
     count = 0
     keys = ["id", "process_name", "chroot", "skip_except", "timeout", "limits", "network", "nonsense"]
-    values = [None, 1, -1, 1e300, "", "x" * 1000, "/etc", [], ["seccomp"], {}, {"pids": 3}, {"memory": "1M"}, "\ud800", True]
+    values = [None, 1, -1, 1e300, "", "x" * 1000, "/etc", [], ["seccomp"], {}, {"pids": 3}, {"memory": "1M"}, {"wall": {"secs": 2**64 - 1, "nanos": 0}}, "\ud800", True]
     while time.monotonic() < end:
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
             connection.settimeout(20)
@@ -611,8 +619,8 @@ def test_fuzzing_a_living_host(server):
 
 
 @pytest.mark.soak
-def test_fuzzing_a_living_host_for_ten_minutes(server):
-    print(f"{fuzzed(server, 600)} requests")
+def test_fuzzing_a_living_host_for_long(server):
+    print(f"{fuzzed(server, int(os.environ.get('FUZZ_SECONDS', 600)))} requests")
 
 
 # ---- other interpreters, and the old package ------------------------------------------------------------

@@ -1,7 +1,8 @@
 /* Makes one system call of a host's new children fail, or lists them all.
  *
  *     fail_syscall HOST trace          each call of each child, until the child's end
- *     fail_syscall HOST fail N ERRNO   the Nth call of each child is not made, and fails
+ *     fail_syscall HOST fail N ERRNO   the Nth call of each child is not made, and fails; but a
+ *                                      close(2) is made, since one that fails has closed, too
  *
  * Says "ready" once it is attached, then one line per call: its count, number, six arguments,
  * result. It follows the host's main thread alone, whose own calls are left alone, and lets a
@@ -16,6 +17,7 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/user.h>
 #include <sys/wait.h>
@@ -89,7 +91,7 @@ static void at_call(struct child *child)
         int end = sprintf(child->call, "%ld %lu", child->calls, info.entry.nr);
         for (int i = 0; i < 6; i++)
             end += sprintf(child->call + end, " %#lx", info.entry.args[i]);
-        if (is_chosen(child))
+        if (is_chosen(child) && info.entry.nr != SYS_close)
             skip_call(child->pid);
     } else if (info.op == PTRACE_SYSCALL_INFO_EXIT) {
         long result = info.exit.rval;

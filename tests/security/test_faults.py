@@ -1,7 +1,8 @@
 """Every step of a child's way in, made to fail in turn: the layer is named, no code runs.
 
 The real binary, with no hook for tests in it: `fail_syscall.c` makes single system calls of
-the children fail, from outside.
+the children fail, from outside. The children are those of `map`, and those of clients of `serve`
+that are to have a root, limits and a name of their own, which takes further steps.
 """
 
 import errno
@@ -10,11 +11,12 @@ import os
 import re
 import subprocess
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from conftest import host_of
+from conftest import host_of, wait_until
+from pyspawner import Client, NetworkConfig, SandboxConfig, SandboxSetupError
 from test_clone_safety import state_of
 
 # The way in: step, layer, the calls that it makes, and calls that are its own only once it has
@@ -62,6 +64,15 @@ WAY_IN = [
 ]
 REPORT = "write(5)"
 
+# The same for a client's child with an order of its own.
+OWN_ROOT = ("root", "root", "move_mount fchdir pivot_root umount2 chdir mount", "")
+OWN_WAY_IN = [
+    *WAY_IN[:2],
+    ("order", "descriptors", "read(6)", ""),
+    ("name", "descriptors", "PR_SET_NAME", ""),
+    *(OWN_ROOT if row[0] == "root" else row for row in WAY_IN[2:]),
+]
+
 # Where no layer is named: the outcome and the beginning of `detail`.
 OTHER_VERDICTS = {
     "arguments": ("setup_failed", "descriptors: read(arguments): "),
@@ -90,6 +101,7 @@ HARMLESS = {
 PRCTL_OPTIONS = {
     1: "PR_SET_PDEATHSIG",
     4: "PR_SET_DUMPABLE",
+    15: "PR_SET_NAME",
     21: "PR_GET_SECCOMP",
     23: "PR_CAPBSET_READ",
     24: "PR_CAPBSET_DROP",
@@ -110,17 +122,23 @@ def system_calls():
 
 @dataclass(repr=False)
 class Host:
-    """A running `map` that serves one job at a time, and the tool beside it."""
+    """A running host that serves one job at a time, and the tool beside it."""
 
     process: subprocess.Popen
     tool: Path
     names: dict
+    steps = WAY_IN
 
     def job(self):
+        """One job's report. What is in `stdout` was written by its code, and by nothing else."""
         # The limit is for what must not happen: a child that hangs.
         self.process.stdin.write(b'{"timeout": 10}\n')
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
+
+    def is_whole(self, report):
+        """Whether a job ran, in nothing less than its whole sandbox."""
+        return (report["outcome"], report["stdout"]) == ("ok", "ran\n")
 
     def job_under(self, *mode):
         """One job with the tool attached: its report, and the calls that the tool showed."""
@@ -144,7 +162,7 @@ class Host:
         traces = []
         for _ in range(2):
             report, calls = self.job_under("trace")
-            assert (report["outcome"], report["stdout"]) == ("ok", "ran\n"), report
+            assert self.is_whole(report), report
             traces.append(calls[: calls.index(REPORT) + 1])
         assert traces[0] == traces[1]
         return traces[0]
@@ -154,15 +172,133 @@ class Host:
         time.sleep(0.3)
         state = state_of(host_of(self.process))
         del state["resident"]
+        state["interfaces"] = len(Path(f"/proc/{host_of(self.process)}/net/dev").read_text().splitlines())
         return state
 
 
+@dataclass(repr=False)
+class ClientHost(Host):
+    """A running `serve`, and a client whose children have an order of their own."""
+
+    client: Client
+    root: Path
+    config: SandboxConfig
+    """What each child is to have."""
+    lacks: frozenset = frozenset()
+    """Layers that `config` leaves out."""
+
+    @property
+    def steps(self):
+        return [row for row in OWN_WAY_IN if row[1] not in self.lacks]
+
+    def without(self, *layers):
+        config = self.config._replace(skip_sandbox_except=MAY_SKIP.difference(layers))
+        return replace(self, config=config, lacks=frozenset(layers))
+
+    def with_network(self):
+        return replace(self, config=self.config._replace(network=NetworkConfig()))
+
+    def job(self):
+        ran = self.root / "ran"
+        ran.unlink(missing_ok=True)
+        try:
+            child = self.client.spawn_child(process_name="ordered", sandbox_config=self.config)
+        except SandboxSetupError as error:
+            # There is no output to read. What has run has left something all the same.
+            return {"outcome": error.outcome, "detail": str(error), "stdout": "ran\n" if ran.exists() else ""}
+        stdout, stderr = child.communicate()
+        return {"outcome": child.outcome().name, "detail": stderr.decode(), "stdout": stdout.decode()}
+
+    def is_whole(self, report):
+        whole = WHOLE | dict.fromkeys(self.lacks, 0)
+        return report["outcome"] == "ok" and json.loads(report["stdout"]) == whole
+
+
+MAY_SKIP = frozenset({"drop_capabilities", "setuid", "no_new_privs", "seccomp"})
+
+# What OWN_MARKER finds in a child whose sandbox is complete.
+WHOLE = {
+    "ids": [[1000] * 3, [1000] * 3, []],
+    "pid and session": [1, 1],
+    "signal mask": [],
+    "files": ["/", ["inner", "ran"], []],
+    "descriptors": [0, 1, 2],
+    "limits": [[64, 64], [0, 0], [1 << 20] * 2, [32, 32]],
+    "has a limit of memory": True,
+    "host name": "sandbox",
+    "name": "ordered",
+    "capabilities": [0] * 6,
+    "bounding set": [0] * 41,
+    "securebits": 0xEF,
+    "no_new_privs": 1,
+    "seccomp": 2,
+    "end with the host": 9,
+    "dumpable": 1,
+}
+
+OWN_MARKER = """
+import ctypes, json, os, resource, signal, socket
+
+libc = ctypes.CDLL(None, use_errno=True)
+NAMES = "NOFILE", "CORE", "FSIZE", "NPROC"
+
+def asked(option):
+    number = ctypes.c_int(-1)
+    libc.prctl(option, ctypes.byref(number))
+    return number.value
+
+def name():
+    text = ctypes.create_string_buffer(16)
+    libc.prctl(16, text)
+    return text.value.decode()
+
+def capabilities():
+    # Version 3, of this process: effective, permitted, inheritable, twice 32 bits of each.
+    header, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)(*[7] * 6)
+    assert libc.capget(header, sets) == 0
+    return list(sets)
+
+def is_open(number):
+    try:
+        return os.fstat(number) is not None
+    except OSError:
+        return False
+
+def main():
+    open("/ran", "w").close()
+    limits = [list(resource.getrlimit(getattr(resource, "RLIMIT_" + name))) for name in NAMES]
+    print(json.dumps({
+        "ids": [list(os.getresuid()), list(os.getresgid()), os.getgroups()],
+        "pid and session": [os.getpid(), os.getsid(0)],
+        "signal mask": list(signal.pthread_sigmask(signal.SIG_BLOCK, [])),
+        "files": [os.getcwd(), sorted(os.listdir("/")), os.listdir("/inner")],
+        "descriptors": [number for number in range(64) if is_open(number)],
+        "limits": limits,
+        "has a limit of memory": resource.getrlimit(resource.RLIMIT_DATA)[0] > 0,
+        "host name": socket.gethostname(),
+        "name": name(),
+        "capabilities": capabilities(),
+        "bounding set": [libc.prctl(23, number) for number in range(41)],
+        "securebits": libc.prctl(27),
+        "no_new_privs": libc.prctl(39, 0, 0, 0, 0),
+        "seccomp": libc.prctl(21),
+        "end with the host": asked(2),
+        "dumpable": libc.prctl(3),
+    }))
+"""
+
+
 @pytest.fixture
-def host(pyspawner, open_folder):
-    (open_folder / "marker.py").write_text("def main(): print('ran')\n")
+def tool(pyspawner):
     tool = pyspawner.folder / "fail_syscall"
     source = Path(__file__).parent / "fail_syscall.c"
     subprocess.run(["cc", "-O1", "-Wall", "-Wextra", "-Werror", "-o", tool, source], check=True)
+    return tool
+
+
+@pytest.fixture
+def map_host(pyspawner, open_folder, tool):
+    (open_folder / "marker.py").write_text("def main(): print('ran')\n")
     command = pyspawner.command("map", "marker.main", "-j", "1", path=open_folder)
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         host = Host(process, tool, system_calls())
@@ -171,15 +307,39 @@ def host(pyspawner, open_folder):
         process.stdin.close()
 
 
-def classified(calls):
-    """Each call's place in `WAY_IN`, `None` for a harmless one; the places only go up."""
+@pytest.fixture
+def client_host(pyspawner, open_folder, tool):
+    (open_folder / "marker.py").write_text(OWN_MARKER)
+    root, path = open_folder / "root", pyspawner.folder / "socket"
+    (root / "inner").mkdir(parents=True)
+    root.chmod(0o777)
+    # A kernel file system in the root, which is to be covered; and a network of the host's own.
+    mounted = ["unshare", "-m", "-n", "sh", "-c", f'mount -t proc p {root}/inner && exec "$@"', "sh"]
+    command = pyspawner.command("serve", "marker.main", "--socket", path, path=open_folder, prefix=mounted)
+    config = SandboxConfig(chroot_dir=root, timeout=10, memory="1G", pids=32, open_files=64, file_size="1M")
+    with subprocess.Popen(command) as process:
+        wait_until(path.exists)
+        with Client(connect=path) as client:
+            host = ClientHost(process, tool, system_calls(), client, root, config)
+            assert host.is_whole(host.job())
+            yield host
+        process.terminate()
+
+
+@pytest.fixture(params=["map", "client"])
+def host(request):
+    return request.getfixturevalue(f"{request.param}_host")
+
+
+def classified(calls, steps):
+    """Each call's place in `steps`, `None` for a harmless one; the places only go up."""
     place = -1
     for count, call in enumerate(calls, 1):
-        step, _, _, within = WAY_IN[max(place, 0)]
+        step, _, _, within = steps[max(place, 0)]
         if call in within.split():
             yield place
             continue
-        ahead = (n for n, row in enumerate(WAY_IN) if n >= place and call in row[2].split())
+        ahead = (n for n, row in enumerate(steps) if n >= place and call in row[2].split())
         found = next(ahead, None)
         assert found is not None or call in HARMLESS, f"call {count}: {call} has no place in or after {step!r}"
         place = place if found is None else found
@@ -187,9 +347,13 @@ def classified(calls):
 
 
 def test_the_steps_come_in_their_order(host):
-    places = [place for place in classified(host.way_in()) if place is not None]
-    steps = [WAY_IN[place][:2] for place in dict.fromkeys(places)]
-    assert steps == [row[:2] for row in WAY_IN]
+    calls = host.way_in()
+    places = [place for place in classified(calls, host.steps) if place is not None]
+    steps = [host.steps[place][:2] for place in dict.fromkeys(places)]
+    assert steps == [row[:2] for row in host.steps]
+    # The bounding set alone has 41 capabilities, each dropped and then read back.
+    assert places.count(steps.index(("capabilities", "drop_capabilities"))) > 41
+    assert len(calls) > len(places) > 130
 
 
 def fault(host, count, call, place, code):
@@ -200,24 +364,58 @@ def fault(host, count, call, place, code):
     if failed != [call]:
         return f"{said}; what failed was {failed}"
     if place is None:
-        right = outcome == "ok" or outcome == "setup_failed" and not ran
+        right = host.is_whole(report) or outcome == "setup_failed" and not ran
     else:
-        layer = WAY_IN[place][1]
+        layer = host.steps[place][1]
         verdict, beginning = OTHER_VERDICTS.get(layer, ("setup_failed", f"{layer}: "))
         right = outcome == verdict and detail.startswith(beginning) and not ran
     return None if right else said
 
 
-@pytest.mark.parametrize("name", ["EPERM", "EAGAIN", "ENOMEM"])
-def test_each_failing_call_stops_the_child_by_its_layers_name(host, name):
+def check_each(host, code, repeated=True):
+    """Let each call fail in turn, in a child each; perhaps without those that repeat the last one."""
     calls = host.way_in()
     before = host.idle_state()
     assert before["children"] == before["zombies"] == 0
     wrong = [
-        fault(host, count, call, place, getattr(errno, name))
-        for count, (call, place) in enumerate(zip(calls, classified(calls), strict=True), 1)
+        fault(host, count, call, place, code)
+        for count, (call, place) in enumerate(zip(calls, classified(calls, host.steps), strict=True), 1)
+        if repeated or calls[count - 2 : count - 1] != [call]
     ]
+    assert len(wrong) > (130 if repeated else 50)
     assert host.idle_state() == before
-    report = host.job()
-    assert (report["outcome"], report["stdout"]) == ("ok", "ran\n")
+    assert host.is_whole(host.job())
     assert not any(wrong), "\n".join(filter(None, wrong))
+
+
+@pytest.mark.parametrize("name", ["EPERM", "EAGAIN", "ENOMEM"])
+def test_each_failing_call_stops_the_child_by_its_layers_name(host, name):
+    check_each(host, getattr(errno, name))
+
+
+def test_the_same_where_a_client_leaves_layers_out_and_adds_a_network(client_host):
+    """What comes first is told: not that the host could not connect a child that had ended."""
+    check_each(client_host.without("no_new_privs", "seccomp").with_network(), errno.EPERM, repeated=False)
+
+
+# ---- the controls -------------------------------------------------------------------------
+
+
+def test_a_failure_that_is_swallowed_is_noticed(host):
+    """A child that goes on after a failure is not taken for one that was stopped."""
+    calls = host.way_in()
+    count = len(calls) - calls[::-1].index("close")
+    assert fault(host, count, "close", None, errno.EPERM) is None
+    for place in range(len(host.steps)):
+        assert "close, EPERM: ok" in fault(host, count, "close", place, errno.EPERM)
+
+
+@pytest.mark.parametrize("layers", [["seccomp"], ["no_new_privs", "seccomp"], ["drop_capabilities"], ["setuid"]])
+def test_a_sandbox_that_is_not_whole_is_noticed(client_host, layers):
+    """A child that lacks a layer is seen to lack it, and nothing else."""
+    report = client_host.without(*layers).job()
+    assert report["outcome"] == "ok" and not client_host.is_whole(report)
+    found = json.loads(report["stdout"])
+    wrong = {key for key in WHOLE if found[key] != WHOLE[key]}
+    expected = {"drop_capabilities": {"capabilities", "bounding set", "securebits"}, "setuid": {"ids"}}
+    assert wrong == expected.get(layers[0], set(layers))
