@@ -4,7 +4,6 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
-use std::time::Duration;
 
 use tokio::sync::Notify;
 
@@ -29,12 +28,7 @@ pub async fn attend(service: Rc<Service>, socket: Socket) {
             kind: "protocol",
             detail: reason,
         };
-        let event = event.encode();
-        // It may have gone, or not read.
-        let told = client.socket.send(&event);
-        tokio::time::timeout(Duration::from_secs(1), told)
-            .await
-            .ok();
+        client.socket.say_last(&event.encode());
     }
     if result != Ok(Farewell::Said) {
         client.children.end();

@@ -77,8 +77,10 @@ impl Listener {
     /// Tells those who have come so far that there will be no host.
     pub fn turn_away(&self, event: &Event<'_>) {
         while let Ok(client) = self.accept_now() {
-            let told = Socket::new(client).map(|client| client.send_now(&event.encode(), &[]));
-            log::debug!("a client is turned away: {told:?}");
+            match Socket::new(client) {
+                Ok(client) => client.say_last(&event.encode()),
+                Err(error) => log::warn!("a client cannot be turned away: {error}"),
+            }
         }
     }
 
@@ -132,7 +134,7 @@ fn admit(service: &Rc<Service>, client: OwnedFd) -> Result<(), String> {
                 kind: "protocol",
                 detail: &reason,
             };
-            client.send_now(&event.encode(), &[]).ok();
+            client.say_last(&event.encode());
             Err(reason)
         }
     }

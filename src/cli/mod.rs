@@ -182,6 +182,11 @@ fn execute(
     profile.limits.wall = options.timeout.or(profile.limits.wall);
     let home = std::env::home_dir();
     profile.hide.extend(hidden::by_default(home.as_deref()));
+    let command = command(&file)?;
+    if let Command::Serve(serve::Command::Socket(path)) = &command {
+        // Where children have no uid of their own, a job could connect to it.
+        profile.hide.push(path.clone());
+    }
     let mut environment = own_environment(options.inherit_env)?;
     environment.extend(file.environment.clone());
     environment.extend(options.environment);
@@ -218,7 +223,6 @@ fn execute(
         profile: profile.clone(),
         log_filter,
     };
-    let command = command(&file)?;
     let io = IoSettings {
         spares: match command {
             Command::Run(_) => 0,

@@ -71,17 +71,21 @@ pub fn receive(socket: BorrowedFd<'_>, flags: libc::c_int) -> Result<Option<Mess
     // SAFETY: a number of bytes, computed.
     let space = unsafe { libc::CMSG_SPACE((MOST_DESCRIPTORS * size_of::<RawFd>()) as u32) };
     header.msg_controllen = (space as usize).min(size_of_val(&control)) as _;
-    // SAFETY: the header describes two buffers that are valid for writes of their lengths.
-    let received = check(unsafe {
-        libc::recvmsg(
-            socket.as_raw_fd(),
-            &raw mut header,
-            flags | libc::MSG_CMSG_CLOEXEC,
-        )
-    } as _);
-    let length = match received {
-        Err(Errno::ECONNRESET) => return Ok(None),
-        other => other?,
+    let length = loop {
+        // SAFETY: the header describes two buffers that are valid for writes of their lengths.
+        let received = check(unsafe {
+            libc::recvmsg(
+                socket.as_raw_fd(),
+                &raw mut header,
+                flags | libc::MSG_CMSG_CLOEXEC,
+            )
+        } as _);
+        match received {
+            // Said once, if the other side went without reading all. What it said before that comes
+            // after it.
+            Err(Errno::ECONNRESET) => {}
+            other => break other?,
+        }
     };
     // SAFETY: the kernel has filled in both buffers as far as it says.
     let descriptors = unsafe {
@@ -166,6 +170,18 @@ impl Socket {
                 Err(Errno::EAGAIN) => self.0.writable().await?.clear_ready(),
                 other => return Ok(other?),
             }
+        }
+    }
+
+    /// Says something before this end is closed. What has come meanwhile is thrown away: unread, it
+    /// would have the other side told of a reset first (`unix(7)`), where many stop listening.
+    pub fn say_last(&self, bytes: &[u8]) {
+        while matches!(
+            receive(self.0.get_ref().as_fd(), libc::MSG_DONTWAIT),
+            Ok(Some(_))
+        ) {}
+        if let Err(errno) = self.send_now(bytes, &[]) {
+            log::debug!("nobody hears the last word: {errno}");
         }
     }
 

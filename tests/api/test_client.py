@@ -1,4 +1,4 @@
-"""The client package beyond the old one's, and what clients may do to a host and to each other."""
+"""The client package beyond the old one's."""
 
 import asyncio
 import errno
@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import random
+import re
 import shutil
 import signal
 import socket
@@ -19,53 +20,9 @@ from pathlib import Path
 
 import pyspawner
 import pytest
+from clients import JOBS, client, no_spares, open_client, said, server  # noqa: F401
 from conftest import PYSPAWNER, ROOT, children_of, host_of, is_alive, wait_until
 from pyspawner import SandboxConfig
-from pyspawner._protocol import sealed
-
-JOBS = Path(__file__).parent / "jobs"
-
-
-def open_client(**options):
-    before = os.getcwd()
-    os.chdir(JOBS)
-    try:
-        return pyspawner.Client(**{"child_main": "client_jobs.main", **options})
-    finally:
-        os.chdir(before)
-
-
-@pytest.fixture(scope="module")
-def client():
-    with open_client() as client:
-        yield client
-
-
-@pytest.fixture
-def no_spares(tmp_path):
-    """A configuration for hosts of which all children are jobs."""
-    path = tmp_path / "pyspawner.toml"
-    path.write_text("[pool]\nspares = 0\n")
-    return path
-
-
-@pytest.fixture
-def server(tmp_path, no_spares):
-    """A host with a socket, and its path."""
-    path = tmp_path / "socket"
-    command = [PYSPAWNER, "serve", "--child-main", "client_jobs.main", "--path", JOBS, "--socket", path]
-    command += ["--config", no_spares]
-    process = subprocess.Popen([*command, "--python", sys.executable])
-    wait_until(path.exists)
-    yield process, path
-    process.terminate()
-    assert process.wait(timeout=20) == 128 + signal.SIGTERM
-    assert not path.exists()
-
-
-def said(child):
-    return child.communicate()[0].decode().strip()
-
 
 # ---- beyond the old package ---------------------------------------------------------------
 
@@ -457,170 +414,6 @@ def test_the_socket_is_its_users_alone(server):
     assert "ready" not in done.stdout, done
     done = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=20, check=True)
     assert "ready" in done.stdout  # the control
-
-
-# ---- what a client sends is its own matter ------------------------------------------------------------
-
-
-def greeted(path):
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    connection.settimeout(20)
-    connection.connect(str(path))
-    connection.send(b'{"type": "hello", "version": 1}')
-    assert b"ready" in connection.recv(1000)
-    return connection
-
-
-GARBAGE = [
-    b"\0", b"{}", b"[]", b"null", b"{" * 60_000, b"\xff" * 60_000, b'{"type": "spawn"}', b'{"type": "hello"}',
-    b'{"type": "hello", "version": 2}', b'{"type": "spawn", "process_name": "\\u0000"}', b'{"type": "close", "x": 1}',
-    b'{"type": "spawn", "limits": {"pids": {}}}', b"x" * 200_000,
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("message", GARBAGE, ids=lambda m: repr(m[:30]))
-def test_garbage_costs_its_sender_alone(server, message):
-    process, path = server
-    with pyspawner.Client(connect=path) as client:
-        child = client.spawn_child(["sleep", 1])
-        for connection in (greeted(path), socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)):
-            with connection:
-                if connection.getsockname() == "" and _is_unconnected(connection):
-                    connection.connect(str(path))
-                try:
-                    connection.send(message)
-                except OSError:
-                    pass  # too long for the socket
-                connection.shutdown(socket.SHUT_WR)
-                while connection.recv(1000):
-                    pass
-        assert said(client.spawn_child(["echo", "fine"])) == "fine"
-        assert child.wait()[1] == 0
-    assert process.poll() is None
-
-
-def _is_unconnected(connection):
-    try:
-        connection.getpeername()
-    except OSError:
-        return True
-    return False
-
-
-def test_wrong_descriptors_are_refused_in_words(server):
-    _, path = server
-    folder = os.open("/", os.O_RDONLY)
-    plain = os.memfd_create("plain")
-    null = os.open("/dev/null", os.O_RDWR)
-    request = b'{"type": "spawn"}'
-    for arguments, stream, words in [(plain, null, b"sealed"), (null, null, b"sealed"), (sealed(b"x"), folder, b"folder")]:
-        with greeted(path) as connection:
-            control, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            with control, other:
-                socket.send_fds(connection, [request], [arguments, stream, null, null, other.fileno()])
-                other.close()
-                assert words in control.recv(10_000)
-    with greeted(path) as connection:
-        socket.send_fds(connection, [request], [null] * 4)
-        assert b"expected descriptors" in connection.recv(10_000)
-    for descriptor in (folder, plain, null):
-        os.close(descriptor)
-
-
-def test_a_client_that_stops_reading_costs_the_others_nothing(server):
-    _, path = server
-    with greeted(path) as deaf:
-        null = os.open("/dev/null", os.O_RDWR)
-        deaf.setblocking(False)
-        for _ in range(300):
-            control, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            arguments = sealed(pickle.dumps(["echo"]))
-            try:
-                socket.send_fds(deaf, [b'{"type": "spawn"}'], [arguments, null, null, null, other.fileno()])
-            except BlockingIOError:
-                time.sleep(0.01)
-            os.close(arguments)
-            other.close()
-            control.close()
-        with pyspawner.Client(connect=path) as client:
-            assert said(client.spawn_child(["echo", "fine"])) == "fine"
-        os.close(null)
-
-
-def fuzz(path, seed, seconds):
-    """Random requests, half of them nearly right, with random descriptors, cut off at random."""
-    rng = random.Random(seed)
-    null = os.open("/dev/null", os.O_RDWR)
-    end = time.monotonic() + seconds
-    count = 0
-    keys = ["id", "process_name", "chroot", "skip_except", "timeout", "limits", "network", "nonsense"]
-    values = [None, 1, -1, 1e300, "", "x" * 1000, "/etc", [], ["seccomp"], {}, {"pids": 3}, {"memory": "1M"}, {"wall": {"secs": 2**64 - 1, "nanos": 0}}, "\ud800", True]
-    while time.monotonic() < end:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
-            connection.settimeout(20)
-            connection.connect(str(path))
-            if rng.random() < 0.9:
-                connection.send(b'{"type": "hello", "version": 1}')
-            for _ in range(rng.randrange(5)):
-                count += 1
-                request = {"type": rng.choice(["spawn", "spawn", "spawn", "hello", "close", "kill"])}
-                for _ in range(rng.randrange(3)):
-                    request[rng.choice(keys)] = rng.choice(values)
-                message = bytearray(json.dumps(request).encode())
-                if rng.random() < 0.3:
-                    for _ in range(rng.randrange(1, 4)):
-                        message[rng.randrange(len(message))] = rng.randrange(256)
-                if rng.random() < 0.1:
-                    message = message[: rng.randrange(len(message))] or bytearray(b"x")
-                control, other = socket.socketpair(socket.AF_UNIX, rng.choice([socket.SOCK_SEQPACKET] * 9 + [socket.SOCK_STREAM]))
-                payload = rng.choice([pickle.dumps(["echo", "x"]), pickle.dumps(7), os.urandom(40), b""])
-                arguments = sealed(payload) if rng.random() < 0.9 else os.memfd_create("open")
-                passed = [arguments, null, null, null, other.fileno()]
-                if rng.random() < 0.1:
-                    passed = passed[: rng.randrange(6)]
-                if rng.random() < 0.05:
-                    rng.shuffle(passed)
-                try:
-                    socket.send_fds(connection, [bytes(message)], passed)
-                    other.close()
-                    if rng.random() < 0.3:
-                        control.send(rng.choice([b'{"type": "kill"}', b"garbage", os.urandom(20)]))
-                    if rng.random() < 0.3:
-                        control.settimeout(2)
-                        control.recv(10_000)
-                except OSError:
-                    pass
-                os.close(arguments)
-                control.close()
-                other.close()
-    os.close(null)
-    return count
-
-
-def fuzzed(server, seconds):
-    process, path = server
-    host = host_of(process)
-    with pyspawner.Client(connect=path) as client:
-        said(client.spawn_child(["echo"]))
-        wait_until(lambda: children_of(host) == [])
-        before = len(os.listdir(f"/proc/{host}/fd")), len(os.listdir(f"/proc/{host}/task"))
-        seed = int.from_bytes(os.urandom(4), "little")
-        print(f"seed {seed}")
-        count = fuzz(path, seed, seconds)
-        assert said(client.spawn_child(["echo", "fine"])) == "fine"
-        wait_until(lambda: children_of(host) == [])
-        after = lambda: (len(os.listdir(f"/proc/{host}/fd")), len(os.listdir(f"/proc/{host}/task")))  # noqa: E731
-        wait_until(lambda: after() == before, 10)
-    return count
-
-
-def test_fuzzing_a_living_host(server):
-    assert fuzzed(server, 5) > 100
-
-
-@pytest.mark.soak
-def test_fuzzing_a_living_host_for_long(server):
-    print(f"{fuzzed(server, int(os.environ.get('FUZZ_SECONDS', 600)))} requests")
 
 
 # ---- other interpreters, and the old package ------------------------------------------------------------

@@ -59,18 +59,21 @@ WAY_IN = [
     ("read-back", "drop_capabilities", "capget PR_CAPBSET_READ PR_CAP_AMBIENT PR_GET_SECUREBITS", ""),
     ("read-back", "no_new_privs", "PR_GET_NO_NEW_PRIVS", ""),
     ("read-back", "seccomp", "PR_GET_SECCOMP", ""),
-    ("arguments", "arguments", "read(4)", ""),
+    ("ready", "report", "write(5)", ""),
+    ("assignment", "descriptors", "recvmsg dup3", ""),
+    ("arguments", "arguments", "read(8)", ""),
     ("report", "report", "write(5)", ""),
 ]
-REPORT = "write(5)"
+REPORT = "write(5)"  # the second: before it comes "ready"
 
 # The same for a client's child with an order of its own.
 OWN_ROOT = ("root", "root", "move_mount fchdir pivot_root umount2 chdir mount", "")
 OWN_WAY_IN = [
     *WAY_IN[:2],
     ("order", "descriptors", "read(6)", ""),
+    *(OWN_ROOT if row[0] == "root" else row for row in WAY_IN[2:-2]),
     ("name", "descriptors", "PR_SET_NAME", ""),
-    *(OWN_ROOT if row[0] == "root" else row for row in WAY_IN[2:]),
+    *WAY_IN[-2:],
 ]
 
 # Where no layer is named: the outcome and the beginning of `detail`.
@@ -87,7 +90,7 @@ HARMLESS = {
     "gettid": "the interpreter's fork hook: the thread's number for `threading.get_native_id`",
     "getrandom": "seeds of generators and hash tables, which libraries also take from /dev/urandom",
     "openat": "the C library's, for getgroups: /proc/sys/kernel/ngroups_max has a default",
-    "read(6)": "as openat",
+    "read(4)": "as openat",
     "close": "a descriptor is closed even where close(2) reports an error",
     "statx": "whether a writable place is a folder (if unknown, Landlock allows less); a size hint",
     "lseek": "a size hint for reading the arguments",
@@ -163,7 +166,8 @@ class Host:
         for _ in range(2):
             report, calls = self.job_under("trace")
             assert self.is_whole(report), report
-            traces.append(calls[: calls.index(REPORT) + 1])
+            ready = calls.index(REPORT)
+            traces.append(calls[: calls.index(REPORT, ready + 1) + 1])
         assert traces[0] == traces[1]
         return traces[0]
 
@@ -299,7 +303,7 @@ def tool(pyspawner):
 @pytest.fixture
 def map_host(pyspawner, open_folder, tool):
     (open_folder / "marker.py").write_text("def main(): print('ran')\n")
-    command = pyspawner.command("map", "marker.main", "-j", "1", path=open_folder)
+    command = pyspawner.command("map", "marker.main", "-j", "1", path=open_folder, spares=0)
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         host = Host(process, tool, system_calls())
         assert host.job()["outcome"] == "ok"
@@ -315,7 +319,7 @@ def client_host(pyspawner, open_folder, tool):
     root.chmod(0o777)
     # A kernel file system in the root, which is to be covered; and a network of the host's own.
     mounted = ["unshare", "-m", "-n", "sh", "-c", f'mount -t proc p {root}/inner && exec "$@"', "sh"]
-    command = pyspawner.command("serve", "marker.main", "--socket", path, path=open_folder, prefix=mounted)
+    command = pyspawner.command("serve", "marker.main", "--socket", path, path=open_folder, prefix=mounted, spares=0)
     config = SandboxConfig(chroot_dir=root, timeout=10, memory="1G", pids=32, open_files=64, file_size="1M")
     with subprocess.Popen(command) as process:
         wait_until(path.exists)
