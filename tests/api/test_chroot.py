@@ -28,6 +28,8 @@ with pyspawner.Client(child_main="client_jobs.main", **options) as client:
             print(client.spawn_child(["listing", path], sandbox_config=config).communicate()[0].decode().strip())
         except pyspawner.SandboxSetupError as error:
             print("refused:", error.step, error.errno, error.hint)
+        except pyspawner.ProtocolError as error:
+            print("refused:", error)
 print(len(os.listdir("/")) > 3)
 for line in open("/proc/self/mountinfo"):
     if {root!r} in line:
@@ -85,7 +87,7 @@ def test_without_the_root_layer_it_is_refused(look, root):
     """There is no mount namespace of the child's own then."""
     config = skipping("root", "user_namespace", "landlock")
     said, _ = look("", "/", config=config)
-    assert said.startswith("refused: ") and "layer root" in said
+    assert said.startswith("refused: ") and "layer" in said and "root" in said
 
 
 @pytest.mark.parametrize(
