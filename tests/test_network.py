@@ -376,6 +376,8 @@ def test_more_children_than_addresses(pyspawner, spaces):
     [
         ("for program in /usr/sbin/nft /sbin/nft; do mount --bind /dev/null $program; done", "install nftables"),
         ("mount --bind /proc/sys /proc/sys; mount -o remount,bind,ro /proc/sys", "turn forwarding on before"),
+        ("mount -t tmpfs t /mnt; printf '#!/bin/sh\\necho Error: no such luck >&2; exit 1' > /mnt/nft; "
+         "chmod +x /mnt/nft; mount --bind /mnt/nft /usr/sbin/nft", "list tables: Error: no such luck"),
     ],
 )
 def test_what_the_machine_lacks_is_told(pyspawner, spaces, arrange, words):
@@ -476,3 +478,138 @@ def test_a_dropping_chain_of_another_table_is_pointed_out(pyspawner, spaces, wor
     assert done.lines[0]["result"] == [False, False]
     assert "ip other forward" in done.stderr
     assert reach(pyspawner, spaces, targets(["192.0.2.10"])) == [True, True]
+
+
+# ---- interfaces that callers name --------------------------------------------------------------
+
+NAMED = """
+import os, subprocess, sys, threading, time
+sys.path.insert(0, {python!r})
+import pyspawner
+
+def ip(*words):
+    return subprocess.run(["ip", *words], capture_output=True, text=True, check=True).stdout
+
+def interfaces(*words):
+    lines = ip(*words, "-o", "link").splitlines()
+    return {{line.split(": ")[1].split("@")[0]: int(line.split(": ")[0]) for line in lines}}
+
+IDLE = ["read", "/dev/null"]
+
+def host(**options):
+    return pyspawner.Client(child_main="network.main", **options)
+
+def start(client, seconds, **names):
+    config = pyspawner.SandboxConfig(network=pyspawner.NetworkConfig(**names))
+    return client.spawn_child(["wait", seconds] if seconds else IDLE, sandbox_config=config)
+
+def refusal(*args, **names):
+    try:
+        start(*args, **names)
+    except pyspawner.SandboxSetupError as error:
+        return f"{{error.step}}: {{os.strerror(error.errno)}}{{error.hint}}"
+
+ip("link", "set", "lo", "up")
+before = set(interfaces())
+"""
+
+
+def play(program, *prefix):
+    """Run a program that asks hosts for named interfaces, in a network namespace of its own."""
+    text = NAMED.format(python=str(Path(__file__).parent.parent / "python")) + program
+    return run("unshare", "--net", *prefix, sys.executable, "-c", text, cwd=JOBS, timeout=100)
+
+
+def test_two_hosts_and_one_name():
+    play("""
+with host() as first, host() as second:
+    child = start(first, 60)
+    there = interfaces()
+    for other in [first, second]:
+        refused = refusal(other, 0)
+        assert "veth-pyspawn is another child's" in refused and "busy" in refused and "hint" in refused, refused
+    assert interfaces() == there
+    inside = subprocess.run(["nsenter", "-t", str(child.pid), "-n", "ip", "-o", "link"], capture_output=True, text=True)
+    assert "veth-pyspawn-c" in inside.stdout
+    # The name is free as soon as the child has ended.
+    child.kill()
+    child.wait()
+    assert start(second, 0).wait()[1] == 0
+    assert start(first, 0).wait()[1] == 0
+assert set(interfaces()) == before
+""")
+
+
+def test_interfaces_of_others_are_not_deleted():
+    play("""
+ip("link", "add", "docker0-veth", "type", "veth", "peer", "name", "other")
+there = interfaces()
+with host() as client:
+    refused = refusal(client, 0, kernel_veth_name="docker0-veth")
+    assert "docker0-veth is not pyspawner's: File exists" in refused and "hint" in refused, refused
+    refused = refusal(client, 0, kernel_veth_name="pyspad50-2")
+    assert "pyspad50-2" in refused and "egress" in refused, refused
+    assert start(client, 0, kernel_veth_name="pyspawn0").wait()[1] == 0
+assert interfaces() == there
+""")
+
+
+def test_stale_interfaces_are_deleted():
+    """As a killed host may leave them: nobody shows that the name is in use."""
+    play("""
+for name in ["veth-a", "veth-b"]:
+    ip("link", "add", name, "address", "02:70:79:73:70:61", "type", "veth", "peer", "name", name + "-peer")
+# One that pyspawner 1.0.0 has left has another address, and that package's own name.
+ip("link", "add", "veth-pyspawn", "type", "veth", "peer", "name", "left")
+with host() as client:
+    stale = interfaces()
+    for name in ["veth-a", "veth-pyspawn"]:
+        child = start(client, 60, kernel_veth_name=name)
+        assert interfaces()[name] != stale[name]
+        child.kill()
+        child.wait()
+assert set(interfaces()) == before
+""")
+
+
+def test_a_failing_start_leaves_no_interface():
+    """The address cannot be added where IPv6 is off; the pair is made by then."""
+    play("""
+open("/proc/sys/net/ipv6/conf/default/disable_ipv6", "w").write("1")
+with host() as client:
+    refused = refusal(client, 0, kernel_ipv6_address="fd00::1", child_ipv6_address="fd00::2")
+    assert "add the address fd00::1" in refused, refused
+    assert set(interfaces()) == before
+    assert start(client, 0).wait()[1] == 0
+""")
+
+
+def test_an_end_of_a_named_interface_holds_up_nobody():
+    """Deleting one takes the kernel some 30 ms, in which its host would do nothing else."""
+    play("""
+def median_of(count):
+    times = []
+    for _ in range(count):
+        begin = time.monotonic()
+        client.spawn_child(IDLE).wait()
+        times.append(time.monotonic() - begin)
+    return sorted(times)[count // 2]
+
+def name_interfaces():
+    number = 0
+    while not enough:
+        number += 1
+        octet = number % 200
+        start(client, 0, kernel_veth_name=f"veth-{number}", kernel_ipv4_address=f"192.168.{octet}.1",
+              child_ipv4_address=f"192.168.{octet}.2").wait()
+
+with host() as client:
+    alone, enough = median_of(30), []
+    thread = threading.Thread(target=name_interfaces)
+    thread.start()
+    beside = median_of(60)
+    enough.append(True)
+    thread.join()
+    print(alone, beside)
+assert set(interfaces()) == before
+""")

@@ -101,6 +101,63 @@ impl Claim {
     }
 }
 
+/// Proof that the interface of a name is a living child's: a socket as [`Claim`]'s, held by its host.
+pub struct NameClaim {
+    interface: String,
+    _lock: UnixDatagram,
+}
+
+impl NameClaim {
+    /// # Errors
+    /// EBUSY if the name is another child's, of this host or another.
+    pub async fn take(interface: &str) -> Result<Self, SetupError> {
+        // A clone has a copy of each of its host's descriptors at first, for a moment.
+        const PATIENCE: Duration = Duration::from_millis(250);
+        match wait_to_bind(&Self::socket(interface), PATIENCE).await? {
+            Some(lock) => Ok(Self {
+                interface: interface.to_owned(),
+                _lock: lock,
+            }),
+            None => {
+                let step = format!("interface {interface} is another child's");
+                Err(error(step, Errno::EBUSY))
+            }
+        }
+    }
+
+    /// Whether nobody has it. Does not take it meanwhile: another may be about to.
+    pub fn is_free(interface: &str) -> Result<bool, SetupError> {
+        let name = Self::socket(interface);
+        let connected = SocketAddr::from_abstract_name(&name)
+            .and_then(|address| UnixDatagram::unbound()?.connect_addr(&address));
+        match connected {
+            Ok(()) => Ok(false),
+            Err(e) if e.kind() == std::io::ErrorKind::ConnectionRefused => Ok(true),
+            Err(e) => Err(io_error(format!("connect @{name}"), &e)),
+        }
+    }
+
+    pub fn interface(&self) -> &str {
+        &self.interface
+    }
+
+    fn socket(interface: &str) -> String {
+        format!("pyspawner-interface-{interface}")
+    }
+}
+
+/// Whether a name is one that [`Block::pair`] gives.
+pub fn is_of_a_block(interface: &str) -> bool {
+    let rest = interface.strip_prefix(ANY_INTERFACE);
+    let parts = rest.and_then(|rest| rest.split_once('-'));
+    parts.is_some_and(|(number, _)| {
+        !number.is_empty()
+            && number
+                .bytes()
+                .all(|digit| digit.is_ascii_digit() || (b'a'..=b'f').contains(&digit))
+    })
+}
+
 /// Whether no living host has this block.
 pub fn is_free(number: u32) -> Result<bool, SetupError> {
     lock(number).map(|lock| lock.is_some())
@@ -114,16 +171,23 @@ impl Turn {
     /// Waits for it, which takes as long as some runs of a program.
     pub async fn take() -> Result<Self, SetupError> {
         const PATIENCE: Duration = Duration::from_secs(20);
-        let end = Instant::now() + PATIENCE;
-        loop {
-            if let Some(socket) = bind("pyspawner-network")? {
-                return Ok(Self(socket));
-            }
-            if Instant::now() > end {
+        match wait_to_bind("pyspawner-network", PATIENCE).await? {
+            Some(socket) => Ok(Self(socket)),
+            None => {
                 let step = "wait for another host to start or end (socket @pyspawner-network)";
-                return Err(error(step, Errno::ETIMEDOUT));
+                Err(error(step, Errno::ETIMEDOUT))
             }
-            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+/// [`bind`], once others have let go; `None` if they do not.
+async fn wait_to_bind(name: &str, patience: Duration) -> Result<Option<UnixDatagram>, SetupError> {
+    let end = Instant::now() + patience;
+    loop {
+        match bind(name)? {
+            None if Instant::now() < end => tokio::time::sleep(Duration::from_millis(5)).await,
+            bound => return Ok(bound),
         }
     }
 }
@@ -203,6 +267,22 @@ mod tests {
             );
         }
         assert_eq!(block.pair(1).child_ipv4, Ipv4Addr::new(10, 213, 16, 6));
+    }
+
+    #[test]
+    fn names_of_pairs_are_told_from_others() {
+        let block = Block::new(net("10.213.16.0/20"), None);
+        assert!(is_of_a_block(&block.pair(7).kernel_veth_name));
+        for other in [
+            "veth-pyspawn",
+            "pyspawn0",
+            "pyspawner-1",
+            "pysp-1",
+            "pyspad5",
+            "eth0",
+        ] {
+            assert!(!is_of_a_block(other), "{other}");
+        }
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! The way out: for each child a pair of its own, and for all of them one firewall.
 
 use std::cell::RefCell;
-use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
+use super::PATIENCE;
 use super::addresses::{Claim, Pairs, Turn};
 use super::error;
 use super::firewall::{Firewall, Record};
@@ -121,21 +121,9 @@ fn all_changed(records: &[Record]) -> Changed {
     all
 }
 
-/// Waits until the kernel has deleted the interfaces of children that ended, and deletes those that
-/// are left: each takes some 30 ms.
 async fn remove_interfaces(links: &Links, claim: &Claim) -> Result<(), SetupError> {
-    const PATIENCE: Duration = Duration::from_secs(1);
-    let end = Instant::now() + PATIENCE;
-    loop {
-        let left = links.all_named(&claim.block.interfaces()).await?;
-        if left.is_empty() {
-            return Ok(());
-        }
-        if Instant::now() > end {
-            for link in left {
-                links.delete(link).await?;
-            }
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    let prefix = claim.block.interfaces();
+    links
+        .see_off(PATIENCE, |link| Ok(link.name.starts_with(&prefix)))
+        .await
 }

@@ -425,6 +425,8 @@ fn run(
     }
     let said = String::from_utf8_lossy(&finished.stderr);
     log::debug!("{step}: {}", said.trim());
+    let first = said.lines().find(|line| !line.trim().is_empty());
+    let step = format!("{step}: {}", first.unwrap_or("it said nothing").trim());
     Err(error(step, errno_in(&said)))
 }
 

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::{Duration, Instant};
 
 use futures_util::TryStreamExt;
 use nix::errno::Errno;
@@ -29,10 +30,42 @@ pub struct Links {
     handle: Handle,
 }
 
-/// An interface as it is found by name.
+/// An interface of this network namespace.
 pub struct Link {
     pub index: u32,
+    pub name: String,
     pub is_veth: bool,
+    /// Whether it has [`HARDWARE_ADDRESS`].
+    is_ours: bool,
+}
+
+impl Link {
+    /// Whether a pyspawner made it.
+    pub fn is_our_veth(&self) -> bool {
+        self.is_veth && self.is_ours
+    }
+
+    fn of(message: &LinkMessage) -> Self {
+        let has = |wanted: &dyn Fn(&LinkAttribute) -> bool| message.attributes.iter().any(wanted);
+        let name = message
+            .attributes
+            .iter()
+            .find_map(|attribute| match attribute {
+                LinkAttribute::IfName(name) => Some(name.clone()),
+                _ => None,
+            });
+        Self {
+            index: message.header.index,
+            name: name.unwrap_or_default(),
+            is_veth: has(&|attribute| {
+                matches!(attribute, LinkAttribute::LinkInfo(info)
+                    if info.contains(&LinkInfo::Kind(InfoKind::Veth)))
+            }),
+            is_ours: has(
+                &|attribute| matches!(attribute, LinkAttribute::Address(address) if *address == HARDWARE_ADDRESS),
+            ),
+        }
+    }
 }
 
 impl Links {
@@ -88,10 +121,7 @@ impl Links {
     pub async fn find(&self, name: &str) -> Result<Option<Link>, SetupError> {
         let mut found = self.handle.link().get().match_name(name).execute();
         match found.try_next().await {
-            Ok(message) => Ok(message.map(|message| Link {
-                index: message.header.index,
-                is_veth: is_veth(&message),
-            })),
+            Ok(message) => Ok(message.as_ref().map(Link::of)),
             Err(e) if errno(&e) == Errno::ENODEV => Ok(None),
             Err(e) => Err(at(|| format!("look for interface {name}"))(e)),
         }
@@ -105,20 +135,14 @@ impl Links {
         }
     }
 
-    /// All interfaces whose names begin so.
-    pub async fn all_named(&self, prefix: &str) -> Result<Vec<u32>, SetupError> {
-        let mut links = self.handle.link().get().execute();
-        let mut found = Vec::new();
-        let step = || "list the interfaces".to_owned();
-        while let Some(message) = links.try_next().await.map_err(at(step))? {
-            let is_one = message.attributes.iter().any(
-                |attribute| matches!(attribute, LinkAttribute::IfName(name) if name.starts_with(prefix)),
-            );
-            if is_one {
-                found.push(message.header.index);
-            }
-        }
-        Ok(found)
+    /// All interfaces.
+    pub async fn all(&self) -> Result<Vec<Link>, SetupError> {
+        let links = self.handle.link().get().execute();
+        let links: Vec<_> = links
+            .try_collect()
+            .await
+            .map_err(at(|| "list the interfaces".to_owned()))?;
+        Ok(links.iter().map(Link::of).collect())
     }
 
     /// Gives an interface an address. It is valid at once: nobody else can have it on a pair, so
@@ -165,19 +189,59 @@ impl Links {
     }
 
     /// Deletes an interface, and with it the other end, their addresses and routes. One that is
-    /// gone already is no error.
+    /// gone already is no error. The kernel's grace periods make this hold up the thread for some
+    /// 30 ms.
     pub async fn delete(&self, link: u32) -> Result<(), SetupError> {
         match self.handle.link().del(link).execute().await {
             Err(e) if errno(&e) == Errno::ENODEV => Ok(()),
             other => other.map_err(at(|| format!("delete interface {link}"))),
         }
     }
-}
 
-fn is_veth(message: &LinkMessage) -> bool {
-    message.attributes.iter().any(|attribute| {
-        matches!(attribute, LinkAttribute::LinkInfo(info) if info.contains(&LinkInfo::Kind(InfoKind::Veth)))
-    })
+    /// Deletes the interface of this name, as [`Links::delete`] does.
+    pub async fn delete_named(&self, name: &str) -> Result<(), SetupError> {
+        let mut request = self.handle.link().del(0);
+        let attributes = &mut request.message_mut().attributes;
+        attributes.push(LinkAttribute::IfName(name.to_owned()));
+        match request.execute().await {
+            Err(e) if errno(&e) == Errno::ENODEV => Ok(()),
+            other => other.map_err(at(|| format!("delete interface {name}"))),
+        }
+    }
+
+    /// Waits until the kernel has deleted these, as it does with the network namespace of a child
+    /// that ended. Those that are left after `patience`.
+    pub async fn wait_for_end(
+        &self,
+        patience: Duration,
+        is_one: impl Fn(&Link) -> Result<bool, SetupError>,
+    ) -> Result<Vec<u32>, SetupError> {
+        let end = Instant::now() + patience;
+        loop {
+            let mut left = Vec::new();
+            for link in self.all().await? {
+                if is_one(&link)? {
+                    left.push(link.index);
+                }
+            }
+            if left.is_empty() || Instant::now() > end {
+                return Ok(left);
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// The same, and deletes what is left.
+    pub async fn see_off(
+        &self,
+        patience: Duration,
+        is_one: impl Fn(&Link) -> Result<bool, SetupError>,
+    ) -> Result<(), SetupError> {
+        for link in self.wait_for_end(patience, is_one).await? {
+            self.delete(link).await?;
+        }
+        Ok(())
+    }
 }
 
 fn at(step: impl Fn() -> String) -> impl Fn(Error) -> SetupError {

@@ -12,18 +12,22 @@ mod forwarding;
 mod links;
 mod veth;
 
-use std::cell::{OnceCell, RefCell};
-use std::collections::HashSet;
+use std::cell::OnceCell;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
 pub use veth::VethConfig;
 
+use self::addresses::NameClaim;
 use self::egress::Egress;
-use self::links::Links;
+use self::links::{Link, Links};
 use crate::config::Network;
 use crate::sandbox::{Layer, SetupError};
+
+/// How long the kernel may take to delete what children had that have ended.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What one job is connected to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,17 +56,15 @@ pub struct Networks {
     /// Opened when it is first needed.
     links: OnceCell<Links>,
     egress: Option<Egress>,
-    /// Names of the interfaces of living children.
-    in_use: RefCell<HashSet<String>>,
 }
 
 /// A connected child's share.
 #[must_use = "it is given back with Networks::disconnect"]
-pub struct Connection {
-    link: u32,
-    name: String,
-    /// Its place among the pairs of the egress.
-    place: Option<usize>,
+pub enum Connection {
+    /// A place among the pairs of the egress.
+    Place(usize),
+    /// The name that the caller chose.
+    Name(NameClaim),
 }
 
 impl Networks {
@@ -74,7 +76,6 @@ impl Networks {
         let mut networks = Self {
             links: OnceCell::new(),
             egress: None,
-            in_use: RefCell::default(),
         };
         if let Network::Egress(settings) = network {
             networks.egress = Some(Egress::start(settings, networks.links()?).await?);
@@ -91,77 +92,79 @@ impl Networks {
         pid: libc::pid_t,
         network: &JobNetwork,
     ) -> Result<Option<Connection>, SetupError> {
-        match network {
-            JobNetwork::None => Ok(None),
-            JobNetwork::Veth(config) => self.connect_veth(pid, config, None).await.map(Some),
-            JobNetwork::Egress => {
-                let egress = self.egress.as_ref();
-                let egress = egress.ok_or_else(|| {
-                    error("the profile has no network = \"egress\"", Errno::EINVAL)
-                })?;
-                let (place, pair) = egress.take()?;
-                let connected = self.connect_veth(pid, &pair, Some(place)).await;
-                if connected.is_err() {
-                    egress.give_back(place);
-                }
-                connected.map(Some)
-            }
-        }
+        let connection = match network {
+            JobNetwork::None => return Ok(None),
+            JobNetwork::Veth(config) => self.connect_named(pid, config).await?,
+            JobNetwork::Egress => self.connect_out(pid).await?,
+        };
+        Ok(Some(connection))
     }
 
     /// Gives back what a child had. For a child that was reaped.
     ///
-    /// An interface that the caller named is deleted at once: the next job may have the same. One of
-    /// the egress is left to the kernel, which deletes it with the child's network namespace: to
-    /// wait for that would hold up this thread, and so every job. Its name and addresses come
-    /// around again only after all others, and then whatever is left is deleted first.
+    /// Its interfaces are left to the kernel, which deletes them with the child's network namespace:
+    /// to delete them would hold up this thread, and so every job. One that the caller named is waited
+    /// for: the next job may have the same. One of the egress is not: its name and addresses come
+    /// around again only after all others.
     pub async fn disconnect(&self, connection: Connection) {
-        match (&self.egress, connection.place) {
-            (Some(egress), Some(place)) => egress.give_back(place),
-            _ => match self.links() {
-                Ok(links) => veth::disconnect(links, connection.link).await,
-                Err(error) => log::error!("{error}"),
-            },
+        match (connection, &self.egress, self.links.get()) {
+            (Connection::Place(place), Some(egress), _) => egress.give_back(place),
+            (Connection::Name(claim), _, Some(links)) => {
+                veth::disconnect(links, claim.interface()).await;
+            }
+            _ => {}
         }
-        self.in_use.borrow_mut().remove(&connection.name);
     }
 
     /// Takes everything away. Called when no child is to be connected any more.
     pub async fn stop(&self) {
-        if let (Some(egress), Some(links)) = (&self.egress, self.links.get())
+        let Some(links) = self.links.get() else {
+            return;
+        };
+        if let Some(egress) = &self.egress
             && let Err(error) = egress.stop(links).await
         {
             log::error!("{error}; the firewall stays, and the next host takes it away");
         }
+        // Of other hosts' children, too, if these have ended.
+        let is_stale = |link: &Link| {
+            let is_named = link.is_our_veth() && !addresses::is_of_a_block(&link.name);
+            Ok(is_named && NameClaim::is_free(&link.name)?)
+        };
+        if let Err(error) = links.see_off(PATIENCE, is_stale).await {
+            log::error!("{error}");
+        }
     }
 
-    async fn connect_veth(
+    async fn connect_named(
         &self,
         pid: libc::pid_t,
         config: &VethConfig,
-        place: Option<usize>,
     ) -> Result<Connection, SetupError> {
+        let name = &config.kernel_veth_name;
         config
             .check()
             .map_err(|wrong| error(wrong.to_string(), Errno::EINVAL))?;
-        let name = config.kernel_veth_name.clone();
-        if !self.in_use.borrow_mut().insert(name.clone()) {
-            return Err(error(
-                format!("interface {name} is another child's"),
-                Errno::EBUSY,
-            ));
+        if addresses::is_of_a_block(name) {
+            let step = format!("interface {name}: such names are those of network = \"egress\"");
+            return Err(error(step, Errno::EINVAL));
         }
-        let connected = match self.links() {
-            Ok(links) => veth::connect(links, pid, config).await,
-            Err(error) => Err(error),
-        };
-        match connected {
-            Ok(link) => Ok(Connection { link, name, place }),
-            Err(error) => {
-                self.in_use.borrow_mut().remove(&name);
-                Err(error)
-            }
+        let claim = NameClaim::take(name).await?;
+        veth::connect(self.links()?, pid, config).await?;
+        Ok(Connection::Name(claim))
+    }
+
+    async fn connect_out(&self, pid: libc::pid_t) -> Result<Connection, SetupError> {
+        let egress = self.egress.as_ref();
+        let egress = egress
+            .ok_or_else(|| error("the profile has no network = \"egress\"", Errno::EINVAL))?;
+        let links = self.links()?;
+        let (place, pair) = egress.take()?;
+        let connected = veth::connect(links, pid, &pair).await;
+        if connected.is_err() {
+            egress.give_back(place);
         }
+        connected.map(|()| Connection::Place(place))
     }
 
     fn links(&self) -> Result<&Links, SetupError> {
@@ -236,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn a_named_pair_connects_one_child_at_a_time_and_is_gone_at_once() {
+    fn a_named_pair_connects_one_child_at_a_time_and_is_gone_in_the_end() {
         assert!(nix::unistd::geteuid().is_root(), "this test needs root");
         // This thread alone: the machine's own network stays as it is.
         unshare(CloneFlags::CLONE_NEWNET).expect("root may");
@@ -268,16 +271,18 @@ mod tests {
                 }
                 let again = networks.connect(process.pid(), &job).await;
                 assert_eq!(again.err().map(|error| error.errno), Some(Errno::EBUSY));
+                let name = &config.kernel_veth_name;
+                assert!(!NameClaim::is_free(name).expect("asks"));
                 networks.disconnect(connected.expect("a connection")).await;
-                let links = networks.links().expect("open");
-                assert!(
-                    links
-                        .find(&config.kernel_veth_name)
-                        .await
-                        .expect("asks")
-                        .is_none()
-                );
+                assert!(NameClaim::is_free(name).expect("asks"));
             }
+            // The process lives on, and so the kernel has not deleted the pair.
+            let links = networks.links().expect("open");
+            let left = links.find(&config.kernel_veth_name).await.expect("asks");
+            assert!(left.is_some());
+            networks.stop().await;
+            let left = links.find(&config.kernel_veth_name).await.expect("asks");
+            assert!(left.is_none());
         });
     }
 
@@ -296,6 +301,12 @@ mod tests {
             });
             let refused = networks.connect(process.pid(), &job).await;
             assert_eq!(refused.err().map(|error| error.errno), Some(Errno::EEXIST));
+            let job = JobNetwork::Veth(VethConfig {
+                kernel_veth_name: "pyspad50-2".to_owned(),
+                ..VethConfig::default()
+            });
+            let refused = networks.connect(process.pid(), &job).await;
+            assert_eq!(refused.err().map(|error| error.errno), Some(Errno::EINVAL));
             let without = networks.connect(process.pid(), &JobNetwork::Egress).await;
             assert_eq!(without.err().map(|error| error.errno), Some(Errno::EINVAL));
             let job = JobNetwork::Veth(VethConfig::default());

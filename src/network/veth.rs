@@ -4,6 +4,7 @@ use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
 
 use anyhow::{bail, ensure};
 use ipnet::{Ipv4Net, Ipv6Net};
@@ -15,6 +16,9 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::links::{LOOPBACK, Links};
 use super::{error, io_error};
 use crate::sandbox::SetupError;
+
+/// How long the kernel may take to delete a pair: some 30 ms as a rule.
+const PATIENCE: Duration = Duration::from_millis(200);
 
 /// Names and addresses of a pair. The defaults are those of pyspawner 1.0.0.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -139,7 +143,7 @@ fn check_name(key: &str, name: &str) -> anyhow::Result<()> {
 }
 
 /// Connects a child that waits for the host's word: creates the pair, and gives both ends their
-/// addresses and the child its routes. Returns the index of the machine's end.
+/// addresses and the child its routes. Nobody else may use the name meanwhile.
 ///
 /// An interface of the same name that an earlier child left is deleted.
 ///
@@ -149,30 +153,23 @@ pub async fn connect(
     links: &Links,
     pid: libc::pid_t,
     config: &VethConfig,
-) -> Result<u32, SetupError> {
+) -> Result<(), SetupError> {
     let (namespace, own) = open_namespaces(pid)?;
     remove_stale(links, &config.kernel_veth_name).await?;
     let (here, there) = (&config.kernel_veth_name, &config.child_veth_name);
     links.create_pair(here, there, namespace.as_fd()).await?;
-    let link = links.veth(here).await?;
     let configured = async {
-        set_up_machine_end(links, link, config).await?;
+        set_up_machine_end(links, config).await?;
         let inside = Links::open_in(&namespace, &own)?;
         set_up_child_end(&inside, config).await
     };
     if let Err(error) = configured.await {
-        disconnect(links, link).await;
+        if let Err(also) = links.delete_named(here).await {
+            log::error!("{also}");
+        }
         return Err(error);
     }
-    Ok(link)
-}
-
-/// Deletes a pair. A child's network namespace takes it along, but only some time after the child's
-/// end. The kernel's grace periods make this hold up the thread for some 30 ms.
-pub async fn disconnect(links: &Links, link: u32) {
-    if let Err(error) = links.delete(link).await {
-        log::error!("{error}");
-    }
+    Ok(())
 }
 
 /// The child's network namespace, and this thread's.
@@ -196,20 +193,43 @@ fn open_namespaces(pid: libc::pid_t) -> Result<(File, File), SetupError> {
     Ok((child, own))
 }
 
-async fn remove_stale(links: &Links, name: &str) -> Result<(), SetupError> {
-    match links.find(name).await? {
-        None => Ok(()),
-        Some(link) if link.is_veth => links.delete(link.index).await,
-        // Some other interface of the machine.
-        Some(_) => Err(error(format!("interface {name} is no veth"), Errno::EEXIST)),
+/// Waits until the kernel has deleted the pair of a child that ended, which it does with the child's
+/// network namespace. One that is kept, by a connection that the child did not close perhaps, is
+/// deleted when its name is asked for again, or at the host's end.
+pub async fn disconnect(links: &Links, name: &str) {
+    match links
+        .wait_for_end(PATIENCE, |link| Ok(link.name == name))
+        .await
+    {
+        Ok(left) if left.is_empty() => {}
+        Ok(_) => log::debug!("interface {name} is still there"),
+        Err(error) => log::error!("{error}"),
     }
 }
 
-async fn set_up_machine_end(
-    links: &Links,
-    link: u32,
-    config: &VethConfig,
-) -> Result<(), SetupError> {
+/// Makes a name free that no living child has.
+async fn remove_stale(links: &Links, name: &str) -> Result<(), SetupError> {
+    match links.find(name).await? {
+        None => Ok(()),
+        Some(link) if link.is_our_veth() => {
+            links
+                .see_off(PATIENCE, |other| Ok(other.index == link.index))
+                .await
+        }
+        // Pyspawner 1.0.0 gave its interfaces no hardware address to know them by, but nobody else
+        // has this name.
+        Some(link) if link.is_veth && name == VethConfig::default().kernel_veth_name => {
+            links.delete(link.index).await
+        }
+        Some(_) => Err(error(
+            format!("interface {name} is not pyspawner's"),
+            Errno::EEXIST,
+        )),
+    }
+}
+
+async fn set_up_machine_end(links: &Links, config: &VethConfig) -> Result<(), SetupError> {
+    let link = links.veth(&config.kernel_veth_name).await?;
     for Addresses { kernel, prefix, .. } in config.addresses() {
         links.add_address(link, kernel, prefix).await?;
     }

@@ -63,7 +63,7 @@ pub fn enter(
     wait_for_host()?;
     identity::become_sandbox_user(layers, sandbox.may_set_groups)?;
     match (descriptors.root, &sandbox.root) {
-        (Some(_), _) => root::enter_own(ROOT_FD, &order.covered)?,
+        (Some(_), _) => root::enter_own(ROOT_FD, &order.covered, layers)?,
         (None, Some(root)) => root::mount_private_places(root)?,
         (None, None) => {}
     }

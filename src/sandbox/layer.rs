@@ -143,6 +143,10 @@ impl SetupError {
             (Layer::Root, Errno::EACCES | Errno::ENOTDIR) => {
                 "; hint: every folder above it must be open to others (chmod o+x)"
             }
+            (Layer::Root, Errno::ELOOP) => {
+                "; hint: links are followed only in folders that belong to root or to the host's \
+                 user and that others cannot write: name the folder that it leads to"
+            }
             (Layer::UserNamespace, Errno::EPERM) => {
                 "; hint: writing the id maps needs CAP_SETUID and CAP_SETGID in the host"
             }
@@ -163,6 +167,14 @@ impl SetupError {
             }
             (Layer::Network, Errno::ENOENT) if self.step == "the program nft" => {
                 "; hint: install nftables (Debian: apt-get install nftables)"
+            }
+            (Layer::Network, Errno::EBUSY) => {
+                "; hint: children that live at the same time, of whatever host, need interfaces \
+                 (kernel_veth_name) and addresses of their own"
+            }
+            (Layer::Network, Errno::EEXIST) if self.step.starts_with("interface") => {
+                "; hint: choose another kernel_veth_name, or delete that interface (ip link delete) \
+                 if nothing needs it"
             }
             (Layer::Network, Errno::EROFS | Errno::EACCES) => {
                 "; hint: turn forwarding on before pyspawner starts (in Docker: --sysctl \

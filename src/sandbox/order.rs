@@ -4,13 +4,13 @@
 //! and paths of one job must not be found in the memory that others inherit.
 
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
-use std::path::PathBuf;
 
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::at;
 use super::layer::{Layer, Layers, SetupError};
+use super::root::Covered;
 use crate::config::Limits;
 use crate::sys::files;
 
@@ -20,8 +20,8 @@ pub struct Order {
     /// Layers that are left out, besides the profile's. For tests.
     pub skip_layers: Vec<Layer>,
     pub limits: Option<Limits>,
-    /// Folders of a root of its own that are covered: the kernel's file systems in it.
-    pub covered: Vec<PathBuf>,
+    /// Of a root of its own, the kernel's file systems in it.
+    pub covered: Vec<Covered>,
 }
 
 impl Order {

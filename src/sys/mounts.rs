@@ -1,6 +1,7 @@
 //! The file-descriptor mount interface (Linux 5.2, `mount_setattr` 5.12).
 
 use std::ffi::{CStr, CString};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -25,28 +26,45 @@ fn c_path(path: &Path) -> Result<CString, Errno> {
 /// A detached copy of the mount at `path`, and with `recursive` of every mount below it
 /// (`open_tree(2)`, `OPEN_TREE_CLONE`).
 pub fn copy_tree(path: &Path, recursive: bool) -> Result<OwnedFd, Errno> {
-    let path = c_path(path)?;
-    let mut flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC;
-    if recursive {
-        flags |= libc::AT_RECURSIVE as libc::c_uint;
-    }
-    // SAFETY: `path` is a C string that outlives the call.
-    let fd =
-        check(unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) })?;
-    // SAFETY: a new descriptor that nobody else knows.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+    let flags = if recursive { libc::AT_RECURSIVE } else { 0 };
+    clone_tree(libc::AT_FDCWD, &c_path(path)?, flags)
+}
+
+/// A detached copy of the very file or folder that `found` is open on, with every mount below it.
+pub fn copy_found(found: &OwnedFd) -> Result<OwnedFd, Errno> {
+    let flags = libc::AT_EMPTY_PATH | libc::AT_RECURSIVE;
+    clone_tree(found.as_raw_fd(), c"", flags)
 }
 
 /// A detached copy of the file or folder `name` in an open folder of an attached mount, or of the
 /// folder itself if it has no name.
 pub fn copy_within(mount: &OwnedFd, name: &CStr) -> Result<OwnedFd, Errno> {
-    let flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | libc::AT_EMPTY_PATH as libc::c_uint;
-    // SAFETY: `name` is a C string that outlives the call.
-    let fd = check(unsafe {
-        libc::syscall(libc::SYS_open_tree, mount.as_raw_fd(), name.as_ptr(), flags)
-    })?;
+    clone_tree(mount.as_raw_fd(), name, libc::AT_EMPTY_PATH)
+}
+
+fn clone_tree(folder: RawFd, path: &CStr, flags: libc::c_int) -> Result<OwnedFd, Errno> {
+    let flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | flags as libc::c_uint;
+    // SAFETY: `path` is a C string that outlives the call.
+    let fd = check(unsafe { libc::syscall(libc::SYS_open_tree, folder, path.as_ptr(), flags) })?;
     // SAFETY: a new descriptor that nobody else knows.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// The number of the mount that a file or folder is open on, as in `proc_pid_mountinfo(5)`
+/// (`statx(2)`, STATX_MNT_ID, Linux 5.8).
+pub fn mount_id(found: &OwnedFd) -> Result<u64, Errno> {
+    let mut answer = MaybeUninit::<libc::statx>::zeroed();
+    let (fd, path) = (found.as_raw_fd(), c"".as_ptr());
+    let wanted = libc::STATX_MNT_ID;
+    // SAFETY: the path is a C string, and the answer has room for the structure.
+    let done = unsafe { libc::statx(fd, path, libc::AT_EMPTY_PATH, wanted, answer.as_mut_ptr()) };
+    check(done.into())?;
+    // SAFETY: it was zeroed, and all its fields are numbers.
+    let answer = unsafe { answer.assume_init() };
+    if answer.stx_mask & wanted == 0 {
+        return Err(Errno::EOPNOTSUPP);
+    }
+    Ok(answer.stx_mnt_id)
 }
 
 /// A new, detached tmpfs, nosuid and nodev, with these options (`tmpfs(5)`, `fsopen(2)`).
@@ -102,7 +120,11 @@ pub fn attach_to(tree: &OwnedFd, target: &OwnedFd) -> Result<(), Errno> {
 
 /// Makes one mount read-only, and none of those in it.
 pub fn make_read_only(mount: &OwnedFd) -> Result<(), Errno> {
-    set_attributes_by(mount, libc::MOUNT_ATTR_RDONLY, 0, libc::AT_EMPTY_PATH)
+    let attributes = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_RDONLY,
+        ..NO_CHANGE
+    };
+    change(mount, &attributes, libc::AT_EMPTY_PATH)
 }
 
 /// Attaches a detached tree at `target` (`move_mount(2)`).
@@ -122,33 +144,36 @@ pub fn attach_tree(tree: &OwnedFd, target: &Path) -> Result<(), Errno> {
     .map(drop)
 }
 
-/// Sets and clears mount attributes (`libc::MOUNT_ATTR_*`) of a tree and of all below it
-/// (`mount_setattr(2)`).
+/// Sets and clears mount attributes (`libc::MOUNT_ATTR_*`) of a detached tree and of all in it
+/// (`mount_setattr(2)`), and cuts it off from what it was copied from: a copy of a shared mount is
+/// its peer, so that what is mounted in one comes to be in the other (`mount_namespaces(7)`).
 pub fn set_attributes(tree: &OwnedFd, set: u64, clear: u64) -> Result<(), Errno> {
-    set_attributes_by(tree, set, clear, libc::AT_EMPTY_PATH | libc::AT_RECURSIVE)
-}
-
-fn set_attributes_by(
-    tree: &OwnedFd,
-    set: u64,
-    clear: u64,
-    flags: libc::c_int,
-) -> Result<(), Errno> {
-    let attr = libc::mount_attr {
+    let attributes = libc::mount_attr {
         attr_set: set,
         attr_clr: clear,
-        propagation: 0,
-        userns_fd: 0,
+        propagation: libc::MS_PRIVATE,
+        ..NO_CHANGE
     };
-    // SAFETY: `attr` is valid for its size, the path is a C string.
+    change(tree, &attributes, libc::AT_EMPTY_PATH | libc::AT_RECURSIVE)
+}
+
+const NO_CHANGE: libc::mount_attr = libc::mount_attr {
+    attr_set: 0,
+    attr_clr: 0,
+    propagation: 0,
+    userns_fd: 0,
+};
+
+fn change(mount: &OwnedFd, attributes: &libc::mount_attr, flags: libc::c_int) -> Result<(), Errno> {
+    // SAFETY: `attributes` is valid for its size, the path is a C string.
     check(unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
-            tree.as_raw_fd(),
+            mount.as_raw_fd(),
             c"".as_ptr(),
             flags,
-            &raw const attr,
-            size_of_val(&attr),
+            std::ptr::from_ref(attributes),
+            size_of_val(attributes),
         )
     })
     .map(drop)

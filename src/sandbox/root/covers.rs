@@ -109,10 +109,10 @@ impl Name {
 /// An empty file and an empty folder, to be mounted where something is to be hidden. They lie on a
 /// file system that is mounted where it will be mounted over: a mount can only be copied from within
 /// a namespace.
-struct Shelf(OwnedFd);
+pub(super) struct Shelf(OwnedFd);
 
 impl Shelf {
-    fn new(place: &Path) -> Result<Self, SetupError> {
+    pub(super) fn new(place: &Path) -> Result<Self, SetupError> {
         let shelf = tmpfs()?;
         let flags = OFlag::O_CREAT | OFlag::O_CLOEXEC;
         openat(&shelf, "file", flags, Mode::from_bits_truncate(0o444))
@@ -126,7 +126,7 @@ impl Shelf {
     }
 
     /// Mounts one of the two over what was found.
-    fn cover(&self, found: fs::File, is_folder: bool) -> Result<(), Errno> {
+    pub(super) fn cover(&self, found: fs::File, is_folder: bool) -> Result<(), Errno> {
         let name = if is_folder { c"folder" } else { c"file" };
         attach_to(&copy_within(&self.0, name)?, &found.into())
     }

@@ -9,11 +9,13 @@
 
 mod covers;
 mod kernel;
+mod mountinfo;
+mod own;
 mod resolver;
 mod steps;
 
 use std::fs;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -23,14 +25,17 @@ use nix::sys::stat::Mode;
 use nix::unistd::{chdir, fchdir};
 
 pub use self::kernel::DEVICES;
+pub use self::own::{Covered, OwnRoot, enter_own};
 
 use self::covers::{Covers, closed_folder_above};
 use self::kernel::Devices;
 use self::resolver::Resolver;
-use self::steps::{create_mount_point, error, io_error, mount_tmpfs};
+use self::steps::{create_mount_point, error, mount_tmpfs};
 use super::layer::SetupError;
 use crate::config::{Proc, Profile, Root};
-use crate::sys::mounts::{attach_tree, copy_tree, pivot_to_working_directory, set_attributes};
+use crate::sys::mounts::{
+    attach_tree, copy_found, copy_tree, pivot_to_working_directory, set_attributes,
+};
 use crate::sys::process::unshare;
 
 /// Where each child has a tmpfs of its own, if the profile gives it one.
@@ -82,7 +87,10 @@ impl PreparedRoot {
                 enter_host_tree(&hidden, &needed, untrusted, &hosts_proc)?
             }
             Root::Chroot(folder) => {
-                enter_copy_of(folder, UNTRUSTED)?;
+                enter_tree(
+                    &take_tree(folder, UNTRUSTED)?,
+                    &folder.display().to_string(),
+                )?;
                 let mut folders = binds.iter().filter(|bind| bind.is_folder);
                 let place = folders.next().map(|bind| bind.target.as_path());
                 let mut covers = Covers::new(&[], Vec::new());
@@ -183,24 +191,35 @@ fn leave_host_mount_namespace() -> Result<(), SetupError> {
 fn take_binds(profile: &Profile) -> Result<Vec<BoundTree>, SetupError> {
     let mut binds = Vec::new();
     for bind in &profile.binds {
-        let step = |what: &str| {
-            let step = format!("{what} {}", bind.source.display());
-            move |errno| error(step, errno)
-        };
-        let tree = copy_tree(&bind.source, true).map_err(step("open_tree"))?;
         let attributes = if bind.writable { UNTRUSTED } else { READ_ONLY };
-        set_attributes(&tree, attributes, 0).map_err(step("mount_setattr"))?;
         binds.push(BoundTree {
             source: bind.source.clone(),
             target: bind.target().to_owned(),
             writable: bind.writable,
             is_folder: bind.source.is_dir(),
-            tree,
+            tree: take_tree(&bind.source, attributes)?,
         });
     }
     // The outer ones first, or they would cover the inner ones.
     binds.sort_by(|a, b| a.target.cmp(&b.target));
     Ok(binds)
+}
+
+fn take_tree(path: &Path, attributes: u64) -> Result<OwnedFd, SetupError> {
+    let found = open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
+        .map_err(|e| error(format!("open {}", path.display()), e))?;
+    copy_restricted(&found, path, attributes)
+}
+
+/// A detached copy of what was found, with all mounts in it: restricted, and cut off from the host's.
+fn copy_restricted(found: &OwnedFd, path: &Path, attributes: u64) -> Result<OwnedFd, SetupError> {
+    let step = |what: &str| {
+        let step = format!("{what} {}", path.display());
+        move |errno| error(step, errno)
+    };
+    let tree = copy_found(found).map_err(step("open_tree"))?;
+    set_attributes(&tree, attributes, 0).map_err(step("mount_setattr"))?;
+    Ok(tree)
 }
 
 /// The host's tree, read-only, without the kernel's file systems and what is hidden.
@@ -211,7 +230,7 @@ fn enter_host_tree(
     hosts_proc: &OwnedFd,
 ) -> Result<Covers, SetupError> {
     let devices = Devices::take()?;
-    enter_copy_of(Path::new("/"), READ_ONLY)?;
+    enter_tree(&take_tree(Path::new("/"), READ_ONLY)?, "/")?;
     let mut covers = Covers::new(needed, untrusted);
     cover_tmp(&mut covers, needed)?;
     kernel::remove_from_host_tree(&mut covers, hosts_proc)?;
@@ -227,10 +246,7 @@ fn enter_host_tree(
 fn enter_empty_tree() -> Result<Covers, SetupError> {
     let devices = Devices::take()?;
     let root = covers::tmpfs()?;
-    // Attached where there always is a folder; the place is gone with the old root.
-    attach_tree(&root, Path::new("/proc")).map_err(|e| error("move_mount a tmpfs".into(), e))?;
-    fchdir(&root).map_err(|e| error("fchdir to a tmpfs".into(), e))?;
-    leave_old_root("an empty tree")?;
+    enter_tree(&root, "an empty tree")?;
     for folder in ["/dev", "/proc", "/tmp"] {
         create_mount_point(Path::new(folder), true)?;
     }
@@ -249,26 +265,15 @@ fn cover_tmp(covers: &mut Covers, needed: &[PathBuf]) -> Result<(), SetupError> 
     covers.keep_shelf_at(shelf)
 }
 
-/// Makes a restricted copy of the tree at `source` the root and detaches the old one.
-fn enter_copy_of(source: &Path, attributes: u64) -> Result<(), SetupError> {
+/// Makes a detached tree the root and detaches the old one.
+fn enter_tree(tree: &OwnedFd, name: &str) -> Result<(), SetupError> {
     let step = |what: &str| {
-        let step = format!("{what} {}", source.display());
+        let step = format!("{what} {name}");
         move |errno| error(step, errno)
     };
-    let tree = copy_tree(source, true).map_err(step("open_tree"))?;
-    set_attributes(&tree, attributes, 0).map_err(step("mount_setattr"))?;
-    // Attached where there always is a folder; the place is gone with the old root.
-    attach_tree(&tree, Path::new("/proc")).map_err(step("move_mount"))?;
-    fchdir(&tree).map_err(step("fchdir"))?;
-    leave_old_root(&source.display().to_string())
-}
-
-/// Makes the working directory the root and detaches the old one.
-fn leave_old_root(new: &str) -> Result<(), SetupError> {
-    let step = |what: &str| {
-        let step = format!("{what} {new}");
-        move |errno| error(step, errno)
-    };
+    // On the old root itself: whatever that has, or has not, it is gone at once.
+    attach_tree(tree, Path::new("/")).map_err(step("move_mount"))?;
+    fchdir(tree).map_err(step("fchdir"))?;
     pivot_to_working_directory().map_err(step("pivot_root"))?;
     umount2(".", MntFlags::MNT_DETACH).map_err(step("detach the old root of"))?;
     chdir("/").map_err(step("chdir"))
@@ -360,67 +365,6 @@ pub fn mount_private_places(root: &PreparedRoot) -> Result<(), SetupError> {
     // host's files would be in reach.
     let directory = &root.working_directory;
     chdir(directory).map_err(|e| error(format!("chdir {}", directory.display()), e))
-}
-
-/// A root for one child, taken by a thread that sees the host's tree.
-pub struct OwnRoot {
-    /// A detached copy of its mounts.
-    pub tree: OwnedFd,
-    /// The kernel's file systems in it, as paths from its root: children cover them.
-    pub covered: Vec<PathBuf>,
-}
-
-impl OwnRoot {
-    /// Takes what is at `folder` now. Makes system calls only: the C library's `realpath(3)` would use
-    /// its heap, whose locks clones inherit.
-    ///
-    /// # Errors
-    /// With the call that failed, and the folder.
-    pub fn take(folder: &Path) -> Result<Self, SetupError> {
-        let step = |what: &str| {
-            let step = format!("{what} {}", folder.display());
-            move |errno| error(step, errno)
-        };
-        if !folder.is_absolute() {
-            return Err(step("a chroot that is not absolute:")(Errno::EINVAL));
-        }
-        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let found = open(folder, flags, Mode::empty()).map_err(step("open"))?;
-        let number = std::os::fd::AsRawFd::as_raw_fd(&found);
-        let real = fs::read_link(format!("/proc/thread-self/fd/{number}"))
-            .map_err(|e| io_error(format!("readlink of {}", folder.display()), &e))?;
-        let tree = copy_tree(&real, true).map_err(step("open_tree"))?;
-        set_attributes(&tree, UNTRUSTED, 0).map_err(step("mount_setattr"))?;
-        let proc =
-            open("/proc", flags, Mode::empty()).map_err(|e| error("open /proc".into(), e))?;
-        let mut covered = Vec::new();
-        for mount in kernel::kernel_mounts(&proc)? {
-            match mount.strip_prefix(&real) {
-                Ok(rest) if rest.as_os_str().is_empty() => {
-                    return Err(step("a chroot in a file system of the kernel's own:")(
-                        Errno::EINVAL,
-                    ));
-                }
-                Ok(rest) => covered.push(rest.to_owned()),
-                Err(_) => {}
-            }
-        }
-        Ok(Self { tree, covered })
-    }
-}
-
-/// Makes a tree of the child's own the root, in the child, as the sandbox's user. What is `covered`
-/// in it, paths from its root, cannot be seen.
-pub fn enter_own(tree: RawFd, covered: &[PathBuf]) -> Result<(), SetupError> {
-    // SAFETY: the child's descriptors were put at their numbers, and nothing else owns this one.
-    let tree = unsafe { OwnedFd::from_raw_fd(tree) };
-    // Attached where there always is a folder; the place is gone with the old root.
-    attach_tree(&tree, Path::new("/tmp")).map_err(|e| error("move_mount the root".into(), e))?;
-    fchdir(&tree).map_err(|e| error("fchdir to the root".into(), e))?;
-    leave_old_root("the root")?;
-    covered
-        .iter()
-        .try_for_each(|path| mount_tmpfs(&Path::new("/").join(path), "ro,mode=755,size=4k"))
 }
 
 fn is_folder(tree: &OwnedFd) -> Result<bool, SetupError> {

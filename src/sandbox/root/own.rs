@@ -1,0 +1,207 @@
+//! A root for one child: the folder that a request names, as it is at that moment.
+
+use std::ffi::OsString;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::path::{Component, Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2, readlinkat};
+use nix::mount::{MntFlags, umount2};
+use nix::sys::stat::{Mode, fstat};
+use serde::{Deserialize, Serialize};
+
+use super::covers::Shelf;
+use super::mountinfo::{self, Mounts};
+use super::steps::{error, io_error};
+use super::{UNTRUSTED, copy_restricted, enter_tree, is_folder};
+use crate::sandbox::layer::{Layer, Layers, SetupError};
+use crate::sys::mounts::mount_id;
+
+const FOLDER: OFlag = OFlag::O_PATH
+    .union(OFlag::O_DIRECTORY)
+    .union(OFlag::O_CLOEXEC);
+
+/// What is found while others mount, unmount and rename is looked at again.
+const ATTEMPTS: u32 = 100;
+
+/// A root for one child, taken by a thread that sees the host's tree.
+pub struct OwnRoot {
+    /// A detached copy of its mounts.
+    pub tree: OwnedFd,
+    /// The kernel's file systems in it: children cover them.
+    pub covered: Vec<Covered>,
+}
+
+/// A mount that a child covers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Covered {
+    /// From the root. Any bytes can be a name, and so it is written as bytes.
+    path: OsString,
+    /// What must be found there.
+    device: u64,
+}
+
+impl OwnRoot {
+    /// Takes what is at `folder` now. Makes system calls only: the C library's `realpath(3)` would use
+    /// its heap, whose locks clones inherit.
+    ///
+    /// # Errors
+    /// With the call that failed, and the folder.
+    pub fn take(folder: &Path) -> Result<Self, SetupError> {
+        let found = open_folder(folder)?;
+        let proc =
+            open("/proc", FOLDER, Mode::empty()).map_err(|e| error("open /proc".into(), e))?;
+        let mut covered = kernel_mounts_in(&found, &proc, folder)?;
+        for _ in 0..ATTEMPTS {
+            let tree = copy_restricted(&found, folder, UNTRUSTED)?;
+            // The tree itself does not tell what is mounted in it.
+            let now = kernel_mounts_in(&found, &proc, folder)?;
+            if now == covered {
+                return Ok(Self { tree, covered });
+            }
+            covered = now;
+        }
+        let step = format!(
+            "copy {}, whose mounts change all the time",
+            folder.display()
+        );
+        Err(error(step, Errno::EBUSY))
+    }
+}
+
+/// Opens a folder. A link on the way is followed only where jobs cannot have put it: what they can
+/// write to may be on the way, and this thread sees the host's tree.
+fn open_folder(folder: &Path) -> Result<OwnedFd, SetupError> {
+    const MOST_LINKS: u32 = 40;
+    let step = |what: &str| {
+        let step = format!("{what} {}", folder.display());
+        move |errno| error(step, errno)
+    };
+    if !folder.is_absolute() {
+        return Err(step("a chroot that is not absolute:")(Errno::EINVAL));
+    }
+    let root = open("/", FOLDER, Mode::empty()).map_err(step("open / for"))?;
+    let mut here = root.try_clone().map_err(|e| io_error("dup".into(), &e))?;
+    let mut links = 0;
+    let mut way = parts(folder);
+    while let Some(name) = way.pop() {
+        let failed = match openat(&here, &*name, FOLDER | OFlag::O_NOFOLLOW, Mode::empty()) {
+            Ok(next) => {
+                here = next;
+                continue;
+            }
+            Err(errno) => step("open")(errno),
+        };
+        let Ok(target) = readlinkat(&here, &*name) else {
+            return Err(failed); // no link
+        };
+        links += 1;
+        if links > MOST_LINKS {
+            return Err(step("open")(Errno::ELOOP));
+        }
+        if !is_kept_from_others(&here, &root).map_err(step("fstat on the way to"))? {
+            let step = format!(
+                "open {}: others may have made the link {} on the way",
+                folder.display(),
+                Path::new(&name).display()
+            );
+            return Err(error(step, Errno::ELOOP));
+        }
+        if Path::new(&target).is_absolute() {
+            here = root.try_clone().map_err(|e| io_error("dup".into(), &e))?;
+        }
+        way.extend(parts(Path::new(&target)));
+    }
+    Ok(here)
+}
+
+/// The names on a path, the first of them last.
+fn parts(path: &Path) -> Vec<OsString> {
+    let names = path
+        .components()
+        .rev()
+        .filter(|part| matches!(part, Component::Normal(_) | Component::ParentDir));
+    names.map(|part| part.as_os_str().to_owned()).collect()
+}
+
+/// Whether only root and the host's user make links in a folder. A job is neither, and in no group of
+/// theirs. In a user namespace root has another number, that of the owner of `/`.
+fn is_kept_from_others(folder: &OwnedFd, root: &OwnedFd) -> Result<bool, Errno> {
+    let found = fstat(folder)?;
+    let owners = [fstat(root)?.st_uid, nix::unistd::geteuid().as_raw()];
+    Ok(owners.contains(&found.st_uid) && found.st_mode & libc::S_IWOTH == 0)
+}
+
+/// The kernel's file systems that a copy of `found` brings along.
+fn kernel_mounts_in(
+    found: &OwnedFd,
+    proc: &OwnedFd,
+    folder: &Path,
+) -> Result<Vec<Covered>, SetupError> {
+    let step = |what: &str| {
+        let step = format!("{what} {}", folder.display());
+        move |errno| error(step, errno)
+    };
+    // Mounts are told by their paths, so the folder's is needed: what it is now.
+    let link = format!("thread-self/fd/{}", found.as_raw_fd());
+    let real: PathBuf = readlinkat(proc, &*link)
+        .map_err(step("readlink of"))?
+        .into();
+    let mounts = Mounts::read(proc)?;
+    let device = fstat(found).map_err(step("fstat"))?.st_dev;
+    if mounts.is_kernels(device) {
+        let step = format!("{}: {}", mountinfo::IN_A_KERNELS, folder.display());
+        return Err(error(step, Errno::EINVAL));
+    }
+    let on = mount_id(found).map_err(step("statx"))?;
+    let below = mounts.kernels_below(on, &real).into_iter().map(|mount| {
+        let path = mount.place.strip_prefix(&real).ok()?;
+        (!path.as_os_str().is_empty()).then(|| Covered {
+            path: path.into(),
+            device: mount.device,
+        })
+    });
+    let below: Option<Vec<_>> = below.collect();
+    below.ok_or_else(|| step("copy what is mounted over:")(Errno::EBUSY))
+}
+
+/// Makes a tree of the child's own the root, in the child, as the sandbox's user. What is `covered`
+/// in it cannot be seen.
+pub fn enter_own(tree: RawFd, covered: &[Covered], layers: &Layers) -> Result<(), SetupError> {
+    // SAFETY: the child's descriptors were put at their numbers, and nothing else owns this one.
+    let tree = unsafe { OwnedFd::from_raw_fd(tree) };
+    if !layers.has(Layer::Root) {
+        // There is no mount namespace of the child's own then: this would be the host's root.
+        let step = "a chroot of its own while the layer root is skipped";
+        return Err(error(step.into(), Errno::EINVAL));
+    }
+    enter_tree(&tree, "the chroot")?;
+    if covered.is_empty() {
+        return Ok(());
+    }
+    // Copies are taken of what is mounted, so it lies above the root until all is covered.
+    let shelf = Shelf::new(Path::new("/"))?;
+    covered
+        .iter()
+        .try_for_each(|mount| mount.cover(&tree, &shelf))?;
+    umount2(".", MntFlags::MNT_DETACH).map_err(|e| error("detach a tmpfs from /".into(), e))
+}
+
+impl Covered {
+    fn cover(&self, tree: &OwnedFd, shelf: &Shelf) -> Result<(), SetupError> {
+        let step = |what: &str| {
+            let step = format!("{what} /{}", Path::new(&self.path).display());
+            move |errno| error(step, errno)
+        };
+        let how = OpenHow::new()
+            .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
+            .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
+        let found = openat2(tree.as_fd(), &*self.path, how).map_err(step("open"))?;
+        // A job that can rename the folders above may have put another in its place.
+        if fstat(&found).map_err(step("fstat"))?.st_dev != self.device {
+            return Err(step("cover what was moved away from")(Errno::ESTALE));
+        }
+        let is_folder = is_folder(&found)?;
+        shelf.cover(found.into(), is_folder).map_err(step("cover"))
+    }
+}
