@@ -12,6 +12,7 @@ use pyo3::prelude::*;
 
 use crate::clone::Cloner;
 use crate::clone::private_memory::spawn_private_thread;
+use crate::clone::warm_image;
 use crate::config::HostSettings;
 use crate::interpreter::call::Entry;
 use crate::interpreter::{host_module, warm};
@@ -63,7 +64,11 @@ fn prepare(settings: &HostSettings, io_thread: libc::pid_t) -> Result<Children, 
             detail: format!("{error:#}"),
         }
     };
+    let reserved = warm_image::prepare().context("reserving address space for the interpreter");
+    reserved.map_err(failure("setup"))?;
     let warm = warm::warm(settings).map_err(failure("preload"))?;
+    let collapsed = warm_image::collapse().context("/proc/self/smaps");
+    collapsed.map_err(failure("setup"))?;
     prepare_children(settings, io_thread, warm).map_err(failure("setup"))
 }
 

@@ -81,7 +81,8 @@ class Driver:
     def command(self, verb, child_main, *flags, config=None, path=JOBS, prefix=(), spares=None):
         """``spares=0`` for a test that looks at the host's children: all of them are jobs then."""
         if spares is not None:
-            config = f"[pool]\nspares = {spares}\n{config or ''}"
+            pool = f"[pool]\nspares = {spares}\n"
+            config = config.replace("[pool]\n", pool) if "[pool]" in (config or "") else pool + (config or "")
         command = [*prefix, PYSPAWNER, verb, "--child-main", child_main]
         if path is not None:
             command += ["--path", path]

@@ -11,6 +11,7 @@ pub mod clone_lock;
 pub mod foreign_threads;
 pub mod fork_protocol;
 pub mod private_memory;
+pub mod warm_image;
 
 use std::os::fd::{AsFd, RawFd};
 use std::time::{Duration, Instant};
@@ -111,6 +112,7 @@ impl Cloner {
             match attempt {
                 Ok(Attempt::Child) => {
                     private_memory::forget_in_child();
+                    warm_image::in_child();
                     fork_protocol::after_in_child();
                     if let Err(errno) = self.thread.restore_robust_list() {
                         // Robust mutexes would not be released at this child's death.

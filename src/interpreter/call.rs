@@ -3,12 +3,14 @@
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyCFunction, PyDict, PyTuple};
 
+use super::random_states::RandomStates;
 use super::{describe, host_module, job_module};
 use crate::call::Call;
 
 /// The functions that a child needs, resolved in the host.
 pub struct Entry {
     pub child_main: Py<PyAny>,
+    random_states: RandomStates,
     reseed: Py<PyAny>,
     decode: Py<PyAny>,
     unpickle: Py<PyAny>,
@@ -22,10 +24,15 @@ pub struct PreparedJob {
 }
 
 impl Entry {
-    pub fn new(py: Python<'_>, child_main: Py<PyAny>) -> PyResult<Self> {
+    pub fn new(
+        py: Python<'_>,
+        child_main: Py<PyAny>,
+        random_states: RandomStates,
+    ) -> PyResult<Self> {
         let job = job_module(py)?;
         Ok(Self {
             child_main,
+            random_states,
             reseed: job.getattr("reseed")?.unbind(),
             decode: job.getattr("decode")?.unbind(),
             unpickle: job.getattr("unpickle")?.unbind(),
@@ -36,15 +43,9 @@ impl Entry {
     /// Makes the interpreter's state the child's own: randomness, then the operator's hooks.
     /// The error is the hook's traceback.
     pub fn become_own(&self, py: Python<'_>) -> Result<(), String> {
-        // SAFETY: plain integers; the C library's generators are process-wide state.
-        unsafe {
-            let mut seed = [0u32; 2];
-            if libc::getrandom((&raw mut seed).cast(), size_of_val(&seed), 0) < 0 {
-                return Err(format!("getrandom: {}", std::io::Error::last_os_error()));
-            }
-            libc::srand(seed[0]); // and with it random(3)
-            libc::srand48(seed[1].into());
-        }
+        self.random_states
+            .renew()
+            .map_err(|errno| format!("getrandom: {errno}"))?;
         self.reseed
             .call0(py)
             .and_then(|_| host_module::run_after_clone(py))

@@ -11,6 +11,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyModule;
 
 use super::call::Entry;
+use super::random_states::RandomStates;
 use super::{describe, host_module, job_module};
 use crate::config::{Callable, HostSettings};
 
@@ -48,6 +49,7 @@ pub fn warm(settings: &HostSettings) -> anyhow::Result<Warm> {
                 .call0(py)
                 .map_err(|error| anyhow!("warm_up {warm_up} failed:\n{}", describe(py, &error)))?;
         }
+        let random_states = RandomStates::find(py).context("after the warm-up")?;
         let needed = freeze(py).context("after the warm-up")?;
         let descriptors = open_descriptors()?
             .into_iter()
@@ -55,7 +57,7 @@ pub fn warm(settings: &HostSettings) -> anyhow::Result<Warm> {
             .map(|(_, target)| target)
             .collect();
         Ok(Warm {
-            entry: Entry::new(py, child_main)?,
+            entry: Entry::new(py, child_main, random_states)?,
             needed: needed.into_iter().chain(settings.path.clone()).collect(),
             report: Report {
                 imports,
@@ -168,7 +170,6 @@ fn resolve(py: Python<'_>, target: &Callable, role: &str) -> anyhow::Result<Py<P
 
 /// Takes the collector off the pages that children share, and lists what they will read.
 fn freeze(py: Python<'_>) -> PyResult<Vec<PathBuf>> {
-    job_module(py)?.call_method0("prepare_reseeding")?;
     let gc = py.import("gc")?;
     gc.call_method0("collect")?;
     gc.call_method0("freeze")?;

@@ -1,4 +1,4 @@
-//! Mappings that clones do not receive.
+//! Mappings: of which clones receive nothing, and of which they receive much.
 
 use std::ptr::NonNull;
 
@@ -86,4 +86,99 @@ pub unsafe fn make_usable(base: *mut u8, length: usize) -> Result<(), Errno> {
 pub unsafe fn hide_from_clones(base: *mut u8, length: usize) -> Result<(), Errno> {
     // SAFETY: the advice changes nothing in this process; the rest is the caller's promise.
     Errno::result(unsafe { libc::madvise(base.cast(), length, libc::MADV_DONTFORK) }).map(drop)
+}
+
+/// What the kernel calls a huge page, in bytes: a page of page table entries' worth.
+pub const HUGE_PAGE: usize = 2 << 20;
+
+/// Maps new memory, as `malloc(3)` would. Not where this process has a limit on it.
+pub fn map(length: usize) -> Result<NonNull<u8>, Errno> {
+    // SAFETY: a new anonymous mapping at an address of the kernel's choice.
+    let base = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            length,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+            -1,
+            0,
+        )
+    };
+    if base == libc::MAP_FAILED {
+        return Err(Errno::last());
+    }
+    Ok(NonNull::new(base.cast()).expect("mmap gave a null address"))
+}
+
+/// Gives memory back.
+///
+/// # Safety
+/// The range must be page-aligned, mapped, and used by nobody any more.
+pub unsafe fn unmap(base: *mut u8, length: usize) {
+    // SAFETY: by this function's contract. With a valid range it fails only for want of memory, and
+    // then the mapping stays.
+    unsafe { libc::munmap(base.cast(), length) };
+}
+
+/// Asks for huge pages where memory is touched for the first time (`MADV_HUGEPAGE`, `madvise(2)`).
+///
+/// # Safety
+/// The range must be page-aligned and mapped.
+pub unsafe fn prefer_huge_pages(base: *mut u8, length: usize) -> Result<(), Errno> {
+    // SAFETY: the advice changes no content; the rest is the caller's promise.
+    Errno::result(unsafe { libc::madvise(base.cast(), length, libc::MADV_HUGEPAGE) }).map(drop)
+}
+
+/// Has the kernel copy what is in small pages into huge ones (`MADV_COLLAPSE`, `madvise(2)`).
+///
+/// # Safety
+/// The range must be page-aligned and mapped.
+pub unsafe fn collapse(range: std::ops::Range<usize>) -> Result<(), Errno> {
+    let base = range.start as *mut libc::c_void;
+    // SAFETY: the content stays; the rest is the caller's promise.
+    Errno::result(unsafe { libc::madvise(base, range.len(), libc::MADV_COLLAPSE) }).map(drop)
+}
+
+/// The aligned parts of this process's own private mappings that are in memory for the better part
+/// (`proc_pid_smaps(5)`).
+pub fn filled_mappings() -> std::io::Result<Vec<std::ops::Range<usize>>> {
+    let smaps = std::fs::read_to_string("/proc/self/smaps")?;
+    let mut found = Vec::new();
+    let mut current = None;
+    for line in smaps.lines() {
+        let mut words = line.split_whitespace();
+        let first = words.next().unwrap_or_default();
+        if let Some(range) = parse_range(first) {
+            let rest: Vec<_> = words.collect();
+            let is_own = matches!(
+                rest[..],
+                ["rw-p", _, _, "0"] | ["rw-p", _, _, "0", "[heap]"]
+            );
+            current = is_own.then_some(range);
+        } else if let (Some(range), "Anonymous:") = (&current, first) {
+            let kibibytes: usize = words.next().and_then(|n| n.parse().ok()).unwrap_or(0);
+            let inner = range.start.next_multiple_of(HUGE_PAGE)..range.end / HUGE_PAGE * HUGE_PAGE;
+            if (kibibytes << 10) >= range.len() / 4 * 3 && inner.start < inner.end {
+                found.push(inner);
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn parse_range(text: &str) -> Option<std::ops::Range<usize>> {
+    let (start, end) = text.split_once('-')?;
+    let number = |text| usize::from_str_radix(text, 16).ok();
+    Some(number(start)?..number(end)?)
+}
+
+/// Has the C library take all but the largest blocks from its heap, and let that grow in steps
+/// (`mallopt(3)`: M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD).
+pub fn set_heap_policy(largest: libc::c_int, step: libc::c_int) {
+    // SAFETY: plain integers; a value that it does not take changes nothing.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, largest);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 2 * largest);
+        libc::mallopt(libc::M_TOP_PAD, step);
+    }
 }

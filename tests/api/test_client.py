@@ -152,8 +152,8 @@ class Unpickled:
 def test_arguments_that_cannot_be_unpickled(client):
     """To unpickle is to run code, so it is the job that fails."""
     child = client.spawn_child([Unpickled()])
-    assert re.search(rb"(?s)Traceback.*not a number", child.communicate()[1])
-    assert (child.outcome().name, child.outcome().exit_code) == ("exited", 1)
+    assert re.search(rb"(?s)ValueError.*not a number.*were unpickled", child.communicate()[1])
+    assert (child.outcome().name, child.outcome().status) == ("exited", 1 << 8)
     with pytest.raises((TypeError, AttributeError, pickle.PicklingError)):
         client.spawn_child([threading.Lock()])
     assert said(client.spawn_child(["echo", "still", "here"])) == "still here"

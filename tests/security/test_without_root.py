@@ -79,6 +79,16 @@ def test_what_a_child_sees(pyspawner, user):
         assert "supplementary groups" in done.stderr and "no user of their own" in done.stderr
 
 
+def test_kernel_mounts_on_files_are_covered(pyspawner, user, open_folder):
+    """As `ip netns` makes them. They are locked for a user's mount namespace, and cannot be unmounted."""
+    _, prefix = user
+    file = open_folder / "namespace"
+    file.touch()
+    mounted = ["unshare", "-m", "-n", "sh", "-c", f'mount --bind /proc/self/ns/net {file}; exec "$@"', "-"]
+    shown = pyspawner.value("files.read", str(file), path=JOBS, prefix=[*mounted, *prefix])
+    assert shown == ""
+
+
 def test_the_uid_outside(pyspawner, user):
     kind, prefix = user
     command = pyspawner.command("map", "basic.sleep", "-j", "2", prefix=prefix, spares=0)

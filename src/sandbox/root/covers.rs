@@ -216,6 +216,17 @@ impl Covers {
         Ok(())
     }
 
+    /// Covers a mount of the kernel's, which may be on a single file (as `ip netns` makes them).
+    pub(super) fn cover_mount(&mut self, place: &Path) -> Result<(), SetupError> {
+        let failed = |e| error(format!("cover {}", place.display()), e);
+        let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+        let found = fs::File::from(open(place, flags, Mode::empty()).map_err(failed)?);
+        if metadata(&found, place)?.is_dir() {
+            return self.cover(place, &[]);
+        }
+        self.cover_found(found, false).map_err(failed)
+    }
+
     /// Takes a path out of sight: a folder becomes empty (but for what is needed of it), a file
     /// reads as empty. A path that does not exist is hidden once it does.
     pub(super) fn hide(&mut self, path: &Path, needed: &[PathBuf]) -> Result<(), SetupError> {

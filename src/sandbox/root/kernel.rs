@@ -120,7 +120,7 @@ fn remove(
         }
         for mount in found {
             if !detach_top(&mount.place)? {
-                covers.cover(&mount.place, &[])?;
+                covers.cover_mount(&mount.place)?;
             }
         }
         before = numbers;
