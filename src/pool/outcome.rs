@@ -141,6 +141,11 @@ impl JobReport {
         }
     }
 
+    /// Whether its child ended by itself before there was anything of the job in it.
+    pub fn is_no_fault_of_the_job(&self) -> bool {
+        self.outcome == Outcome::SetupFailed && self.refusal.is_none() && self.ending.is_some()
+    }
+
     /// One line of `pyspawner map`'s output, with its line feed.
     pub fn to_line(&self, id: &str) -> Vec<u8> {
         let milliseconds = |d: Duration| (d.as_secs_f64() * 1e5).round() / 1e2;

@@ -4,6 +4,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use nix::unistd::{Whence, lseek};
 use tokio::sync::{Notify, oneshot};
 
 use super::capture::Capture;
@@ -46,6 +47,22 @@ pub struct Followed {
     pub kill: Rc<Notify>,
 }
 
+/// When a job came, and how long it may take.
+#[derive(Clone, Copy)]
+struct Clock {
+    start: Instant,
+    limit: Option<Duration>,
+}
+
+/// What is held until a job's code runs: the job too, whose descriptors are the child's alone then
+/// (a reader waits for their last copy), and which may have to be given to another child before.
+struct Waiting<'a> {
+    job: Job,
+    started: Option<oneshot::Sender<libc::pid_t>>,
+    #[expect(dead_code, reason = "it is held")]
+    starting: Option<Starting<'a>>,
+}
+
 impl Pool {
     pub fn new(
         clones: CloneService,
@@ -75,15 +92,27 @@ impl Pool {
     }
 
     pub async fn run_followed(&self, job: Job, followed: Followed) -> JobReport {
-        let start = Instant::now();
-        let starting = self.spares.as_ref().map(|spares| spares.job_comes());
-        match self.start(&job).await {
+        let clock = Clock {
+            start: Instant::now(),
+            limit: job.timeout,
+        };
+        let mut waiting = Waiting {
+            started: followed.started,
+            starting: self.spares.as_ref().map(|spares| spares.job_comes()),
+            job,
+        };
+        if let Some((child, ends)) = self.give_to_spare(&waiting.job) {
+            let attended = self.attend(child, ends, clock, &followed.kill, Some(waiting));
+            match attended.await {
+                // The spare was killed at the very moment.
+                (report, Some(not_run)) if report.is_no_fault_of_the_job() => waiting = not_run,
+                (report, _) => return report,
+            }
+        }
+        match self.give_to_new_child(&waiting.job).await {
             Ok((child, ends)) => {
-                let timeout = job.timeout;
-                // Its descriptors are the child's now; a reader waits for their last copy.
-                drop(job);
-                self.attend(child, ends, timeout, start, followed, starting)
-                    .await
+                let attended = self.attend(child, ends, clock, &followed.kill, Some(waiting));
+                attended.await.0
             }
             Err(refusal) => refusal.into(),
         }
@@ -92,19 +121,15 @@ impl Pool {
     /// Goes once through everything that a job goes through, short of a job, in a child that
     /// checks that it can reach what its interpreter needs.
     pub async fn probe(&self) -> Result<(), String> {
-        let limit = Some(Duration::from_secs(60));
+        let clock = Clock {
+            start: Instant::now(),
+            limit: Some(Duration::from_secs(60)),
+        };
         let report = match self.nursery.make(&Own::default(), true).await {
             Ok(child) => {
-                let followed = Followed::default();
-                self.attend(
-                    child,
-                    Ends::default(),
-                    limit,
-                    Instant::now(),
-                    followed,
-                    None,
-                )
-                .await
+                let nobody = Notify::new();
+                let attended = self.attend(child, Ends::default(), clock, &nobody, None);
+                attended.await.0
             }
             Err(refusal) => refusal.into(),
         };
@@ -114,38 +139,44 @@ impl Pool {
         }
     }
 
-    /// Finds a child for a job, and gives it the job.
-    async fn start(&self, job: &Job) -> Result<(Child, Ends), Refusal> {
-        let (ends, child_ends) = streams::open(&job.streams).map_err(|e| format!("pipes: {e}"))?;
+    /// Gives a job to a child that waits for one, if there is such a child.
+    fn give_to_spare(&self, job: &Job) -> Option<(Child, Ends)> {
+        let spares = self.spares.as_ref().filter(|_| job.own.is_profiles())?;
+        let (ends, child_ends) = streams::open(&job.streams).ok()?;
         let handed = handed(job, &child_ends);
-        while job.own.is_profiles()
-            && let Some(spares) = &self.spares
-            && let Some(child) = spares.take()
-        {
+        loop {
+            let child = spares.take()?;
             match child.assign(&job.assignment, &handed) {
-                Ok(()) => return Ok((child, ends)),
+                Ok(()) => return Some((child, ends)),
                 // It has ended meanwhile.
                 Err(_) => drop(tokio::task::spawn_local(
                     self.nursery.clone().discard(child),
                 )),
             }
         }
+    }
+
+    async fn give_to_new_child(&self, job: &Job) -> Result<(Child, Ends), Refusal> {
+        let (ends, child_ends) = streams::open(&job.streams).map_err(|e| format!("pipes: {e}"))?;
         let child = self.nursery.make(&job.own, false).await?;
+        // A spare that was killed may have read some.
+        lseek(&job.payload, 0, Whence::SeekSet).map_err(|e| format!("lseek(arguments): {e}"))?;
         // One that has already ended cannot take it; its end says why.
+        let handed = handed(job, &child_ends);
         child.assign(&job.assignment, &handed).ok();
         Ok((child, ends))
     }
 
-    /// Collects a child's output and waits for its end, or brings it about.
-    async fn attend(
+    /// Collects a child's output and waits for its end, or brings it about. What waits for the start
+    /// of the job is given back if that never came.
+    async fn attend<'a>(
         &self,
         child: Child,
         mut ends: Ends,
-        timeout: Option<Duration>,
-        start: Instant,
-        followed: Followed,
-        starting: Option<Starting<'_>>,
-    ) -> JobReport {
+        clock: Clock,
+        kill: &Notify,
+        mut waiting: Option<Waiting<'a>>,
+    ) -> (JobReport, Option<Waiting<'a>>) {
         let limit = self.profile.limits.output;
         let overflow = Notify::new();
         let (mut stdout, mut stderr, mut result) = <(Capture, Capture, Capture)>::default();
@@ -154,7 +185,7 @@ impl Pool {
         let mut stop = None;
         let reaped = {
             let collect = async {
-                let control = hear(&child, &mut said, followed.started, starting);
+                let control = hear(&child, &mut said, &mut waiting);
                 let (out, err, res, control) = tokio::join!(
                     stdout.collect(ends.stdout.take(), limit, &overflow),
                     stderr.collect(ends.stderr.take(), limit, &overflow),
@@ -172,9 +203,9 @@ impl Pool {
             tokio::pin!(collect);
             let mut collected = false;
             let deadline = async {
-                match timeout {
+                match clock.limit {
                     Some(limit) => {
-                        tokio::time::sleep_until((start + limit).into()).await;
+                        tokio::time::sleep_until((clock.start + limit).into()).await;
                         Stop::Timeout(limit)
                     }
                     None => std::future::pending().await,
@@ -193,7 +224,7 @@ impl Pool {
                     reason = &mut deadline, if stop.is_none() => reason,
                     () = overflow.notified(), if stop.is_none() => Stop::OutputLimit(limit),
                     _ = self.interrupt.received(), if stop.is_none() => Stop::Cancelled,
-                    () = followed.kill.notified(), if stop.is_none() => Stop::Killed,
+                    () = kill.notified(), if stop.is_none() => Stop::Killed,
                     () = &mut overdue => break None,
                 };
                 stop = Some(reason);
@@ -231,12 +262,12 @@ impl Pool {
         report.stdout = stdout.bytes;
         report.stderr = stderr.bytes;
         report.truncated = overflowed;
-        report.wall = start.elapsed();
+        report.wall = clock.start.elapsed();
         let (cpu, max_rss) = reaped.map_or_else(Default::default, |r| (r.cpu, r.max_rss));
         report.cpu = usage.cpu.unwrap_or(cpu);
         let grown = max_rss.saturating_sub(resident_at_start);
         report.peak_memory = usage.peak_memory.unwrap_or(grown);
-        report
+        (report, waiting)
     }
 }
 
@@ -322,20 +353,21 @@ fn classify(
     report
 }
 
-/// Hears a child until its job's code runs, or never will, and tells if it does.
+/// Hears a child until its job's code runs, or never will. What waits for that is let go then.
 async fn hear(
     child: &Child,
     said: &mut Option<ChildReport>,
-    mut started: Option<oneshot::Sender<libc::pid_t>>,
-    _until_it_has_started: Option<Starting<'_>>,
+    waiting: &mut Option<Waiting<'_>>,
 ) -> std::io::Result<()> {
     loop {
         *said = child.hear().await?;
-        match (&said, started) {
-            (Some(ChildReport::Ready), still) => started = still,
-            (Some(ChildReport::Started), Some(started)) => {
-                // Whoever followed it may have gone.
-                started.send(child.pid).ok();
+        match said {
+            Some(ChildReport::Ready) => {}
+            Some(ChildReport::Started) => {
+                if let Some(started) = waiting.take().and_then(|waiting| waiting.started) {
+                    // Whoever followed it may have gone.
+                    started.send(child.pid).ok();
+                }
                 return Ok(());
             }
             _ => return Ok(()),
