@@ -7,7 +7,7 @@ import pickle
 import socket
 from typing import Any, Dict, List, Optional, Sequence
 
-from ._config import SandboxConfig
+from ._config import SandboxConfig, text
 from ._errors import HostDied, ProtocolError
 
 VERSION = 1
@@ -20,7 +20,8 @@ _PICKLE_PROTOCOL = 4
 
 
 def encode(message_type: str, **values: Any) -> bytes:
-    message = json.dumps({"type": message_type, **values}).encode()
+    # Strict in all: a value that the host could not read would cost the connection.
+    message = json.dumps({"type": message_type, **values}, allow_nan=False, ensure_ascii=False).encode()
     if len(message) > LONGEST:
         raise ValueError(f"the request is {len(message)} bytes long; at most {LONGEST} are possible")
     return message
@@ -98,7 +99,9 @@ class Launch:
 
 
 def spawn_request(process_name: Optional[str], sandbox_config: SandboxConfig) -> bytes:
-    return encode("spawn", process_name=process_name, **sandbox_config._request())
+    """The request for a child. TypeError or ValueError for what cannot be said to a host."""
+    name = None if process_name is None else text("process_name", process_name)
+    return encode("spawn", process_name=name, **sandbox_config._request())
 
 
 def sealed(content: bytes) -> int:
