@@ -21,7 +21,7 @@ from ._aio import AsyncChildProcess, AsyncClient
 from ._child import ChildProcess, Outcome
 from ._client import Client
 from ._config import NetworkConfig, SandboxConfig
-from ._errors import HostDied, InvalidArguments, PreloadError, ProtocolError, PyspawnerError, SandboxSetupError
+from ._errors import HostDied, PreloadError, ProtocolError, PyspawnerError, SandboxSetupError
 
 __all__ = [
     "AsyncChildProcess",
@@ -29,7 +29,6 @@ __all__ = [
     "ChildProcess",
     "Client",
     "HostDied",
-    "InvalidArguments",
     "NetworkConfig",
     "Outcome",
     "PreloadError",

@@ -1,16 +1,17 @@
 """The same for asyncio."""
 
 import asyncio
+import contextlib
 import os
 import socket
-from typing import Any, Mapping, Optional, Sequence, Tuple
+import subprocess
+from typing import Any, Coroutine, Mapping, Optional, Sequence, Tuple, TypeVar
 
 from . import _host
-from ._child import KILL, Outcome, ended, started
+from ._child import Outcome, ended, started
 from ._config import SandboxConfig
-from ._errors import HostDied
-from ._host import PathLike
-from ._protocol import LONGEST, Launch, spawn_request
+from ._host import Joined, Link, PathLike, Wanted
+from ._protocol import KILL, LONGEST, Launch, say, spawn_request
 
 
 class AsyncChildProcess:
@@ -32,7 +33,8 @@ class AsyncChildProcess:
     ) -> None:
         self.pid, self.stdin, self.stdout, self.stderr = pid, stdin, stdout, stderr
         self._control = control
-        self._ended = asyncio.get_running_loop().create_task(self._listen())
+        self._ended = _start(self._listen())
+        self._exchanged: "Optional[asyncio.Task[Tuple[bytes, bytes]]]" = None
 
     async def _listen(self) -> Outcome:
         with self._control:
@@ -41,7 +43,7 @@ class AsyncChildProcess:
     def kill(self) -> None:
         """End the child with SIGKILL, and with it all that it started. Does nothing once it has ended."""
         try:
-            self._control.send(KILL)
+            say(self._control, KILL)
         except OSError:
             pass  # it has ended, or the host has, and with it the child
 
@@ -60,8 +62,20 @@ class AsyncChildProcess:
 
     async def communicate(self, input: Optional[bytes] = None) -> Tuple[bytes, bytes]:
         """Write ``input``, close the child's standard input, read output and error to their ends, and
-        wait."""
-        _, out, err = await asyncio.gather(self._feed(input), self.stdout.read(), self.stderr.read())
+        wait.
+
+        For a limit of time use ``asyncio.wait_for``: who stops waiting stops neither the child nor the
+        exchange with it. Called again, without ``input`` (else ValueError), it returns all that the child
+        wrote.
+        """
+        if self._exchanged is None:
+            self._exchanged = _start(self._exchange(input))
+        elif input:
+            raise ValueError("the input has been given to an earlier communicate(), which sends it")
+        return await asyncio.shield(self._exchanged)
+
+    async def _exchange(self, data: Optional[bytes]) -> Tuple[bytes, bytes]:
+        _, out, err = await asyncio.gather(self._feed(data), self.stdout.read(), self.stderr.read())
         await self.outcome()
         return out, err
 
@@ -76,8 +90,9 @@ class AsyncChildProcess:
             pass  # it has ended without reading all
 
 
-class AsyncClient:
-    """Starts children, for asyncio: see :class:`pyspawner.Client` for the parameters.
+class AsyncClient(Joined):
+    """Starts children, for asyncio: see :class:`pyspawner.Client` for the parameters, and for what
+    becomes of one that is not closed.
 
     ::
 
@@ -97,12 +112,8 @@ class AsyncClient:
         config: Optional[PathLike] = None,
         profile: Optional[str] = None,
     ) -> None:
-        if (child_main is None) == (connect is None):
-            raise TypeError("AsyncClient() takes either child_main or connect")
-        self._host = (child_main or "", environment, preload_imports, executable, config, profile)
-        self._connect = connect
-        self._connection: Optional[socket.socket] = None
-        self._process: Any = None
+        self._wanted = Wanted(child_main, environment, preload_imports, executable, connect, config, profile)
+        self._is_started = False
 
     async def __aenter__(self) -> "AsyncClient":
         await self.start()
@@ -112,21 +123,33 @@ class AsyncClient:
         await self.close()
 
     async def start(self) -> None:
-        """Start or join the host, and wait until it is ready."""
-        if self._connect is not None:
-            connection = _host.connect(self._connect)
-        else:
-            connection, self._process = _host.start(*self._host)
-        connection.setblocking(False)
+        """Start or join the host, and wait until it is ready. RuntimeError if that is done already; else
+        the same errors as of :class:`pyspawner.Client`."""
+        if self._is_started:
+            raise RuntimeError("the client is started already")
+        self._is_started = True
         try:
-            await asyncio.get_running_loop().sock_sendall(connection, _host.HELLO)
-            _host.check_ready(await _receive(connection), self._process)
+            self._join(await self._open())
         except BaseException:
-            connection.close()
-            if self._process is not None:
-                _host.reap(self._process, at_once=False)
+            self._is_started = False
             raise
-        self._connection = connection
+
+    async def _open(self) -> Link:
+        path = self._wanted.connect
+        link = self._wanted.start() if path is None else Link(await _connect(path))
+        try:
+            link.connection.setblocking(False)
+            try:
+                say(link.connection, _host.HELLO)
+                message = await _receive(link.connection)
+            except BrokenPipeError:
+                message = b""
+            status = await _wait(link.process) if link.process and not message else None
+            _host.check_ready(message, status)
+        except BaseException:
+            link.abandon()
+            raise
+        return link
 
     async def spawn_child(
         self,
@@ -135,60 +158,97 @@ class AsyncClient:
         process_name: Optional[str] = None,
         sandbox_config: SandboxConfig = SandboxConfig(),
     ) -> AsyncChildProcess:
-        """Start a child that calls ``child_main(*args)``: see :meth:`pyspawner.Client.spawn_child`."""
+        """Start a child that calls ``child_main(*args)``: see :meth:`pyspawner.Client.spawn_child`.
+        If it is cancelled, the child is ended."""
         request = spawn_request(process_name, sandbox_config)
-        with Launch(args) as launch:
-            if self._connection is None:
-                raise HostDied("the client is closed")
+        with Launch(args) as launch, contextlib.ExitStack() as opened:
             while True:
                 try:
-                    launch.send(self._connection, request)
+                    self._open_link().send(launch, request)
                     break
                 except BlockingIOError:  # the host is behind
                     await asyncio.sleep(0.001)
             assert launch.control is not None
             launch.control.setblocking(False)
             pid = started(await _receive(launch.control))
-            stdin = await _writer(launch.take("stdin"))
-            stdout = await _reader(launch.take("stdout"))
-            stderr = await _reader(launch.take("stderr"))
+            stdin = await _writer(launch.take("stdin"), opened)
+            stdout = await _reader(launch.take("stdout"), opened)
+            stderr = await _reader(launch.take("stderr"), opened)
+            opened.pop_all()
+            # Last: from here on the child has a holder.
             return AsyncChildProcess(pid, launch.take("control"), stdin, stdout, stderr)
 
     async def close(self) -> None:
         """Part from the host: see :meth:`pyspawner.Client.close`."""
-        connection, self._connection = self._connection, None
-        if connection is None:
+        link = self._part()
+        if link is None:
             return
-        with connection:
+        try:
             try:
-                await asyncio.get_running_loop().sock_sendall(connection, _host.CLOSE)
-                left = _host.children_left(await _receive(connection))
+                await asyncio.get_running_loop().sock_sendall(link.connection, _host.CLOSE)
+                left = _host.children_left(await _receive(link.connection))
             except OSError:
-                left = 0
-        if self._process is not None:
-            if left == 0:
-                await asyncio.get_running_loop().run_in_executor(None, self._process.wait)
-            else:
-                _host.reap(self._process, at_once=False)
+                left = 0  # the host has ended
+            link.close()
+            if left == 0 and link.process is not None:
+                await _wait(link.process)
+        finally:
+            self._is_started = False
+            if link.process is None or link.process.returncode is None:
+                link.abandon()
+
+
+_T = TypeVar("_T")
+
+
+def _start(work: Coroutine[Any, Any, _T]) -> "asyncio.Task[_T]":
+    """A task whose failure is told to those who wait for it, and is no news if nobody does."""
+    task = asyncio.get_running_loop().create_task(work)
+    task.add_done_callback(lambda task: task.cancelled() or task.exception())
+    return task
+
+
+async def _wait(process: "subprocess.Popen[bytes]") -> int:
+    return await asyncio.get_running_loop().run_in_executor(None, process.wait)
+
+
+async def _connect(path: PathLike) -> socket.socket:
+    connection = _host.new_connection()
+    connection.setblocking(False)
+    try:
+        while True:
+            try:
+                connection.connect(os.fspath(path))
+                _host.check_listener(connection, path)
+                return connection
+            except BlockingIOError:  # too many wait to be accepted; nothing tells when there is room
+                await asyncio.sleep(0.01)
+    except BaseException:
+        connection.close()
+        raise
 
 
 async def _receive(connection: socket.socket) -> bytes:
+    loop = asyncio.get_running_loop()
     try:
-        return await asyncio.get_running_loop().sock_recv(connection, LONGEST)
+        return await loop.sock_recv(connection, LONGEST)
     except ConnectionResetError:
-        return b""
+        return await loop.sock_recv(connection, LONGEST)  # as _host.receive
 
 
-async def _reader(descriptor: int) -> asyncio.StreamReader:
+async def _reader(descriptor: int, opened: contextlib.ExitStack) -> asyncio.StreamReader:
+    loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader()
-    pipe = os.fdopen(descriptor, "rb", 0)
-    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
+    pipe = opened.enter_context(os.fdopen(descriptor, "rb", 0))
+    transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
+    opened.callback(transport.close)
     return reader
 
 
-async def _writer(descriptor: int) -> asyncio.StreamWriter:
+async def _writer(descriptor: int, opened: contextlib.ExitStack) -> asyncio.StreamWriter:
     loop = asyncio.get_running_loop()
-    pipe = os.fdopen(descriptor, "wb", 0)
+    pipe = opened.enter_context(os.fdopen(descriptor, "wb", 0))
     protocol = asyncio.StreamReaderProtocol(asyncio.StreamReader())
     transport, _ = await loop.connect_write_pipe(lambda: protocol, pipe)
+    opened.callback(transport.close)
     return asyncio.StreamWriter(transport, protocol, None, loop)

@@ -1,6 +1,8 @@
 """A child and how it ended."""
 
+import math
 import os
+import select
 import selectors
 import socket
 import subprocess
@@ -11,9 +13,11 @@ from io import BufferedReader, BufferedWriter
 from typing import Any, Dict, List, Optional, Tuple
 
 from ._errors import HostDied, ProtocolError, refusal
-from ._protocol import LONGEST, Launch, decode, encode
+from ._host import receive
+from ._protocol import KILL, Launch, decode, say
 
-KILL = encode("kill")
+# A pipe that is ready takes so many bytes without making the writer wait.
+_ROOM = select.PIPE_BUF
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,8 @@ class ChildProcess:
     that nobody waits for leaves no zombie.
 
     Usable by several threads at once. As a context manager it closes the streams and waits.
+
+    In a forked copy of this process it has its streams only: ``kill()``, and what waits, raise HostDied.
     """
 
     pid: int
@@ -80,13 +86,18 @@ class ChildProcess:
 
     def __init__(self, launch: Launch) -> None:
         assert launch.control is not None
-        self.pid = started(_receive(launch.control))
-        self._control: socket.socket = launch.take("control")
+        self.pid = started(receive(launch.control))
         self.stdin = os.fdopen(launch.take("stdin"), "wb")
         self.stdout = os.fdopen(launch.take("stdout"), "rb")
         self.stderr = os.fdopen(launch.take("stderr"), "rb")
         self._outcome: Optional[Outcome] = None
-        self._lock = threading.Lock()
+        self._exchange: Optional[_Exchange] = None
+        self._maker = os.getpid()
+        self._waiting = threading.Lock()
+        # Held for a moment only, also by a signal handler that interrupts its holder.
+        self._closing = threading.RLock()
+        # Last: from here on the child has a holder.
+        self._control: socket.socket = launch.take("control")
 
     def __repr__(self) -> str:
         state = "running" if self._outcome is None else self._outcome.name
@@ -102,7 +113,8 @@ class ChildProcess:
             self.stdin.close()
         except BrokenPipeError:  # it has ended without reading all
             pass
-        self.wait()
+        if os.getpid() == self._maker:
+            self.wait()
 
     def __del__(self) -> None:
         # A child whose handle is dropped runs on.
@@ -112,10 +124,12 @@ class ChildProcess:
 
     def kill(self) -> None:
         """End the child with SIGKILL, and with it all that it started. Does nothing once it has ended."""
-        try:
-            self._control.send(KILL)
-        except OSError:
-            pass  # it has ended, or the host has, and with it the child
+        self._check_process()
+        with self._closing:
+            try:
+                say(self._control, KILL)
+            except OSError:
+                pass  # it has ended, or the host has, and with it the child
 
     def wait(self, options: int = 0) -> Tuple[int, int]:
         """Wait for the child's end: its process id and its status, as ``os.waitpid`` gives them.
@@ -143,13 +157,18 @@ class ChildProcess:
         """Write ``input``, close the child's standard input, read output and error to their ends, and
         wait.
 
-        subprocess.TimeoutExpired after ``timeout`` seconds; the child runs on then, and what it wrote
-        so far is in the exception.
+        subprocess.TimeoutExpired after ``timeout`` seconds, with what the child wrote so far; the child
+        runs on then. Called again, without ``input`` (else ValueError), it goes on where it stopped, and
+        returns all that the child wrote.
         """
+        self._check_process()
         deadline = None if timeout is None else time.monotonic() + timeout
-        chunks = _Chunks()
-        _exchange(self, input or b"", deadline, chunks)
-        out, err = b"".join(chunks.out), b"".join(chunks.err)
+        if self._exchange is None:
+            self._exchange = _Exchange(input or b"")
+        elif input:
+            raise ValueError("the input has been given to an earlier communicate(), which sends it")
+        self._exchange.go_on(self, deadline)
+        out, err = b"".join(self._exchange.out), b"".join(self._exchange.err)
         remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
         if self._await(remaining) is None:
             raise subprocess.TimeoutExpired(f"child {self.pid}", timeout or 0.0, out, err)
@@ -157,77 +176,86 @@ class ChildProcess:
 
     def _await(self, timeout: Optional[float]) -> Optional[Outcome]:
         """The outcome, once it is known."""
+        if self._outcome is not None:
+            return self._outcome
+        self._check_process()
         deadline = None if timeout is None else time.monotonic() + timeout
-        if not self._lock.acquire(timeout=-1 if timeout is None else max(timeout, 0.0)):
+        if not self._waiting.acquire(timeout=-1 if timeout is None else max(timeout, 0.0)):
             return None  # another thread waits, and has not been told
         try:
             if self._outcome is None and _is_readable(self._control, deadline):
-                self._outcome = ended(_receive(self._control))
-                self._control.close()
+                self._outcome = ended(receive(self._control))
+                # Not while another thread uses its number, which may be another socket's soon.
+                with self._closing:
+                    self._control.close()
             return self._outcome
         finally:
-            self._lock.release()
+            self._waiting.release()
 
-
-def _receive(control: socket.socket) -> bytes:
-    try:
-        return control.recv(LONGEST)
-    except ConnectionResetError:
-        return b""
+    def _check_process(self) -> None:
+        if os.getpid() != self._maker:
+            raise HostDied(f"child {self.pid} is another process's, of which this is a forked copy")
 
 
 def _is_readable(control: socket.socket, deadline: Optional[float]) -> bool:
-    with selectors.DefaultSelector() as selector:
-        try:
-            selector.register(control, selectors.EVENT_READ)
-        except ValueError:
-            raise HostDied("the host has ended") from None
-        timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
-        return bool(selector.select(timeout))
+    """Whether there is a message, or the host's end, by the deadline."""
+    poll = select.poll()  # needs no descriptor of its own
+    poll.register(control, select.POLLIN)
+    while True:
+        remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
+        # The kernel counts in an int of milliseconds; what is longer is waited for in parts.
+        wait = None if remaining is None else min(math.ceil(remaining * 1e3), 1 << 30)
+        if poll.poll(wait):
+            return True
+        if deadline is not None and time.monotonic() >= deadline:
+            return False
 
 
-class _Chunks:
-    """What a child has written so far."""
+class _Exchange:
+    """What communicate() has to write yet, and what the child has written so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, data: bytes) -> None:
+        self.rest = memoryview(data)
         self.out: List[bytes] = []
         self.err: List[bytes] = []
 
+    def go_on(self, child: ChildProcess, deadline: Optional[float]) -> None:
+        """Feed and drain the child's pipes at once, until all are closed or the deadline is over."""
+        with selectors.PollSelector() as selector:
+            for output, to in ((child.stdout, self.out), (child.stderr, self.err)):
+                if not output.closed:
+                    selector.register(output, selectors.EVENT_READ, to)
+            if not child.stdin.closed:
+                selector.register(child.stdin, selectors.EVENT_WRITE)
+            while selector.get_map():
+                remaining = None if deadline is None else deadline - time.monotonic()
+                if remaining is not None and remaining <= 0:
+                    return
+                for key, _ in selector.select(remaining):
+                    if key.fileobj is child.stdin:
+                        is_open = self._feed(child.stdin)
+                    else:
+                        # What is buffered counts, from an earlier readline() of the caller's.
+                        chunk = key.fileobj.read1(64 << 10)  # type: ignore[union-attr]
+                        key.data.append(chunk)
+                        is_open = chunk != b""
+                    if not is_open:
+                        selector.unregister(key.fileobj)
+                        _close(key.fileobj)
 
-def _exchange(child: ChildProcess, data: bytes, deadline: Optional[float], chunks: _Chunks) -> None:
-    """Feed and drain a child's pipes at once, until all are closed or the deadline is over."""
-    view = memoryview(data)
-    with selectors.DefaultSelector() as selector:
-        for output, to in ((child.stdout, chunks.out), (child.stderr, chunks.err)):
-            if not output.closed:
-                selector.register(output, selectors.EVENT_READ, to)
-        if not child.stdin.closed:
-            child.stdin.flush()
-            os.set_blocking(child.stdin.fileno(), False)
-            selector.register(child.stdin, selectors.EVENT_WRITE)
-        while selector.get_map():
-            remaining = None if deadline is None else deadline - time.monotonic()
-            if remaining is not None and remaining <= 0:
-                return
-            for key, _ in selector.select(remaining):
-                if key.fileobj is child.stdin:
-                    view = _feed(key.fd, view)
-                    is_open = len(view) > 0
-                else:
-                    # What is buffered counts, from an earlier readline() of the caller's.
-                    chunk = key.fileobj.read1(64 << 10)  # type: ignore[union-attr]
-                    key.data.append(chunk)
-                    is_open = chunk != b""
-                if not is_open:
-                    selector.unregister(key.fileobj)
-                    key.fileobj.close()  # type: ignore[union-attr]
+    def _feed(self, stdin: BufferedWriter) -> bool:
+        """Write what there is room for; whether there is more to write, and a reader."""
+        try:
+            stdin.flush()  # what the caller wrote
+            if self.rest:
+                self.rest = self.rest[os.write(stdin.fileno(), self.rest[:_ROOM]) :]
+        except BrokenPipeError:
+            self.rest = self.rest[:0]
+        return len(self.rest) > 0
 
 
-def _feed(descriptor: int, view: memoryview) -> memoryview:
-    """Write what there is room for: what is left. Nothing, once nobody reads any more."""
+def _close(stream: Any) -> None:
     try:
-        return view[os.write(descriptor, view[: 64 << 10]) :] if view else view
-    except BlockingIOError:
-        return view
+        stream.close()
     except BrokenPipeError:
-        return view[:0]
+        pass  # nobody has read what the caller wrote; it is closed

@@ -1,21 +1,24 @@
 """The client."""
 
-import threading
 from typing import Any, Mapping, Optional, Sequence
 
 from . import _host
 from ._child import ChildProcess
 from ._config import SandboxConfig
-from ._errors import HostDied
-from ._host import PathLike
-from ._protocol import LONGEST, Launch, spawn_request
+from ._host import Joined, PathLike, Wanted, receive
+from ._protocol import Launch, say, spawn_request
 
 
-class Client:
+class Client(Joined):
     """Starts children from a host that has imported modules already.
 
     Usable by several threads at once, and beside asyncio: it touches no signal handling, and children
     are not this process's own.
+
+    One that is dropped, or not closed when the program ends in order, parts from the host as
+    :meth:`close` does, but without waiting: children that run are left to finish. If the program is
+    killed, its children are ended. A forked copy of the program has no part in this: the client does
+    not work there, and the copy's end is nobody's.
 
     :param child_main: full name of the function that each child calls, ``"module.function"``.
     :param environment: the children's environment variables: exactly these.
@@ -42,36 +45,25 @@ class Client:
         config: Optional[PathLike] = None,
         profile: Optional[str] = None,
     ) -> None:
-        self._closed = True
-        if (child_main is None) == (connect is None):
-            raise TypeError("Client() takes either child_main or connect")
-        self._process = None
-        if connect is not None:
-            self._connection = _host.connect(connect)
-        else:
-            assert child_main is not None
-            self._connection, self._process = _host.start(
-                child_main, environment, preload_imports, executable, config, profile
-            )
-        self._lock = threading.Lock()
+        wanted = Wanted(child_main, environment, preload_imports, executable, connect, config, profile)
+        link = wanted.start() if connect is None else _host.connect(connect)
         try:
-            _host.greet(self._connection, self._process)
+            try:
+                say(link.connection, _host.HELLO)
+                message = receive(link.connection)
+            except BrokenPipeError:
+                message = b""
+            _host.check_ready(message, link.process.wait() if link.process and not message else None)
         except BaseException:
-            self._connection.close()
-            if self._process is not None:
-                _host.reap(self._process, at_once=False)
+            link.abandon()
             raise
-        self._closed = False
+        self._join(link)
 
     def __enter__(self) -> "Client":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def __del__(self) -> None:
-        if not self._closed:
-            self.close()
 
     def spawn_child(
         self,
@@ -86,36 +78,34 @@ class Client:
         :param process_name: what ``ps`` shows, 15 bytes at most.
         :param sandbox_config: what it has otherwise than the host's profile says.
         :raises SandboxSetupError: if a layer of the sandbox cannot be applied.
-        :raises InvalidArguments: if the arguments cannot be unpickled there.
-        :raises HostDied: if the host has ended.
+        :raises TypeError, ValueError: if a value cannot be sent to the host; nothing is sent then.
+        :raises ProtocolError: if the host does not accept a value.
+        :raises HostDied: if the host has ended, or the client is closed or another process's.
+
+        If it is interrupted (KeyboardInterrupt), the child is ended.
         """
         request = spawn_request(process_name, sandbox_config)
         with Launch(args) as launch:
-            if self._closed:
-                raise HostDied("the client is closed")
-            # One message each, so threads need no lock.
-            launch.send(self._connection, request)
+            self._open_link().send(launch, request)
             return ChildProcess(launch)
 
     def close(self) -> None:
         """Part from the host. Children that run are left to finish, and the host ends after them, unless
-        it is one that this client has only connected to."""
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-        left = _farewell(self._connection)
-        self._connection.close()
-        if self._process is not None:
-            _host.reap(self._process, at_once=left == 0)
-
-
-def _farewell(connection: Any) -> int:
-    """Say good-bye: how many children run on."""
-    try:
-        connection.send(_host.CLOSE)
-        return _host.children_left(connection.recv(LONGEST))
-    except OSError:
-        return 0  # the host has ended
-
-
+        it is one that this client has only connected to. Does nothing in a forked copy of the process
+        that made the client."""
+        link = self._part()
+        if link is None:
+            return
+        try:
+            say(link.connection, _host.CLOSE)
+            left = _host.children_left(receive(link.connection))
+        except OSError:
+            left = 0  # the host has ended
+        except BaseException:
+            link.abandon()
+            raise
+        link.close()
+        if left == 0 and link.process is not None:
+            link.process.wait()
+        else:
+            link.reap_later()

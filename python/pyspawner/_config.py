@@ -1,9 +1,74 @@
 """How a child is sandboxed."""
 
+import ipaddress
+import math
+import os
 from pathlib import Path
-from typing import Any, Dict, FrozenSet, NamedTuple, Optional, Union
+from typing import Any, Dict, FrozenSet, List, NamedTuple, Optional, Union
 
 Size = Union[int, str]
+
+_MAY_SKIP = frozenset(["drop_capabilities", "setuid", "no_new_privs", "seccomp"])
+
+# What the host could not even read is told here, before anything is sent. What it can read and does
+# not accept, such as a negative limit, it says itself, in the words of its configuration.
+
+
+def text(name: str, value: object) -> str:
+    """A value that can be sent as text and go on to a system call."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: expected a str, got {value!r}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name}: {value!r} cannot be encoded as UTF-8") from None
+    if "\0" in value:
+        raise ValueError(f"{name}: {value!r} has a null character")
+    return value
+
+
+def _number(name: str, value: object) -> float:
+    """A value that can be sent as a number: an int stays one."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name}: expected a finite number, got {value!r}")
+    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
+        raise ValueError(f"{name}: the number is too large")
+    return value
+
+
+def _integer(name: str, value: object) -> float:
+    if not isinstance(value, int):
+        raise TypeError(f"{name}: expected an int, got {value!r}")
+    return _number(name, value)
+
+
+def _size(name: str, value: object) -> Union[float, str]:
+    return text(name, value) if isinstance(value, str) else _integer(name, value)
+
+
+_LIMITS = {"memory": _size, "cpu": _number, "pids": _integer, "open_files": _integer, "file_size": _size}
+
+
+def _path(name: str, value: Path) -> str:
+    """A path as it is on disk, which must be UTF-8."""
+    raw = os.fsencode(Path(value).absolute())
+    try:
+        return text(name, raw.decode())
+    except UnicodeDecodeError:
+        raise ValueError(f"{name}: {raw!r} is not UTF-8, which a path must be that a host is told") from None
+
+
+def _address(name: str, value: object) -> str:
+    try:
+        kind = ipaddress.IPv6Address if "ipv6" in name else ipaddress.IPv4Address
+        address = str(kind(text(name, value)))
+    except ipaddress.AddressValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    if "%" in address:
+        raise ValueError(f"{name}: expected an address without a zone, got {value!r}")
+    return address
 
 
 class NetworkConfig(NamedTuple):
@@ -27,15 +92,20 @@ class NetworkConfig(NamedTuple):
 
     def _request(self) -> Dict[str, Any]:
         """The value of ``network`` in a ``spawn`` request."""
-        names = ("kernel_veth_name", "child_veth_name")
-        addresses = ("kernel_ipv4", "child_ipv4", "kernel_ipv6", "child_ipv6")
-        values = {name: getattr(self, name) for name in names}
-        values.update((name, getattr(self, name + "_address")) for name in addresses)
-        return {"veth": {name: value for name, value in values.items() if value is not None}}
+        veth = {name: text(name, getattr(self, name)) for name in ("kernel_veth_name", "child_veth_name")}
+        for key in ("kernel_ipv4", "child_ipv4", "kernel_ipv6", "child_ipv6"):
+            value = getattr(self, key + "_address")
+            if value is not None:
+                veth[key] = _address(key + "_address", value)
+        return {"veth": veth}
 
 
 class SandboxConfig(NamedTuple):
-    """What one child has otherwise than the host's profile says."""
+    """What one child has otherwise than the host's profile says.
+
+    A value of a wrong type makes ``spawn_child`` raise TypeError; one that cannot be said to a host,
+    such as an address that is none, ValueError; one that the host does not accept, ProtocolError.
+    """
 
     chroot_dir: Optional[Path] = None
     """A folder that the child sees as ``/``: exactly that, with no ``/proc`` or ``/sys`` added."""
@@ -61,13 +131,24 @@ class SandboxConfig(NamedTuple):
         """The keys of a ``spawn`` request."""
         request: Dict[str, Any] = {}
         if self.chroot_dir is not None:
-            request["chroot"] = str(Path(self.chroot_dir).absolute())
+            request["chroot"] = _path("chroot_dir", self.chroot_dir)
         if self.network is not None:
+            if not isinstance(self.network, NetworkConfig):
+                raise TypeError(f"network: expected a NetworkConfig, got {self.network!r}")
             request["network"] = self.network._request()
         if self.skip_sandbox_except:
-            request["skip_except"] = sorted(self.skip_sandbox_except)
+            request["skip_except"] = _layers(self.skip_sandbox_except)
         if self.timeout is not None:
-            request["timeout"] = self.timeout
-        limits = {key: getattr(self, key) for key in ("memory", "cpu", "pids", "open_files", "file_size")}
-        request["limits"] = {key: value for key, value in limits.items() if value is not None}
+            request["timeout"] = _number("timeout", self.timeout)
+        limits = {name: getattr(self, name) for name in _LIMITS}
+        request["limits"] = {name: _LIMITS[name](name, limit) for name, limit in limits.items() if limit is not None}
         return request
+
+
+def _layers(names: FrozenSet[str]) -> List[str]:
+    if isinstance(names, str):
+        raise TypeError(f"skip_sandbox_except: expected a set of names, got {names!r}")
+    for name in names:
+        if text("skip_sandbox_except", name) not in _MAY_SKIP:
+            raise ValueError(f"skip_sandbox_except: {name!r} is none of {sorted(_MAY_SKIP)}")
+    return sorted(names)

@@ -19,10 +19,6 @@ class PreloadError(PyspawnerError):
     """A module could not be imported, or ``child_main`` not be found: the traceback is the argument."""
 
 
-class InvalidArguments(PyspawnerError):
-    """The arguments could not be unpickled in the child: its traceback is the argument."""
-
-
 class SandboxSetupError(PyspawnerError):
     """A layer of the sandbox could not be applied. No code of the job has run.
 
@@ -55,8 +51,6 @@ class SandboxSetupError(PyspawnerError):
 def refusal(event: Dict[str, Any]) -> PyspawnerError:
     """The exception for a host's ``refused`` event."""
     outcome, detail = event["outcome"], event["detail"]
-    if outcome == "invalid_job":
-        return InvalidArguments(detail)
     if outcome == "bad_request":
         return ProtocolError(detail)
     return SandboxSetupError(

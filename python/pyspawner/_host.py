@@ -1,19 +1,26 @@
-"""Starting a host, and connecting to one."""
+"""Starting a host, connecting to one, and parting from it."""
 
+import errno
 import os
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import sysconfig
 import threading
+import weakref
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
 
 from ._errors import HostDied, ProtocolError, failure
-from ._protocol import LONGEST, VERSION, decode, encode
+from ._protocol import LONGEST, VERSION, Launch, decode, encode, keep_from_copies, pair, say
 
 PathLike = Union[str, "os.PathLike[str]"]
+
+HELLO = encode("hello", version=VERSION)
+CLOSE = encode("close")
 
 
 def find_program() -> str:
@@ -29,72 +36,179 @@ def find_program() -> str:
     return found
 
 
-def start(
-    child_main: str,
-    environment: Mapping[str, str],
-    preload_imports: Sequence[str],
-    executable: Optional[PathLike],
-    config: Optional[PathLike],
-    profile: Optional[str],
-) -> Tuple[socket.socket, "subprocess.Popen[bytes]"]:
-    """Start a host of our own: the connection, and its process. Does not wait until it is ready."""
-    command: List[str] = [find_program(), "serve", "--child-main", child_main, "--inherit-env"]
-    for name in preload_imports:
-        if "," in name or not name:
-            raise ValueError(f"{name!r} is no module's name")
-        command += ["--preload", name]
-    if executable is not None:
-        command += ["--python", os.fspath(executable)]
-    elif sys.executable:
-        command += ["--prefer-python", sys.executable]
-    if config is not None:
-        command += ["--config", os.fspath(config)]
-    if profile is not None:
-        command += ["--profile", profile]
-    connection, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with other:
+@dataclass(frozen=True)
+class Wanted:
+    """Which host a client wants: one of its own, or one that listens at ``connect``."""
+
+    child_main: Optional[str]
+    environment: Mapping[str, str]
+    preload_imports: Sequence[str]
+    executable: Optional[PathLike]
+    connect: Optional[PathLike]
+    config: Optional[PathLike]
+    profile: Optional[str]
+
+    def __post_init__(self) -> None:
+        if (self.child_main is None) == (self.connect is None):
+            raise TypeError("a client takes either child_main or connect")
+        for name in self.preload_imports:
+            if "," in name or not name:
+                raise ValueError(f"{name!r} is no module's name")
+
+    def start(self) -> "Link":
+        """Start a host of our own. Does not wait until it is ready."""
+        assert self.child_main is not None
+        command: List[str] = [find_program(), "serve", "--child-main", self.child_main, "--inherit-env"]
+        for name in self.preload_imports:
+            command += ["--preload", name]
+        if self.executable is not None:
+            command += ["--python", os.fspath(self.executable)]
+        elif sys.executable:
+            command += ["--prefer-python", sys.executable]
+        if self.config is not None:
+            command += ["--config", os.fspath(self.config)]
+        if self.profile is not None:
+            command += ["--profile", self.profile]
+        connection, other = pair()
+        with other:
+            try:
+                process = subprocess.Popen(
+                    [*command, "--client-fd", str(other.fileno())],
+                    env=dict(self.environment),
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=[other.fileno()],
+                    # Ctrl-C at the terminal is for the program, which may go on. What ends the host
+                    # is the connection's end.
+                    start_new_session=True,
+                )
+            except BaseException:
+                connection.close()
+                raise
+        return Link(connection, process)
+
+
+class Link:
+    """A connection to a host, and its process if it is our own."""
+
+    def __init__(self, connection: socket.socket, process: "Optional[subprocess.Popen[bytes]]" = None) -> None:
+        self.connection = connection
+        self.process = process
+        self._pid = os.getpid()
+        # Held while the connection's number is in use; by a signal handler, too.
+        self._sending = threading.RLock()
+
+    def is_ours(self) -> bool:
+        """Whether this is the process that made it, and not a forked copy."""
+        return os.getpid() == self._pid
+
+    def send(self, launch: Launch, request: bytes) -> None:
+        """Ask for a child."""
+        if not self.is_ours():
+            raise HostDied("the client is another process's, of which this is a forked copy: make one here")
+        with self._sending:
+            if self.connection.fileno() < 0:
+                raise HostDied("the client is closed")
+            launch.send(self.connection, request)
+
+    def close(self) -> None:
+        """Close the connection."""
+        # Not while another thread uses its number, which may be another socket's soon.
+        with self._sending:
+            self.connection.close()
+
+    def abandon(self) -> None:
+        """Part from the host without a word, or from one that has had it."""
+        self.close()
+        self.reap_later()
+
+    def drop(self) -> None:
+        """Say good-bye without waiting for an answer: of a client that nobody holds any more, or at the
+        interpreter's end, where nothing may wait and no thread can be started."""
+        if not self.is_ours():
+            return
         try:
-            process = subprocess.Popen(
-                [*command, "--client-fd", str(other.fileno())],
-                env=dict(environment),
-                stdin=subprocess.DEVNULL,
-                pass_fds=[other.fileno()],
-            )
-        except BaseException:
-            connection.close()
-            raise
-    return connection, process
+            self.connection.setblocking(False)
+            say(self.connection, CLOSE)
+        except OSError:
+            pass  # the host has ended; or it is so far behind that it takes this for the client's death
+        self.connection.close()
+
+    def reap_later(self) -> None:
+        """Leave no zombie of the host: have a thread wait for it."""
+        if self.process is None or sys.is_finalizing():
+            return  # a zombie's parent that ends leaves none
+        try:
+            threading.Thread(target=self.process.wait, name="pyspawner-reaper", daemon=True).start()
+        except RuntimeError:
+            pass  # the interpreter ends
 
 
-def connect(path: PathLike) -> socket.socket:
+class Joined:
+    """What both kinds of clients have: their link to the host, if it is open, and its end."""
+
+    _link: Optional[Link] = None
+    _dropped: "Optional[weakref.finalize[..., Any]]" = None
+
+    @property
+    def _process(self) -> "Optional[subprocess.Popen[bytes]]":
+        return None if self._link is None else self._link.process
+
+    def _join(self, link: Link) -> None:
+        self._link = link
+        # As the last resort, and at the interpreter's end while all still works.
+        self._dropped = weakref.finalize(self, link.drop)
+
+    def _part(self) -> Optional[Link]:
+        """The link, to the first who asks, who must close it."""
+        if self._link is None or not self._link.is_ours():
+            return None
+        is_first = self._dropped is not None and self._dropped.detach() is not None
+        return self._link if is_first else None
+
+    def _open_link(self) -> Link:
+        if self._link is None or self._dropped is None or not self._dropped.alive:
+            raise HostDied("the client is closed")
+        return self._link
+
+
+def new_connection() -> socket.socket:
+    """A socket with which to connect to a host that listens."""
+    return keep_from_copies(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+
+
+def connect(path: PathLike) -> Link:
     """Connect to a host that listens at ``path``."""
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    connection = new_connection()
     try:
         connection.connect(os.fspath(path))
+        check_listener(connection, path)
     except BaseException:
         connection.close()
         raise
-    return connection
+    return Link(connection)
 
 
-HELLO = encode("hello", version=VERSION)
-CLOSE = encode("close")
+def check_listener(connection: socket.socket, path: PathLike) -> None:
+    """Refuse a host of another user, who could read arguments and make up outcomes."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    _, uid, _ = struct.unpack("3i", credentials)
+    if uid not in (0, os.geteuid()):
+        raise PermissionError(errno.EACCES, f"user {uid} listens there, not this one or root", os.fspath(path))
 
 
-def greet(connection: socket.socket, process: "Optional[subprocess.Popen[bytes]]") -> None:
-    """Wait until the host is ready."""
+def receive(connection: socket.socket) -> bytes:
+    """The host's next message: empty at its end."""
     try:
-        connection.send(HELLO)
-        message = connection.recv(LONGEST)
-    except (BrokenPipeError, ConnectionResetError):
-        message = b""
-    check_ready(message, process)
+        return connection.recv(LONGEST)
+    except ConnectionResetError:
+        # Said once, if the host went without reading all. Its last word comes after it.
+        return connection.recv(LONGEST)
 
 
-def check_ready(message: bytes, process: "Optional[subprocess.Popen[bytes]]") -> None:
-    """Check the host's answer to the greeting."""
-    if not message and process is not None:
-        raise HostDied(f"the host has ended with status {process.wait()} before it was ready; see standard error")
+def check_ready(message: bytes, status: Optional[int]) -> None:
+    """Check the host's answer to the greeting. ``status`` is with what it has ended, if it has."""
+    if status is not None:
+        raise HostDied(f"the host has ended with status {status} before it was ready; see standard error")
     event = decode(message)
     if event["type"] == "failed":
         raise failure(event)
@@ -106,11 +220,3 @@ def children_left(message: bytes) -> int:
     """The number of children that run on, by the host's answer to a farewell."""
     event: Dict[str, Any] = decode(message) if message else {}
     return int(event.get("children", 0))
-
-
-def reap(process: "subprocess.Popen[bytes]", at_once: bool) -> None:
-    """Leave no zombie of the host: wait for it, or have a thread wait."""
-    if at_once:
-        process.wait()
-    else:
-        threading.Thread(target=process.wait, name="pyspawner-reaper", daemon=True).start()

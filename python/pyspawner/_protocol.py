@@ -1,13 +1,16 @@
 """The client protocol's messages and descriptors: see ``docs/protocol.md``."""
 
+import array
 import fcntl
 import json
 import os
 import pickle
 import socket
-from typing import Any, Dict, List, Optional, Sequence
+import weakref
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Protocol as TypingProtocol
 
-from ._config import SandboxConfig
+from ._config import SandboxConfig, text
 from ._errors import HostDied, ProtocolError
 
 VERSION = 1
@@ -20,10 +23,14 @@ _PICKLE_PROTOCOL = 4
 
 
 def encode(message_type: str, **values: Any) -> bytes:
-    message = json.dumps({"type": message_type, **values}).encode()
+    # Strict in all: a value that the host could not read would cost the connection.
+    message = json.dumps({"type": message_type, **values}, allow_nan=False, ensure_ascii=False).encode()
     if len(message) > LONGEST:
         raise ValueError(f"the request is {len(message)} bytes long; at most {LONGEST} are possible")
     return message
+
+
+KILL = encode("kill")
 
 
 def decode(message: bytes) -> Dict[str, Any]:
@@ -38,16 +45,52 @@ def decode(message: bytes) -> Dict[str, Any]:
     return event
 
 
+class _Closable(TypingProtocol):
+    def close(self) -> None: ...
+
+
+# A forked copy of this process must not keep open what tells the host of this process's end, nor speak
+# for it.
+_closed_in_copies: "weakref.WeakSet[_Closable]" = weakref.WeakSet()
+
+
+def keep_from_copies(connection: socket.socket) -> socket.socket:
+    """The socket, which is closed in every forked copy of this process."""
+    _closed_in_copies.add(connection)
+    return connection
+
+
+def _close_in_copy() -> None:
+    for private in list(_closed_in_copies):
+        private.close()
+
+
+os.register_at_fork(after_in_child=_close_in_copy)
+
+
+def pair() -> Tuple[socket.socket, socket.socket]:
+    """Two sockets that are connected, neither of them for forked copies."""
+    one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    return keep_from_copies(one), keep_from_copies(other)
+
+
+def say(connection: socket.socket, message: bytes) -> None:
+    """Send a message: OSError if the other end is gone, even where SIGPIPE would end the process."""
+    connection.send(message, socket.MSG_NOSIGNAL)
+
+
 class Launch:
     """The descriptors of a child that is asked for: the host's ends, and the caller's.
 
-    A context manager: what is not taken over is closed.
+    A context manager: what is not taken over is closed, and a child whose control socket is not taken
+    over is ended.
     """
 
     def __init__(self, args: Sequence[Any]) -> None:
         self.stdin = self.stdout = self.stderr = -1
         self.control: Optional[socket.socket] = None
         self._hosts: List[int] = []
+        _closed_in_copies.add(self)
         try:
             self._hosts.append(sealed(pickle.dumps(list(args), protocol=_PICKLE_PROTOCOL)))
             child, self.stdin = os.pipe()
@@ -56,7 +99,7 @@ class Launch:
             self._hosts.append(child)
             self.stderr, child = os.pipe()
             self._hosts.append(child)
-            self.control, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self.control, other = pair()
             self._hosts.append(other.detach())
         except BaseException:
             self.close()
@@ -66,12 +109,20 @@ class Launch:
         return self
 
     def __exit__(self, *_: object) -> None:
+        # Whoever waited for the child has given up: nobody else knows of it. If it was never asked
+        # for, nobody reads this.
+        if self.control is not None:
+            try:
+                say(self.control, KILL)
+            except OSError:
+                pass  # it is refused, or the host has ended
         self.close()
 
-    def send(self, connection: socket.socket, request: bytes, flags: int = 0) -> None:
+    def send(self, connection: socket.socket, request: bytes) -> None:
         """Send the request and the host's ends, which are closed here then."""
         try:
-            socket.send_fds(connection, [request], self._hosts, flags)
+            descriptors = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", self._hosts))
+            connection.sendmsg([request], [descriptors], socket.MSG_NOSIGNAL)
         except (BrokenPipeError, ConnectionResetError):
             raise HostDied("the host has ended") from None
         self._close_hosts()
@@ -98,7 +149,9 @@ class Launch:
 
 
 def spawn_request(process_name: Optional[str], sandbox_config: SandboxConfig) -> bytes:
-    return encode("spawn", process_name=process_name, **sandbox_config._request())
+    """The request for a child. TypeError or ValueError for what cannot be said to a host."""
+    name = None if process_name is None else text("process_name", process_name)
+    return encode("spawn", process_name=name, **sandbox_config._request())
 
 
 def sealed(content: bytes) -> int:

@@ -96,7 +96,7 @@ pub enum ChildEvent {
 
 #[derive(Debug, Serialize)]
 pub struct Refused {
-    /// `setup_failed`, `invalid_job`, `timed_out`, `cancelled`, …; `bad_request`.
+    /// `setup_failed`, `timed_out`, `cancelled`, …; `bad_request`.
     pub outcome: &'static str,
     #[serde(serialize_with = "fitting")]
     pub detail: String,

@@ -84,7 +84,7 @@ struct JobOptions {
     /// Give children this command's own environment, before --env.
     #[arg(long)]
     inherit_env: bool,
-    /// Like --python, but only if it is of the version that pyspawner is linked to.
+    /// Like --python, but only if it is the build that pyspawner is linked to.
     #[arg(long, value_name = "PATH", hide = true)]
     prefer_python: Option<PathBuf>,
     /// Which sandbox profile of the configuration to use.
@@ -145,6 +145,7 @@ pub fn start() -> anyhow::Result<ExitCode> {
         }
     };
     let filter = logging::filter(cli.verbose, cli.quiet);
+    logging::install(&filter)?;
     match cli.command {
         Subcommands::Run(arguments) => {
             let (options, command) = arguments.into_command()?;

@@ -1,5 +1,6 @@
 //! Finding the interpreter whose environment to use.
 
+use std::ffi::CStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -10,24 +11,107 @@ const BUILT_WITH: &str = env!("PYSPAWNER_PYTHON");
 /// Its version, `MAJOR.MINOR`.
 const LINKED_VERSION: &str = env!("PYSPAWNER_PYTHON_VERSION");
 
-/// The interpreter's own name for itself, after a look at its version.
+/// What an interpreter says of itself.
+const QUESTION: &str = "\
+import sys
+print('%d.%d' % sys.version_info[:2])
+print(sys.executable)
+import importlib.machinery
+print(sys.version.split()[0])
+print(importlib.machinery.EXTENSION_SUFFIXES[0])
+print(*sorted(sys.builtin_module_names))";
+
+/// The interpreter's own name for itself, after a look at its version. A preferred one is taken
+/// only if its build is the linked one's: nobody has named it to this program.
 ///
 /// # Errors
 /// If there is none, it cannot be run, or it is of another version than the linked one.
 pub fn find(named: Option<PathBuf>, preferred: Option<PathBuf>) -> anyhow::Result<PathBuf> {
     if let (None, Some(preferred)) = (&named, preferred) {
         match ask(preferred) {
-            Ok(found) => return Ok(found),
+            Ok(found) => match found.build.difference_from(&Build::linked(&found)) {
+                None => return Ok(found.executable),
+                Some(difference) => log::warn!(
+                    "{} is not used, but this program's own interpreter: {difference}",
+                    found.executable.display()
+                ),
+            },
             Err(reason) => log::debug!("another interpreter is used: {reason:#}"),
         }
     }
     let path = named
         .or_else(|| std::env::var_os("VIRTUAL_ENV").map(|venv| Path::new(&venv).join("bin/python")))
         .unwrap_or_else(|| BUILT_WITH.into());
-    ask(path)
+    Ok(ask(path)?.executable)
 }
 
-fn ask(path: PathBuf) -> anyhow::Result<PathBuf> {
+struct Found {
+    executable: PathBuf,
+    build: Build,
+}
+
+/// What a standard library and its extension modules rely on. They may look into the interpreter
+/// itself, which each release may change, and have no file for what their own has built in.
+#[derive(PartialEq, Eq)]
+struct Build {
+    release: String,
+    /// The first of its extension modules' names, such as `.cpython-311-x86_64-linux-gnu.so`.
+    suffix: Option<String>,
+    /// In order of their names.
+    builtin_modules: Vec<String>,
+}
+
+impl Build {
+    /// That of the library which this process has loaded, as far as it must be known beside `other`.
+    fn linked(other: &Found) -> Self {
+        // SAFETY: a static text, there before Python is initialized (Py_GetVersion).
+        let version = unsafe { CStr::from_ptr(pyo3::ffi::Py_GetVersion()) }.to_string_lossy();
+        let mut builtin_modules = Vec::new();
+        // SAFETY: the library's table, which ends with an entry without a name; this process has
+        // not started an interpreter, so nobody changes it.
+        unsafe {
+            let mut entry = pyo3::ffi::PyImport_Inittab;
+            while !(*entry).name.is_null() {
+                let name = CStr::from_ptr((*entry).name);
+                builtin_modules.push(name.to_string_lossy().into_owned());
+                entry = entry.add(1);
+            }
+        }
+        builtin_modules.sort();
+        Self {
+            release: version.split(' ').next().unwrap_or_default().to_owned(),
+            suffix: linked_suffix(other),
+            builtin_modules,
+        }
+    }
+
+    /// In words, if there is one.
+    fn difference_from(&self, linked: &Self) -> Option<String> {
+        if self.release != linked.release {
+            let (theirs, ours) = (&self.release, &linked.release);
+            return Some(format!("it is Python {theirs}, and {ours} is linked"));
+        }
+        if let (Some(theirs), Some(ours)) = (&self.suffix, &linked.suffix)
+            && theirs != ours
+        {
+            return Some(format!("its modules end in {theirs}, and not in {ours}"));
+        }
+        (self.builtin_modules != linked.builtin_modules)
+            .then(|| "it has other modules built in".to_owned())
+    }
+}
+
+/// The library does not say, but the interpreter that came with it, unless that is the other one
+/// itself, or not on this machine.
+fn linked_suffix(other: &Found) -> Option<String> {
+    let resolved = |path: &Path| path.canonicalize().ok();
+    if resolved(&other.executable) == resolved(BUILT_WITH.as_ref()) {
+        return other.build.suffix.clone();
+    }
+    ask(BUILT_WITH.into()).ok()?.build.suffix
+}
+
+fn ask(path: PathBuf) -> anyhow::Result<Found> {
     let path = if path.components().count() > 1 {
         std::path::absolute(&path)?
     } else {
@@ -35,8 +119,7 @@ fn ask(path: PathBuf) -> anyhow::Result<PathBuf> {
     };
     // Executed, since only it knows: a name may be a shim, a link, a venv's.
     let output = Command::new(&path)
-        .args(["-I", "-S", "-c"])
-        .arg("import sys; print('%d.%d' % sys.version_info[:2]); print(sys.executable)")
+        .args(["-I", "-S", "-c", QUESTION])
         .output()
         .with_context(|| {
             format!(
@@ -45,7 +128,8 @@ fn ask(path: PathBuf) -> anyhow::Result<PathBuf> {
             )
         })?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let (Some(version), Some(executable)) = (text.lines().next(), text.lines().nth(1)) else {
+    let mut lines = text.lines();
+    let (Some(version), Some(executable)) = (lines.next(), lines.next()) else {
         bail!(
             "{} is not a Python interpreter: {}",
             path.display(),
@@ -61,5 +145,51 @@ fn ask(path: PathBuf) -> anyhow::Result<PathBuf> {
             path.display()
         );
     }
-    Ok(executable.into())
+    let mut next = || lines.next().unwrap_or_default().to_owned();
+    Ok(Found {
+        executable: executable.into(),
+        build: Build {
+            release: next(),
+            suffix: Some(next()),
+            builtin_modules: next().split(' ').map(str::to_owned).collect(),
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn builds_are_told_apart() {
+        let build = |release: &str, suffix: &str, modules: &[&str]| Build {
+            release: release.to_owned(),
+            suffix: (!suffix.is_empty()).then(|| suffix.to_owned()),
+            builtin_modules: modules.iter().map(|&name| name.to_owned()).collect(),
+        };
+        let linked = build("3.11.7", ".cpython-311.so", &["_io", "sys"]);
+        assert_eq!(linked.difference_from(&linked), None);
+        for (other, words) in [
+            (
+                build("3.11.2", ".cpython-311.so", &["_io", "sys"]),
+                "3.11.2",
+            ),
+            (build("3.11.7", ".cpython-311d.so", &["_io", "sys"]), "311d"),
+            (
+                build("3.11.7", ".cpython-311.so", &["_io", "_struct", "sys"]),
+                "built in",
+            ),
+        ] {
+            let difference = other.difference_from(&linked).expect("a difference");
+            assert!(difference.contains(words), "{difference}");
+        }
+        let unknown = build("3.11.7", "", &["_io", "sys"]);
+        assert_eq!(linked.difference_from(&unknown), None);
+    }
+
+    #[test]
+    fn the_linked_interpreter_is_the_linked_build() {
+        let found = ask(BUILT_WITH.into()).expect("the interpreter that this was built with");
+        assert_eq!(found.build.difference_from(&Build::linked(&found)), None);
+    }
 }

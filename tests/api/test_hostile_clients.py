@@ -245,6 +245,33 @@ def test_a_job_does_not_pass_for_a_client(open_folder, skipped, answer):
         assert said(client.spawn_child([str(path)])) == answer
 
 
+LISTEN = """
+import os, socket, sys
+listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+listener.bind(sys.argv[1])
+os.chmod(sys.argv[1], 0o777)
+listener.listen()
+connection, _ = listener.accept()
+print(connection.recv(1000))
+connection.send(b'{"type": "ready", "version": 1, "pid": 1}')
+"""
+
+
+@pytest.mark.parametrize("uid", [54321, 0])
+def test_a_client_does_not_talk_to_another_users_host(open_folder, uid):
+    path = open_folder / "socket"
+    command = ["setpriv", f"--reuid={uid}", "/usr/bin/python3", "-c", LISTEN, path]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as squatter:
+        wait_until(path.exists)
+        time.sleep(0.2)
+        if uid == 0:
+            pyspawner.Client(connect=path).close()  # the control
+        else:
+            with pytest.raises(PermissionError, match="user 54321 listens"):
+                pyspawner.Client(connect=path)
+        squatter.kill()
+
+
 def test_a_host_that_ends_leaves_the_socket_of_another(server, tmp_path):
     process, path = server
     path.unlink()
