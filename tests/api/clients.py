@@ -13,6 +13,7 @@ import pytest
 from conftest import PYSPAWNER, wait_until
 
 JOBS = Path(__file__).parent / "jobs"
+NO_SPARES = JOBS / "no_spares.toml"
 
 
 def open_client(**options):
@@ -30,14 +31,6 @@ def client():
         yield client
 
 
-@pytest.fixture
-def no_spares(tmp_path):
-    """A configuration for hosts of which all children are jobs."""
-    path = tmp_path / "pyspawner.toml"
-    path.write_text("[pool]\nspares = 0\n")
-    return path
-
-
 @contextmanager
 def serving(path, child_main, folder, *flags, prefix=(), **options):
     """A host that listens at ``path``."""
@@ -53,10 +46,10 @@ def serving(path, child_main, folder, *flags, prefix=(), **options):
 
 
 @pytest.fixture
-def server(tmp_path, no_spares):
+def server(tmp_path):
     """A host with a socket, and its path."""
     path = tmp_path / "socket"
-    with serving(path, "client_jobs.main", JOBS, "--config", no_spares) as process:
+    with serving(path, "client_jobs.main", JOBS, "--config", NO_SPARES) as process:
         yield process, path
     assert not path.exists()
 

@@ -24,7 +24,7 @@ def run(monkeypatch):
 
     def run(work):
         async def main():
-            async with pyspawner.AsyncClient(child_main="lifetime_jobs.main") as client:
+            async with pyspawner.AsyncClient(child_main="lifetime_jobs.main", config="no_spares.toml") as client:
                 await work(client)
 
         asyncio.run(main())
@@ -112,7 +112,7 @@ def test_two_starts_at_once(monkeypatch):
     monkeypatch.chdir(JOBS)
 
     async def main():
-        client = pyspawner.AsyncClient(child_main="lifetime_jobs.main")
+        client = pyspawner.AsyncClient(child_main="lifetime_jobs.main", config="no_spares.toml")
         results = await asyncio.gather(client.start(), client.start(), return_exceptions=True)
         assert [type(result) for result in results] == [type(None), RuntimeError]
         await client.close()
@@ -167,7 +167,7 @@ def test_a_host_that_ends_slowly_does_not_stop_the_loop(tmp_path, monkeypatch):
     monkeypatch.setenv("PYSPAWNER", str(program))
 
     async def main():
-        client = pyspawner.AsyncClient(child_main="lifetime_jobs.main")
+        client = pyspawner.AsyncClient(child_main="lifetime_jobs.main", config="no_spares.toml")
         longest, task = await ticks_during(client.start())
         with pytest.raises(pyspawner.HostDied, match="status 7"):
             task.result()
@@ -182,7 +182,7 @@ import asyncio, sys
 sys.path.insert(0, {str(ROOT / "python")!r})
 import pyspawner
 async def main():
-    client = pyspawner.AsyncClient(child_main="lifetime_jobs.main")
+    client = pyspawner.AsyncClient(child_main="lifetime_jobs.main", config="no_spares.toml")
     await client.start()
     child = await client.spawn_child(["sleep", 60])
     await child.stdout.readline()  # or it dies of a pipe without a reader

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pyspawner
 import pytest
-from clients import JOBS, client, no_spares, open_client, said, server  # noqa: F401
+from clients import JOBS, NO_SPARES, client, open_client, said, server  # noqa: F401
 from conftest import PYSPAWNER, ROOT, children_of, host_of, is_alive, wait_until
 from pyspawner import SandboxConfig
 
@@ -247,11 +247,11 @@ def test_eight_threads(client):
     assert wrong == []
 
 
-def test_nothing_is_left_open(no_spares):
+def test_nothing_is_left_open():
     def open_descriptors():
         return len(os.listdir("/proc/self/fd"))
 
-    client = open_client(config=no_spares)
+    client = open_client(config=NO_SPARES)
     host = host_of(client._process)
     said(client.spawn_child(["echo"]))
     before = open_descriptors(), len(os.listdir(f"/proc/{host}/fd"))

@@ -11,7 +11,7 @@ import time
 
 import pyspawner
 import pytest
-from clients import JOBS, greeted, no_spares, said, server, serving  # noqa: F401
+from clients import JOBS, NO_SPARES, greeted, said, server, serving  # noqa: F401
 from conftest import PYSPAWNER, children_of, host_of, is_alive, wait_until
 from pyspawner import SandboxConfig
 from pyspawner._protocol import sealed
@@ -101,6 +101,9 @@ def test_more_descriptors_than_fit_are_closed_all(server):
     process, path = server
     host = host_of(process)
     null = os.open("/dev/null", os.O_RDWR)
+    with greeted(path) as connection:
+        events(asked(connection, {"args": ["sleep", 0]}))
+    time.sleep(0.3)
     before = descriptors_of(host)
     for _ in range(20):
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
@@ -129,11 +132,11 @@ def test_a_wrong_request_costs_one_child(server, wrong):
         assert [event["type"] for event in events(sibling)] == ["started", "ended"]
 
 
-def test_descriptors_that_run_out_cost_nobody_a_child(tmp_path, no_spares):  # noqa: F811
+def test_descriptors_that_run_out_cost_nobody_a_child(tmp_path):
     """Connections are limited, so that there are descriptors for the children of others."""
     path = tmp_path / "socket"
     few = ["prlimit", "--nofile=400", "--"]
-    with serving(path, "client_jobs.main", JOBS, "--config", no_spares, prefix=few, stderr=subprocess.DEVNULL):
+    with serving(path, "client_jobs.main", JOBS, "--config", NO_SPARES, prefix=few, stderr=subprocess.DEVNULL):
         with pyspawner.Client(connect=path) as client:
             child = client.spawn_child(["sleep", 2])
             idle = [socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(500)]

@@ -22,7 +22,7 @@ BEGIN = f"""
 import atexit, gc, os, signal, sys, time
 sys.path.insert(0, {str(ROOT / "python")!r})
 import pyspawner
-client = pyspawner.Client(child_main="lifetime_jobs.main")
+client = pyspawner.Client(child_main="lifetime_jobs.main", config="no_spares.toml")
 def below(pid):
     return [int(child) for child in open(f"/proc/{{pid}}/task/{{pid}}/children").read().split()]
 def spawn(seconds):
@@ -136,7 +136,7 @@ def test_what_a_forked_copy_can_do():
                 print([attempt(a) for a in (child.kill, child.poll, child.wait, child.communicate)])
             print(attempt(lambda: client.spawn_child(["echo"])), other.poll(), attempt(client.close), flush=True)
             # One of its own.
-            with pyspawner.Client(child_main="lifetime_jobs.main") as own:
+            with pyspawner.Client(child_main="lifetime_jobs.main", config="no_spares.toml") as own:
                 print(own.spawn_child(["echo", 1]).communicate(), flush=True)
             sys.exit(0)
         print(os.waitpid(pid, 0)[1], child.poll(), client.spawn_child(["echo", 2]).communicate())
