@@ -67,7 +67,12 @@ WAY_IN = [
 REPORT = "write(5)"  # the second: before it comes "ready"
 
 # The same for a client's child with an order of its own.
-OWN_ROOT = ("root", "root", "move_mount fchdir pivot_root umount2 chdir mount", "")
+OWN_ROOT = (
+    "root",
+    "root",
+    "move_mount fchdir pivot_root umount2 chdir mount fsopen fsconfig fsmount mkdirat mount_setattr open_tree openat2",
+    "openat fstat newfstatat",
+)
 OWN_WAY_IN = [
     *WAY_IN[:2],
     ("order", "descriptors", "read(6)", ""),
