@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -97,10 +98,13 @@ class Namespaces:
         return self.in_machine("nft", "list", "tables").split("\n")[:-1]
 
     def remove_filters(self):
-        """All but the masquerading, on which the children's connections depend."""
+        """All but the masquerading, on which the children's connections depend.
+
+        By rules in front of them: a host whose rules are removed takes its children's way out away.
+        """
         [table] = self.tables()
         for chain in ["prerouting", "input", "output", "forward"]:
-            self.in_machine("nft", "flush", "chain", *table.split()[1:], chain)
+            self.in_machine("nft", "insert", "rule", *table.split()[1:], chain, "accept")
 
     @contextmanager
     def server(self, namespace, *words):
@@ -256,17 +260,22 @@ def test_none_stays_none(pyspawner, spaces, world):
 
 
 @contextmanager
-def egress_host(pyspawner, spaces, config=EGRESS, prefix=()):
+def egress_host(pyspawner, spaces, config=EGRESS, prefix=(), flags=(), **options):
     """A host that waits for jobs, one of which is to be asked for at a time."""
-    command = pyspawner.command("map", "network.main", config=config, prefix=[*prefix, *spaces.enter(spaces.machine)], spares=0)
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as host:
-        try:
-            yield host
-            if host.poll() is None:
-                host.stdin.close()
-                assert host.wait(timeout=30) == 0
-        finally:
-            host.kill()
+    with tempfile.TemporaryDirectory() as folder:
+        # A configuration of its own: another host may be reading the test's just now.
+        own = type(pyspawner)(Path(folder))
+        prefix = [*prefix, *spaces.enter(spaces.machine)]
+        command = own.command("map", "network.main", *flags, config=config, prefix=prefix, spares=0)
+        options |= {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        with subprocess.Popen(command, **options) as host:
+            try:
+                yield host
+                if host.poll() is None:
+                    host.stdin.close()
+                    assert host.wait(timeout=30) == 0
+            finally:
+                host.kill()
 
 
 def ask(host, *job):
@@ -286,6 +295,11 @@ def kill_amid_a_job(host):
     host.wait()
 
 
+def leave_an_interface(spaces, name="pysp-ad50-7"):
+    """As a job does that outlives a killed host: it must not come to be without guard."""
+    run("ip", "-n", spaces.machine, "link", "add", name, "type", "veth", "peer", "name", "left")
+
+
 def test_a_killed_host_is_cleaned_up_after(pyspawner, spaces, world):
     """By the next one, also if that has other addresses; meanwhile the machine routes for nobody else."""
     before = spaces.state()
@@ -300,11 +314,13 @@ def test_a_killed_host_is_cleaned_up_after(pyspawner, spaces, world):
     assert len(spaces.tables()) == 1
     assert spaces.forwards() == [False, False]
     # Interfaces end with their children.
-    wait_until(lambda: "pyspad" not in run("ip", "-n", spaces.machine, "link"))
+    wait_until(lambda: "pysp-ad" not in run("ip", "-n", spaces.machine, "link"))
+    leave_an_interface(spaces)
     elsewhere = EGRESS.replace('"egress"', '{ egress = { ipv4 = "10.214.0.0/16" } }')
     with egress_host(pyspawner, spaces, elsewhere) as host:
         assert ask(host, "reach", [["tcp", "192.0.2.10", PORT]]) == [True]
         assert spaces.tables() == ["table inet pyspawner-ad60"]
+        assert "pysp-ad50" not in run("ip", "-n", spaces.machine, "link")
         assert spaces.forwards() == [False, False]
     assert spaces.state() == before
 
@@ -330,12 +346,85 @@ def test_two_hosts_share_a_machine(pyspawner, spaces, world):
 def test_the_last_host_cleans_up_after_a_killed_one(pyspawner, spaces, world):
     before = spaces.state()
     with egress_host(pyspawner, spaces) as last:
+        # It has the first block, so that the other's is the second.
+        assert ask(last, "reach", [["tcp", "192.0.2.10", PORT]]) == [True]
         with egress_host(pyspawner, spaces) as host:
             kill_amid_a_job(host)
         assert ask(last, "reach", [["tcp", "192.0.2.10", PORT]]) == [True]
         assert len(spaces.tables()) == 2
-    wait_until(lambda: "pyspad" not in run("ip", "-n", spaces.machine, "link"))
+        leave_an_interface(spaces, "pysp-ad51-7")
+    assert "pysp-ad" not in run("ip", "-n", spaces.machine, "link")
     assert spaces.state() == before
+
+
+def guard_is_lost(pyspawner, spaces, change):
+    """What a living child reaches before and after a change of the machine's rules, and how the next one fares."""
+    wanted = targets([*INTERNET, *PRIVATE, *METADATA, *MACHINE])
+    with (
+        spaces.server(spaces.world, *INTERNET, *PRIVATE, *METADATA, "meet=7100=1") as world,
+        spaces.server(spaces.machine, *MACHINE),
+        egress_host(pyspawner, spaces, flags=["-j", 2], stderr=subprocess.PIPE) as host,
+    ):
+        host.stdin.write(json.dumps(["reach_later", ["192.0.2.10", 7100], 1.5, wanted]) + "\n")
+        host.stdin.flush()
+        assert world.stdout.readline() == "done\n"
+        spaces.in_machine("nft", change)
+        host.stdin.write(json.dumps(["reach", wanted]) + "\n")
+        host.stdin.close()
+        lines = {line["id"]: line for line in map(json.loads, host.stdout)}
+        said = host.stderr.read()
+        host.wait(timeout=30)
+    return lines["1"], lines["2"], said
+
+
+@pytest.mark.parametrize("change", ["flush ruleset", "flush chain inet pyspawner-ad50 from_child"])
+def test_without_its_table_nobody_has_a_way_out(pyspawner, spaces, change):
+    """Whoever removes the guard, in whatever words, closes the way that it guarded."""
+    before = spaces.state()
+    living, late, said = guard_is_lost(pyspawner, spaces, change)
+    assert living["outcome"] == "ok", living
+    guarded = [True] * 4 + [False] * len(targets([*PRIVATE, *METADATA, *MACHINE]))
+    assert living["result"] == [guarded, [False] * len(guarded)]
+    assert late["outcome"] == "setup_failed", late
+    for text in [late["detail"], said]:
+        assert "another program removed the table inet pyspawner-ad50" in text and "restart pyspawner" in text
+    assert spaces.state() == before
+
+
+def test_another_programs_rules_may_come_and_go(pyspawner, spaces):
+    before = spaces.state()
+    change = "add table inet other { chain c { accept; }; }; flush table inet other; delete table inet other"
+    living, late, said = guard_is_lost(pyspawner, spaces, change)
+    guarded = [True] * 4 + [False] * len(targets([*PRIVATE, *METADATA, *MACHINE]))
+    assert living["result"] == [guarded, guarded]
+    assert late["result"] == guarded
+    assert "removed" not in said
+    assert spaces.state() == before
+
+
+def test_a_child_does_not_choose_the_port_that_the_world_sees(pyspawner, spaces, world):
+    """Else the connection table would hand it what the world sends to a service of the machine's there."""
+    wanted = targets(INTERNET)
+    here = json.loads(run(*spaces.enter(spaces.machine), sys.executable, "-c", SEEN.format(JOBS, wanted)))
+    assert here == [51820] * len(wanted)
+    seen = pyspawner.value("network.main", "ports_seen", 51820, wanted, config=EGRESS, prefix=spaces.enter(spaces.machine))
+    assert all(61000 <= port <= 65535 for port in seen), seen
+
+
+SEEN = "import sys; sys.path.insert(0, '{}'); import network; print(network.ports_seen(51820, {}))"
+
+
+def test_the_first_packet_is_not_lost(pyspawner, spaces, world):
+    """Also while other network namespaces come and go, which keeps the kernel from raising new interfaces."""
+    churn = "while :; do unshare --net sh -c 'ip link add a type veth peer name b; ip link set a up'; done"
+    with subprocess.Popen(["sh", "-c", churn]) as other:
+        try:
+            wanted = [["udp", address, PORT] for address in INTERNET]
+            done = pyspawner.map("network.main", [["reach", wanted]] * 100, "-j", 2, config=EGRESS,
+                                 prefix=spaces.enter(spaces.machine))  # fmt: skip
+        finally:
+            other.kill()
+    assert [line["result"] for line in done.lines] == [[True, True]] * 100
 
 
 def test_what_forwarded_before_forwards_on(pyspawner, spaces, world):
@@ -547,8 +636,8 @@ there = interfaces()
 with host() as client:
     refused = refusal(client, 0, kernel_veth_name="docker0-veth")
     assert "docker0-veth is not pyspawner's: File exists" in refused and "hint" in refused, refused
-    refused = refusal(client, 0, kernel_veth_name="pyspad50-2")
-    assert "pyspad50-2" in refused and "egress" in refused, refused
+    refused = refusal(client, 0, kernel_veth_name="pysp-ad50-2")
+    assert "pysp-ad50-2" in refused and "egress" in refused, refused
     assert start(client, 0, kernel_veth_name="pyspawn0").wait()[1] == 0
 assert interfaces() == there
 """)

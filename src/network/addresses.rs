@@ -1,5 +1,6 @@
 //! Names and addresses for the children of one host, which no other living host has.
 
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
@@ -20,8 +21,9 @@ const PAIR_PREFIX: u8 = 30;
 /// An IPv6 address is the range's with the IPv4 address in its lower half.
 const IPV6_MORE: u8 = 96;
 
-/// What all interfaces of all hosts begin with.
-pub const ANY_INTERFACE: &str = "pysp";
+/// What all interfaces of all hosts begin with. With a block's number and a place it is at most 15
+/// bytes, which is what a name may have.
+pub const ANY_INTERFACE: &str = "pysp-";
 
 /// A part of the range. Its number is that of its addresses, so that hosts with other ranges
 /// cannot come to have the same names.
@@ -46,7 +48,7 @@ impl Block {
 
     /// How the names of its interfaces begin.
     pub fn interfaces(&self) -> String {
-        format!("{ANY_INTERFACE}{:x}-", self.number())
+        interfaces_of(self.number())
     }
 
     fn pairs(&self) -> usize {
@@ -146,16 +148,14 @@ impl NameClaim {
     }
 }
 
-/// Whether a name is one that [`Block::pair`] gives.
+/// How the names of the interfaces of a block begin.
+pub fn interfaces_of(block: u32) -> String {
+    format!("{ANY_INTERFACE}{block:x}-")
+}
+
+/// Whether the firewall takes a name for one that [`Block::pair`] gives.
 pub fn is_of_a_block(interface: &str) -> bool {
-    let rest = interface.strip_prefix(ANY_INTERFACE);
-    let parts = rest.and_then(|rest| rest.split_once('-'));
-    parts.is_some_and(|(number, _)| {
-        !number.is_empty()
-            && number
-                .bytes()
-                .all(|digit| digit.is_ascii_digit() || (b'a'..=b'f').contains(&digit))
-    })
+    interface.starts_with(ANY_INTERFACE)
 }
 
 /// Whether no living host has this block.
@@ -221,7 +221,8 @@ impl Pairs {
         Self {
             block: block.clone(),
             taken: vec![false; block.pairs()],
-            next: 0,
+            // Anywhere: the block may have been another host's a moment ago.
+            next: RandomState::new().build_hasher().finish() as usize % block.pairs(),
         }
     }
 
@@ -252,7 +253,7 @@ mod tests {
     #[test]
     fn a_pair_has_the_same_place_in_both_families() {
         let block = Block::new(net("10.213.16.0/20"), Some(net("fd70:7973:7061::/48")));
-        assert_eq!(block.interfaces(), "pyspad51-");
+        assert_eq!(block.interfaces(), "pysp-ad51-");
         assert_eq!(block.ipv6, Some(net("fd70:7973:7061::ad5:1000/116")));
         assert_eq!(block.pairs(), 1024);
         for place in [0, 1023] {
@@ -270,17 +271,25 @@ mod tests {
     }
 
     #[test]
+    fn the_longest_name_is_one() {
+        let block = Block::new(net("255.255.240.0/20"), None);
+        let pair = block.pair(1023);
+        assert_eq!(pair.kernel_veth_name, "pysp-fffff-1023");
+        pair.check().expect("it is a name");
+    }
+
+    #[test]
+    fn hosts_begin_anywhere() {
+        let block = Block::new(net("10.213.0.0/20"), None);
+        let firsts: Vec<_> = (0..8).map(|_| Pairs::of(&block).next).collect();
+        assert!(firsts.iter().any(|first| *first != firsts[0]), "{firsts:?}");
+    }
+
+    #[test]
     fn names_of_pairs_are_told_from_others() {
         let block = Block::new(net("10.213.16.0/20"), None);
         assert!(is_of_a_block(&block.pair(7).kernel_veth_name));
-        for other in [
-            "veth-pyspawn",
-            "pyspawn0",
-            "pyspawner-1",
-            "pysp-1",
-            "pyspad5",
-            "eth0",
-        ] {
+        for other in ["veth-pyspawn", "pyspawn0", "pyspawner-1", "eth0"] {
             assert!(!is_of_a_block(other), "{other}");
         }
     }
@@ -288,14 +297,15 @@ mod tests {
     #[test]
     fn a_pair_is_given_to_one_child_at_a_time_and_rests_in_between() {
         let mut pairs = Pairs::of(&Block::new(net("10.0.0.0/28"), None));
+        pairs.next = 3;
         let places: Vec<_> = std::iter::from_fn(|| pairs.take())
             .map(|(p, _)| p)
             .collect();
-        assert_eq!(places, [0, 1, 2, 3]);
-        pairs.give_back(2);
-        pairs.give_back(0);
-        assert_eq!(pairs.take().map(|(place, _)| place), Some(0));
-        assert_eq!(pairs.take().map(|(place, _)| place), Some(2));
+        assert_eq!(places, [3, 0, 1, 2]);
+        pairs.give_back(1);
+        pairs.give_back(3);
+        assert_eq!(pairs.take().map(|(place, _)| place), Some(3));
+        assert_eq!(pairs.take().map(|(place, _)| place), Some(1));
         assert!(pairs.take().is_none());
     }
 }

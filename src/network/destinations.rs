@@ -2,18 +2,22 @@
 
 use std::net::IpAddr;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::config::Destination;
 
 /// What is not public: the machine, its neighbours, and whatever only means something to them.
 /// After IANA's special-purpose registries (RFC 6890), but for the networks that documentation
 /// uses, which nobody answers on.
-pub const PRIVATE: &[(&str, &str)] = &[
+const PRIVATE_IPV4: &[(&str, &str)] = &[
     ("0.0.0.0/8", "this network"),
     ("10.0.0.0/8", "private (RFC 1918)"),
     ("100.64.0.0/10", "shared by carriers (RFC 6598)"),
     ("127.0.0.0/8", "loopback"),
+    (
+        "168.63.129.16/32",
+        "Azure's metadata, given to the machine alone",
+    ),
     ("169.254.0.0/16", "link-local; cloud metadata"),
     ("172.16.0.0/12", "private (RFC 1918)"),
     ("192.0.0.0/24", "protocol assignments (RFC 6890)"),
@@ -22,34 +26,58 @@ pub const PRIVATE: &[(&str, &str)] = &[
     ("198.18.0.0/15", "benchmarks of networks (RFC 2544)"),
     ("224.0.0.0/4", "multicast"),
     ("240.0.0.0/4", "reserved, and broadcast"),
-    ("::/96", "unspecified, loopback, IPv4-compatible"),
-    ("::ffff:0:0/96", "IPv4-mapped"),
-    ("64:ff9b::/104", "NAT64 of 0.0.0.0/8"),
-    ("64:ff9b::a00:0/104", "NAT64 of 10.0.0.0/8"),
-    ("64:ff9b::6440:0/106", "NAT64 of 100.64.0.0/10"),
-    ("64:ff9b::7f00:0/104", "NAT64 of 127.0.0.0/8"),
-    ("64:ff9b::a9fe:0/112", "NAT64 of 169.254.0.0/16"),
-    ("64:ff9b::ac10:0/108", "NAT64 of 172.16.0.0/12"),
-    ("64:ff9b::c000:0/120", "NAT64 of 192.0.0.0/24"),
-    ("64:ff9b::c058:6300/120", "NAT64 of 192.88.99.0/24"),
-    ("64:ff9b::c0a8:0/112", "NAT64 of 192.168.0.0/16"),
-    ("64:ff9b::c612:0/111", "NAT64 of 198.18.0.0/15"),
-    ("64:ff9b::e000:0/99", "NAT64 of 224.0.0.0/3"),
-    ("64:ff9b:1::/48", "local NAT64 (RFC 8215)"),
-    ("100::/64", "discarded (RFC 6666)"),
-    ("2001::/32", "Teredo, which tunnels to any IPv4 address"),
-    ("2002::/16", "6to4, which tunnels to any IPv4 address"),
-    ("5f00::/16", "segment routing (RFC 9602)"),
-    ("fc00::/7", "unique local"),
-    ("fe80::/9", "link-local, and the former site-local"),
-    ("ff00::/8", "multicast"),
 ];
 
-/// The networks of [`PRIVATE`].
+/// All of IPv6 that is assigned to the public (RFC 4291).
+const PUBLIC_IPV6: &str = "2000::/3";
+/// And what is not public in it.
+const PRIVATE_IPV6: &[(&str, &str)] = &[
+    (
+        "2001::/23",
+        "protocol assignments (RFC 2928): Teredo, which tunnels to any IPv4 address, benchmarks, \
+         ORCHID, the nearest router by anycast",
+    ),
+    ("2002::/16", "6to4, which tunnels to any IPv4 address"),
+];
+/// Also public, but for the private networks of IPv4 in it (RFC 6052).
+const NAT64: &str = "64:ff9b::/96";
+
+/// The networks that are private.
 pub fn private() -> impl Iterator<Item = IpNet> {
-    PRIVATE
-        .iter()
-        .map(|(network, _)| network.parse().expect("a network"))
+    let ipv4 = || {
+        PRIVATE_IPV4
+            .iter()
+            .map(|(network, _)| net::<Ipv4Net>(network))
+    };
+    let nat64 = net::<Ipv6Net>(NAT64);
+    let through_nat64 = ipv4().map(move |network| {
+        let address = u128::from(nat64.network()) | u128::from(u32::from(network.network()));
+        Ipv6Net::new_assert(address.into(), nat64.prefix_len() + network.prefix_len())
+    });
+    let public = net::<Ipv6Net>(PUBLIC_IPV6);
+    let ipv6 = around(Ipv6Net::default(), public)
+        .flat_map(move |outside| {
+            let has_nat64 = outside.contains(&nat64);
+            let whole = (!has_nat64).then_some(outside);
+            let parts = has_nat64.then(|| around(outside, nat64));
+            whole.into_iter().chain(parts.into_iter().flatten())
+        })
+        .chain(PRIVATE_IPV6.iter().map(|(network, _)| net(network)))
+        .chain(through_nat64);
+    ipv4().map(IpNet::from).chain(ipv6.map(IpNet::from))
+}
+
+/// What of `outer` is not in `inner`: on the way in, the half that is left out each time.
+fn around(outer: Ipv6Net, inner: Ipv6Net) -> impl Iterator<Item = Ipv6Net> {
+    (outer.prefix_len() + 1..=inner.prefix_len()).map(move |length| {
+        let bit = 1 << (128 - u32::from(length));
+        let address = u128::from(inner.network()) ^ bit;
+        Ipv6Net::new_assert(address.into(), length).trunc()
+    })
+}
+
+fn net<T: std::str::FromStr<Err: std::fmt::Debug>>(text: &str) -> T {
+    text.parse().expect("a network")
 }
 
 /// Whether all of a network is private. Only then does `allow` open it: `0.0.0.0/0:443` means
@@ -80,11 +108,21 @@ mod tests {
 
     #[test]
     fn what_is_public_is_open_and_what_is_private_is_not() {
-        for address in ["1.1.1.1", "192.0.2.10", "2001:db8::10", "2606:4700::1"] {
+        for address in [
+            "1.1.1.1",
+            "168.63.129.15",
+            "192.0.2.10",
+            "2001:200::1",
+            "2001:db8::10",
+            "2606:4700::1",
+            "3fff:ffff::1",
+            "64:ff9b::1.1.1.1",
+        ] {
             assert!(permitted(&[], address, 443), "{address}");
         }
         for address in [
             "10.2.3.4",
+            "168.63.129.16",
             "169.254.169.254",
             "127.0.0.1",
             "172.31.0.1",
@@ -95,6 +133,21 @@ mod tests {
             "0.0.0.0",
             "::1",
             "::ffff:1.1.1.1",
+            "::ffff:0:10.2.3.4",
+            "64:ff9a:ffff::1",
+            "64:ff9b::1:0:0",
+            "64:ff9b:1::1.1.1.1",
+            "64:ff9b::168.63.129.16",
+            "100::1",
+            "200::1",
+            "3ff:ffff::1",
+            "1fff:ffff::1",
+            "4000::1",
+            "5f00::1",
+            "2001:1::1",
+            "2001:2::1",
+            "2001:10::1",
+            "2001:2f::1",
             "64:ff9b::10.2.3.4",
             "64:ff9b::169.254.169.254",
             "64:ff9b::192.168.1.1",
@@ -109,7 +162,6 @@ mod tests {
         ] {
             assert!(!permitted(&[], address, 443), "{address}");
         }
-        assert!(permitted(&[], "64:ff9b::1.1.1.1", 443));
     }
 
     #[test]
@@ -127,6 +179,22 @@ mod tests {
     }
 
     #[test]
+    fn what_is_around_a_network_is_everything_else() {
+        let (outer, inner) = (net("::/3"), net(NAT64));
+        let around: Vec<Ipv6Net> = around(outer, inner).collect();
+        let sum = |networks: &[Ipv6Net]| -> u128 {
+            let sizes = networks.iter().map(|one| 1 << (128 - one.prefix_len()));
+            sizes.sum()
+        };
+        assert_eq!(sum(&around), sum(&[outer]) - sum(&[inner]));
+        assert!(
+            around
+                .iter()
+                .all(|one| outer.contains(one) && !one.contains(&inner))
+        );
+    }
+
+    #[test]
     fn allow_opens_private_networks_only_by_their_own_name() {
         assert!(permitted(&["10.2.3.4:80"], "10.2.3.4", 80));
         assert!(!permitted(&["10.2.3.4:80"], "10.2.3.4", 81));
@@ -134,5 +202,8 @@ mod tests {
         assert!(!permitted(&["0.0.0.0/0"], "10.2.3.4", 80));
         assert!(permitted(&["0.0.0.0/0"], "192.0.2.10", 80));
         assert!(!permitted(&["8.0.0.0/6"], "10.2.3.4", 80));
+        assert!(permitted(&["168.63.129.16:53"], "168.63.129.16", 53));
+        assert!(!permitted(&["64:ff9b::/96"], "64:ff9b::10.2.3.4", 80));
+        assert!(permitted(&["64:ff9b::/96"], "64:ff9b::1.1.1.1", 80));
     }
 }

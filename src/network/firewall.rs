@@ -26,6 +26,13 @@ const TABLES: &str = "pyspawner-";
 const FAMILIES: &str = "changed_families";
 const INTERFACES: &str = "changed_interfaces";
 
+/// Source ports of children's packets, as the world sees them: above those that Linux gives to the
+/// machine's own clients (`ip_local_port_range`).
+const PORTS: (u16, u16) = (61000, 65535);
+
+/// Protocols that have ports.
+const WITH_PORTS: &[&str] = &["tcp", "udp", "udplite", "sctp", "dccp"];
+
 /// A host has exactly the configured environment, which need not have a PATH.
 const PROGRAMS: &[&str] = &[
     "/usr/sbin/nft",
@@ -43,6 +50,8 @@ pub struct Firewall {
 /// What another host's table tells, living or not.
 pub struct Record {
     table: String,
+    /// The number of its block.
+    pub block: u32,
     pub is_living: bool,
     pub changed: Changed,
 }
@@ -54,6 +63,10 @@ impl Firewall {
             program: find_program()?,
             table: format!("{TABLES}{:x}", block.number()),
         })
+    }
+
+    pub fn table(&self) -> &str {
+        &self.table
     }
 
     /// Installs the table; what a dead host left under that name is replaced in the same step.
@@ -77,9 +90,6 @@ impl Firewall {
 
     /// Removes a table whose host was killed.
     pub fn remove_stale(&self, record: &Record) -> Result<(), SetupError> {
-        if record.table == self.table {
-            return Ok(()); // replaced by our own
-        }
         log::info!("removing table {}, whose host has ended", record.table);
         self.remove_table(&record.table)
     }
@@ -97,6 +107,7 @@ impl Firewall {
             {
                 records.push(Record {
                     table: name.to_owned(),
+                    block: number,
                     is_living: name != self.table && !addresses::is_free(number)?,
                     changed: Changed {
                         families: self.names_in(name, FAMILIES)?,
@@ -118,8 +129,10 @@ impl Firewall {
     }
 
     fn remove_table(&self, name: &str) -> Result<(), SetupError> {
-        let command = json!({ "delete": table(name) });
-        self.apply("remove", name, &[command])
+        let table = table(name);
+        // Somebody else may have removed it.
+        let commands = [json!({ "add": table }), json!({ "delete": table })];
+        self.apply("remove", name, &commands)
     }
 
     fn apply(&self, verb: &str, table: &str, commands: &[Value]) -> Result<(), SetupError> {
@@ -277,18 +290,23 @@ impl Rules<'_> {
         ]
     }
 
+    /// A child's port is not kept: the connection table would hand it what is sent to a service of
+    /// the machine's at that port.
     fn masquerade(&self) -> Vec<Value> {
-        let masquerade = json!({ "masquerade": null });
-        let mut rules = vec![self.rule(
-            "postrouting",
-            &[
-                is(address("ip", "saddr"), net(self.block.ipv4.into())),
-                masquerade.clone(),
-            ],
-        )];
+        let (first, last) = PORTS;
+        let ports = json!({ "masquerade":
+            { "port": { "range": [first, last] }, "flags": "fully-random" } });
+        let has_ports = is(meta("l4proto"), json!({ "set": WITH_PORTS }));
+        let mut from_block = vec![is(address("ip", "saddr"), net(self.block.ipv4.into()))];
         if let Some(range) = self.block.ipv6 {
-            let from_block = is(address("ip6", "saddr"), net(range.into()));
-            rules.push(self.rule("postrouting", &[from_block, masquerade]));
+            from_block.push(is(address("ip6", "saddr"), net(range.into())));
+        }
+        let mut rules = Vec::new();
+        for from_block in from_block {
+            let with_ports = [from_block.clone(), has_ports.clone(), ports.clone()];
+            rules.push(self.rule("postrouting", &with_ports));
+            let others = [from_block, json!({ "masquerade": null })];
+            rules.push(self.rule("postrouting", &others));
         }
         rules
     }

@@ -11,6 +11,7 @@ mod firewall;
 mod forwarding;
 mod links;
 mod veth;
+mod watch;
 
 use std::cell::OnceCell;
 use std::time::Duration;
@@ -160,7 +161,14 @@ impl Networks {
             .ok_or_else(|| error("the profile has no network = \"egress\"", Errno::EINVAL))?;
         let links = self.links()?;
         let (place, pair) = egress.take()?;
-        let connected = veth::connect(links, pid, &pair).await;
+        let mut connected = veth::connect(links, pid, &pair).await;
+        if let Err(error) = egress.check() {
+            // The guard was lost meanwhile.
+            if connected.is_ok() {
+                links.delete_named(&pair.kernel_veth_name).await?;
+            }
+            connected = Err(error);
+        }
         if connected.is_err() {
             egress.give_back(place);
         }
@@ -302,7 +310,7 @@ mod tests {
             let refused = networks.connect(process.pid(), &job).await;
             assert_eq!(refused.err().map(|error| error.errno), Some(Errno::EEXIST));
             let job = JobNetwork::Veth(VethConfig {
-                kernel_veth_name: "pyspad50-2".to_owned(),
+                kernel_veth_name: "pysp-ad50-2".to_owned(),
                 ..VethConfig::default()
             });
             let refused = networks.connect(process.pid(), &job).await;

@@ -161,7 +161,9 @@ pub async fn connect(
     let configured = async {
         set_up_machine_end(links, config).await?;
         let inside = Links::open_in(&namespace, &own)?;
-        set_up_child_end(&inside, config).await
+        set_up_child_end(&inside, config).await?;
+        inside.wait_until_up(there).await?;
+        links.wait_until_up(here).await
     };
     if let Err(error) = configured.await {
         if let Err(also) = links.delete_named(here).await {

@@ -94,6 +94,35 @@ def meet(meeting, port, targets):
     return {"own": own, "guarded": first, "unguarded": second}
 
 
+def reach_later(meeting, seconds, targets):
+    """Reach for ``targets``, tell a server so, and do it again after a while."""
+    first = reach(targets)
+    with socket.create_connection((meeting[0], meeting[1]), timeout=60) as connection:
+        lines = connection.makefile("rw")
+        lines.write("[]\n")
+        lines.flush()
+        lines.readline()
+        lines.write("done\n")
+        lines.flush()
+    time.sleep(seconds)
+    return [first, reach(targets)]
+
+
+def ports_seen(port, targets):
+    """The port that each of ``targets`` sees when this sends from ``port``."""
+    seen = []
+    for protocol, host, to in targets:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM) as client:
+            client.settimeout(PATIENCE)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            client.bind(("", port))
+            client.connect((host, to))
+            client.sendall(b"port")
+            seen.append(int(client.recv(100)))
+    return seen
+
+
 def listen(address, port):
     server = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
     server.bind((address, port))

@@ -1,5 +1,7 @@
 """Run by test_network.py in a network namespace: echoes, and a place where children meet.
 
+Who sends "port" is told its own, as seen from here.
+
 Arguments: the echo port, addresses that echo datagrams, and with "meet=PORT=COUNT" a meeting.
 Commands on standard input: a line lets the meeting go on; its end ends this program.
 """
@@ -15,13 +17,17 @@ seen = []
 def echo_streams(port):
     with socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=512) as server:
         while True:
-            threading.Thread(target=echo, args=(server.accept()[0],), daemon=True).start()
+            threading.Thread(target=echo, args=server.accept(), daemon=True).start()
 
 
-def echo(connection):
+def answer(data, sender):
+    return str(sender[1]).encode() if data == b"port" else data
+
+
+def echo(connection, sender):
     with connection:
         try:
-            connection.sendall(connection.recv(100))
+            connection.sendall(answer(connection.recv(100), sender))
         except OSError:
             pass  # the client has gone
 
@@ -36,7 +42,7 @@ def echo_datagrams(address, port):
             data, sender = server.recvfrom(200)
             seen.append(data.decode())
             try:
-                server.sendto(data, sender)
+                server.sendto(answer(data, sender), sender)
             except OSError:
                 pass  # a sender that does not exist
 
