@@ -17,7 +17,7 @@ use crate::config::HostSettings;
 use crate::interpreter::call::Entry;
 use crate::interpreter::{host_module, warm};
 use crate::pool::clone_service::{
-    self, CloneRequest, ClonedChild, Failure, IoEnd, MainEnd, ToMain,
+    self, CloneRequest, ClonedChild, Failure, IoEnd, MainEnd, Prepared, ToMain,
 };
 use crate::pool::interrupt;
 use crate::sandbox::assignment::{self, Assigned};
@@ -45,7 +45,9 @@ pub fn serve(
 
     match prepare(settings, io_thread) {
         Ok(mut children) => {
-            main_end.ready(Ok(()));
+            main_end.ready(Ok(Prepared {
+                hidden_names: children.sandbox.hidden_names(),
+            }));
             children.clone_on_request(&main_end);
         }
         Err(failure) => main_end.ready(Err(failure)),

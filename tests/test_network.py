@@ -416,7 +416,7 @@ SEEN = "import sys; sys.path.insert(0, '{}'); import network; print(network.port
 
 def test_the_first_packet_is_not_lost(pyspawner, spaces, world):
     """Also while other network namespaces come and go, which keeps the kernel from raising new interfaces."""
-    churn = "while :; do unshare --net sh -c 'ip link add a type veth peer name b; ip link set a up'; done"
+    churn = "while :; do unshare --net sh -c 'ip link add one type veth peer name other; ip link set one up'; done"
     with subprocess.Popen(["sh", "-c", churn]) as other:
         try:
             wanted = [["udp", address, PORT] for address in INTERNET]

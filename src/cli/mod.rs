@@ -302,8 +302,9 @@ fn io_run(end: IoEnd, settings: IoSettings) -> anyhow::Result<i32> {
             _ => None,
         };
         let profile = Rc::new(settings.profile);
-        let prepared = prepare(end, &interrupt, &profile, settings.cgroup.as_deref()).await;
-        let (mut pool, networks, _removed) = match prepared {
+        let cgroup = settings.cgroup.as_deref();
+        let prepared = prepare(end, &interrupt, &profile, cgroup, settings.spares).await;
+        let (pool, networks, _removed) = match prepared {
             Ok(Ok(prepared)) => prepared,
             Ok(Err(signal)) => return Ok(128 + signal),
             Err(failure) => {
@@ -313,7 +314,6 @@ fn io_run(end: IoEnd, settings: IoSettings) -> anyhow::Result<i32> {
                 anyhow::bail!(failure.detail);
             }
         };
-        pool.keep_spares(settings.spares);
         let work = async {
             match (settings.command, clients) {
                 (Command::Run(command), _) => run::run(&pool, &interrupt, &profile, command).await,
@@ -345,25 +345,26 @@ async fn prepare(
     interrupt: &Interrupt,
     profile: &Rc<Profile>,
     cgroup: Option<&std::path::Path>,
+    spares: usize,
 ) -> Result<Result<(Pool, Rc<Networks>, RemoveAtEnd), i32>, Failure> {
     let setup = |error: anyhow::Error| Failure {
         kind: "setup",
         detail: format!("{error:#}"),
     };
     let (clones, ready) = CloneService::start(end).context("eventfd").map_err(setup)?;
-    tokio::select! {
+    let prepared = tokio::select! {
         ready = ready => match ready {
             Ok(result) => result?,
             Err(_) => return Err(setup(anyhow::anyhow!("the main thread has ended"))),
         },
         signal = interrupt.received() => return Ok(Err(signal)),
-    }
+    };
     let cgroups = claim_cgroups(profile, cgroup).map_err(setup)?.map(Rc::new);
     let removed = RemoveAtEnd(cgroups.clone());
     let networks = Networks::start(&profile.network).await;
     let networks = Rc::new(networks.map_err(|error| setup(error.into()))?);
     let tried = async {
-        let pool = Pool::new(
+        let mut pool = Pool::new(
             clones,
             profile.clone(),
             cgroups,
@@ -374,6 +375,7 @@ async fn prepare(
             .await
             .map_err(anyhow::Error::msg)
             .context("a first child could not be made as the profile asks, so no job was run")?;
+        pool.keep_spares(spares, prepared.hidden_names);
         Ok(pool)
     };
     let tried = tokio::select! {

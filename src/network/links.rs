@@ -12,6 +12,7 @@ use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags};
 use rtnetlink::packet_route::link::{
     InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage, State,
 };
+use rtnetlink::packet_route::route::RouteType;
 use rtnetlink::{Error, Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use super::error;
@@ -177,20 +178,34 @@ impl Links {
     /// worker that waits for whatever else is done to interfaces on the machine; until then it drops
     /// what is sent.
     pub async fn wait_until_up(&self, name: &str) -> Result<(), SetupError> {
-        const PATIENCE: Duration = Duration::from_secs(2);
-        let end = Instant::now() + PATIENCE;
-        loop {
-            match self.find(name).await? {
-                Some(link) if link.is_up => return Ok(()),
-                Some(_) if Instant::now() < end => {
-                    tokio::time::sleep(Duration::from_millis(1)).await;
-                }
-                found => {
-                    let errno = found.map_or(Errno::ENODEV, |_| Errno::ETIMEDOUT);
-                    return Err(error(format!("wait until interface {name} is up"), errno));
-                }
+        let step = || format!("wait until interface {name} is up");
+        wait_until(step, async || match self.find(name).await? {
+            Some(link) => Ok(link.is_up),
+            None => Err(error(step(), Errno::ENODEV)),
+        })
+        .await
+    }
+
+    /// Waits until packets to this address of an interface that is up are taken for this machine's,
+    /// or child's, own. For IPv6 such a worker adds the route that says so.
+    pub async fn wait_until_own(&self, address: IpAddr) -> Result<(), SetupError> {
+        let IpAddr::V6(ipv6) = address else {
+            return Ok(());
+        };
+        let step = || format!("wait for the route to the own address {address}");
+        wait_until(step, async || {
+            let query = RouteMessageBuilder::<std::net::Ipv6Addr>::new()
+                .destination_prefix(ipv6, 128)
+                .build();
+            let mut routes = self.handle.route().get(query).execute();
+            match routes.try_next().await {
+                Ok(route) => Ok(route.is_some_and(|route| route.header.kind == RouteType::Local)),
+                // Nothing leads there yet.
+                Err(e) if errno(&e) == Errno::ENETUNREACH => Ok(false),
+                Err(e) => Err(at(step)(e)),
             }
-        }
+        })
+        .await
     }
 
     /// Lowers these interfaces, so that nothing passes: in 0.2 ms each, where [`Links::delete`] takes
@@ -285,6 +300,22 @@ impl Links {
         }
         Ok(())
     }
+}
+
+/// What the kernel does by itself, after a moment.
+async fn wait_until(
+    step: impl Fn() -> String,
+    is_done: impl AsyncFn() -> Result<bool, SetupError>,
+) -> Result<(), SetupError> {
+    const PATIENCE: Duration = Duration::from_secs(2);
+    let end = Instant::now() + PATIENCE;
+    while !is_done().await? {
+        if Instant::now() > end {
+            return Err(error(step(), Errno::ETIMEDOUT));
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    Ok(())
 }
 
 fn at(step: impl Fn() -> String) -> impl Fn(Error) -> SetupError {

@@ -163,7 +163,12 @@ pub async fn connect(
         let inside = Links::open_in(&namespace, &own)?;
         set_up_child_end(&inside, config).await?;
         inside.wait_until_up(there).await?;
-        links.wait_until_up(here).await
+        links.wait_until_up(here).await?;
+        for Addresses { kernel, child, .. } in config.addresses() {
+            inside.wait_until_own(child).await?;
+            links.wait_until_own(kernel).await?;
+        }
+        Ok(())
     };
     if let Err(error) = configured.await {
         if let Err(also) = links.delete_named(here).await {

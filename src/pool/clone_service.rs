@@ -36,8 +36,14 @@ pub struct CloneRequest {
 /// From the main thread to the I/O thread.
 pub enum FromMain {
     /// The interpreter is warm and the sandbox prepared; or why not.
-    Ready(Result<(), Failure>),
+    Ready(Result<Prepared, Failure>),
     Cloned(CloneReply),
+}
+
+/// What the main thread tells of the sandbox that it has prepared.
+pub struct Prepared {
+    /// Names that must be out of children's sight.
+    pub hidden_names: Vec<std::path::PathBuf>,
 }
 
 /// Why the main thread cannot make clones.
@@ -72,7 +78,7 @@ pub struct MainEnd {
 }
 
 impl MainEnd {
-    pub fn ready(&self, result: Result<(), Failure>) {
+    pub fn ready(&self, result: Result<Prepared, Failure>) {
         self.send(FromMain::Ready(result));
     }
 
@@ -134,7 +140,9 @@ pub struct CloneService {
 
 impl CloneService {
     /// Starts to pass replies on; the receiver tells when the main thread is ready.
-    pub fn start(end: IoEnd) -> std::io::Result<(Self, oneshot::Receiver<Result<(), Failure>>)> {
+    pub fn start(
+        end: IoEnd,
+    ) -> std::io::Result<(Self, oneshot::Receiver<Result<Prepared, Failure>>)> {
         let service = Self {
             requests: end.requests,
             waiting: Rc::default(),

@@ -6,8 +6,6 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::config::Profile;
-
 /// Where a look may take for ever (`statfs(2)`).
 const REMOTE: &[libc::c_long] = &[
     0x6969,      // NFS
@@ -29,19 +27,8 @@ pub struct HiddenNames(Vec<PathBuf>);
 pub struct Found(Vec<Option<(u64, u64)>>);
 
 impl HiddenNames {
-    /// The names of a profile. `None` if to look at one of them might take for ever.
-    pub fn of(profile: &Profile) -> Option<Self> {
-        let mut names = profile.hide.clone();
-        names.extend(profile.hide.iter().flat_map(fs::canonicalize));
-        for bind in &profile.binds {
-            let below = profile
-                .hide
-                .iter()
-                .flat_map(|name| name.strip_prefix(bind.target()));
-            names.extend(below.map(|rest| bind.source.join(rest)));
-        }
-        names.sort();
-        names.dedup();
+    /// `None` if to look at one of them might take for ever.
+    pub fn new(names: Vec<PathBuf>) -> Option<Self> {
         let remote = names.iter().find(|name| is_remote(name));
         if let Some(name) = remote {
             log::info!(
@@ -77,12 +64,8 @@ mod tests {
         let folder = std::env::temp_dir().join(format!("pyspawner-names-{}", std::process::id()));
         fs::create_dir_all(folder.join("bind")).expect("writable temporary folder");
         let (secret, other) = (folder.join("secret"), folder.join("other"));
-        let profile: Profile = toml::from_str(&format!(
-            "hide = [{secret:?}, '/data/later']\nbinds = [{{ source = {:?}, target = '/data' }}]",
-            folder.join("bind")
-        ))
-        .expect("a profile");
-        let names = HiddenNames::of(&profile).expect("a local folder");
+        let later = folder.join("bind/later");
+        let names = HiddenNames::new(vec![secret.clone(), later.clone()]).expect("a local folder");
         for path in [&secret, &other] {
             fs::write(path, "x").expect("writable");
         }
@@ -93,7 +76,7 @@ mod tests {
         fs::rename(&other, &secret).expect("in one folder");
         let second = names.look();
         assert_ne!(second, first);
-        fs::write(folder.join("bind/later"), "x").expect("writable");
+        fs::write(later, "x").expect("writable");
         assert_ne!(names.look(), second);
         fs::remove_dir_all(folder).expect("ours");
     }

@@ -1,6 +1,7 @@
 //! One job, from its descriptors to its report.
 
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -81,8 +82,8 @@ impl Pool {
     }
 
     /// Keeps children ready for jobs to come, at most so many.
-    pub fn keep_spares(&mut self, most: usize) {
-        let hidden = HiddenNames::of(&self.profile).filter(|_| most > 0);
+    pub fn keep_spares(&mut self, most: usize, hidden_names: Vec<PathBuf>) {
+        let hidden = HiddenNames::new(hidden_names).filter(|_| most > 0);
         self.spares = hidden.map(|hidden| Spares::start(self.nursery.clone(), hidden, most));
     }
 

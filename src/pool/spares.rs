@@ -24,6 +24,9 @@ use crate::sandbox::handshake::ChildReport;
 const OLDEST: Duration = Duration::from_secs(10 * 60);
 /// How long none must have been missed before one fewer is kept.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Nothing is cloned so soon after a job has begun: its start is still to be told, and while the
+/// address space is copied, this thread waits at its next page fault.
+const PAUSE_BEFORE_CLONE: Duration = Duration::from_millis(1);
 /// How long no spare is made after one could not be.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(1);
 
@@ -103,8 +106,17 @@ impl Spares {
     /// Makes spares when nothing waits for the processors, and takes away those that are of no use.
     async fn keep(self: Rc<Self>) {
         loop {
+            if self.starting.get() > 0 {
+                self.changed.notified().await;
+                continue;
+            }
             self.discard_useless().await;
-            if self.starting.get() == 0 && self.children.borrow().len() < self.wanted.get() {
+            let missing = self.children.borrow().len() < self.wanted.get();
+            if missing {
+                tokio::time::sleep(PAUSE_BEFORE_CLONE).await;
+                if self.starting.get() > 0 {
+                    continue;
+                }
                 if let Err(refusal) = self.make().await {
                     // The next job is told the same.
                     log::debug!("no spare child: {}", refusal.text());

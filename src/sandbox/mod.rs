@@ -76,6 +76,12 @@ impl Sandbox {
         })
     }
 
+    /// The names that are hidden from children, as the host knows them.
+    pub fn hidden_names(&self) -> Vec<std::path::PathBuf> {
+        let root = self.root.as_ref();
+        root.map_or_else(Vec::new, root::PreparedRoot::hidden_names)
+    }
+
     /// What the host must look after before each clone.
     pub fn renew(&mut self) -> Result<(), SetupError> {
         self.root.as_mut().map_or(Ok(()), root::PreparedRoot::renew)

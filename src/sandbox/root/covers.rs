@@ -53,6 +53,8 @@ struct Name {
     /// out of it.
     within: Option<Rc<OwnedFd>>,
     path: PathBuf,
+    /// The whole path, as the host knows it.
+    on_host: PathBuf,
 }
 
 impl Name {
@@ -93,6 +95,7 @@ impl Name {
             let folder = Name {
                 within: self.within.clone(),
                 path: folder.to_owned(),
+                on_host: self.on_host.clone(),
             };
             let Some(found) = folder.find()? else {
                 return Ok(());
@@ -252,12 +255,14 @@ impl Covers {
                 return Ok(Name {
                     within: Some(Rc::new(folder)),
                     path: rest.to_owned(),
+                    on_host: path.to_owned(),
                 });
             }
         }
         Ok(Name {
             within: None,
             path: path.to_owned(),
+            on_host: path.to_owned(),
         })
     }
 
@@ -306,6 +311,7 @@ impl Covers {
             self.cover(&closed, needed)?;
             self.hidden.push(Name {
                 within: None,
+                on_host: closed.clone(),
                 path: closed,
             });
         }
@@ -341,6 +347,7 @@ impl Covers {
             let name = Name {
                 within: Some(tree.clone()),
                 path: path.to_owned(),
+                on_host: bind.source.join(path),
             };
             if bind.writable {
                 name.pin_folders_above()?;
@@ -364,6 +371,12 @@ impl Covers {
             name.within.is_some() || nearest.is_none_or(|folder| !devices.contains(&folder.dev()))
         });
         self.renew()
+    }
+
+    /// The names that are looked at before each clone, as the host knows them.
+    pub(super) fn names_on_host(&self) -> Vec<PathBuf> {
+        let names = self.hidden.iter();
+        names.map(|name| name.on_host.clone()).collect()
     }
 
     /// Hides what is in sight: what binds have shown, and what the host has replaced or made since.

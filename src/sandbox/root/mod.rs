@@ -133,6 +133,11 @@ impl PreparedRoot {
         })
     }
 
+    /// The names that each clone hides anew if need be, as the host knows them.
+    pub fn hidden_names(&self) -> Vec<PathBuf> {
+        self.covers.names_on_host()
+    }
+
     /// Before each clone: hides again what the host has shown since, by replacing a file or
     /// making one.
     pub fn renew(&mut self) -> Result<(), SetupError> {
