@@ -9,7 +9,7 @@ import subprocess
 import threading
 import time
 from dataclasses import dataclass
-from io import BufferedReader, BufferedWriter
+from io import BufferedReader, BufferedWriter, FileIO
 from typing import Any, Dict, List, Optional, Tuple
 
 from ._errors import HostDied, ProtocolError, refusal
@@ -26,7 +26,7 @@ class Outcome:
 
     name: str
     """One of ``ok``, ``exited``, ``signaled``, ``blocked_syscall``, ``timed_out``, ``out_of_memory``,
-    ``cancelled``."""
+    ``cancelled``; ``setup_failed`` if the child was killed before its code ran."""
     status: int
     """As ``os.wait`` has it: see ``os.waitstatus_to_exitcode``."""
     detail: Optional[str]
@@ -86,16 +86,23 @@ class ChildProcess:
 
     def __init__(self, launch: Launch) -> None:
         assert launch.control is not None
-        self.pid = started(receive(launch.control))
-        self.stdin = os.fdopen(launch.take("stdin"), "wb")
-        self.stdout = os.fdopen(launch.take("stdout"), "rb")
-        self.stderr = os.fdopen(launch.take("stderr"), "rb")
+        # While the host is at work.
+        # Not os.fdopen(), which asks each whether it is a terminal.
+        self.stdin = BufferedWriter(FileIO(launch.take("stdin"), "w"))
+        self.stdout = BufferedReader(FileIO(launch.take("stdout"), "r"))
+        self.stderr = BufferedReader(FileIO(launch.take("stderr"), "r"))
         self._outcome: Optional[Outcome] = None
         self._exchange: Optional[_Exchange] = None
         self._maker = os.getpid()
         self._waiting = threading.Lock()
         # Held for a moment only, also by a signal handler that interrupts its holder.
         self._closing = threading.RLock()
+        try:
+            self.pid = started(receive(launch.control))
+        except BaseException:
+            for stream in (self.stdin, self.stdout, self.stderr):
+                stream.close()
+            raise
         # Last: from here on the child has a holder.
         self._control: socket.socket = launch.take("control")
 

@@ -1,5 +1,6 @@
 //! One child of a client, from its request to its end.
 
+use std::cell::Cell;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
@@ -7,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage, getsockname};
 use nix::sys::stat::fstat;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::Notify;
 
 use super::Service;
 use super::protocol::{ChildEvent, ChildRequest, DESCRIPTORS, Spawn};
@@ -58,32 +59,21 @@ fn tell(control: &Socket, event: &ChildEvent) {
 
 /// Runs a job while listening to the client; its last word.
 async fn follow(service: &Service, job: Job, control: &Socket, kill: Rc<Notify>) -> ChildEvent {
-    let (sender, mut started) = oneshot::channel();
+    let is_started = Cell::new(false);
+    let started = |pid| {
+        tell(control, &ChildEvent::Started { pid });
+        is_started.set(true);
+    };
     let followed = Followed {
-        started: Some(sender),
+        started: Some(Box::new(started)),
         kill: kill.clone(),
     };
     let run = service.pool.run_followed(job, followed);
     tokio::pin!(run);
-    let (mut awaits_start, mut is_started, mut listens) = (true, false, true);
+    let mut listens = true;
     loop {
         tokio::select! {
-            // A quick job may end before its start was passed on.
-            biased;
-            pid = &mut started, if awaits_start => {
-                awaits_start = false;
-                if let Ok(pid) = pid {
-                    tell(control, &ChildEvent::Started { pid });
-                    is_started = true;
-                }
-            }
-            report = &mut run => {
-                if awaits_start && let Ok(pid) = started.try_recv() {
-                    tell(control, &ChildEvent::Started { pid });
-                    is_started = true;
-                }
-                return ChildEvent::last(report, is_started);
-            }
+            report = &mut run => return ChildEvent::last(report, is_started.get()),
             request = control.receive(), if listens => match request {
                 Ok(Some(message)) => match ChildRequest::decode(&message.bytes) {
                     Ok(ChildRequest::Kill {}) => kill.notify_one(),
@@ -126,16 +116,18 @@ fn job(
     let root = root.map_err(|error| ChildEvent::last(JobReport::refused(error), false))?;
     let (root, covered) = root.map_or((None, Vec::new()), |root| (Some(root.tree), root.covered));
     let has_own = root.is_some() || limits.is_some() || !skip_layers.is_empty();
-    let order = has_own.then(|| {
+    let order = if has_own {
         let order = Order {
             skip_layers: skip_layers.clone(),
             limits: limits.clone(),
             covered,
         };
-        order
-            .seal()
-            .map_err(|error| ChildEvent::bad_request(format!("memory file: {error}")))
-    });
+        let sealed = order.seal();
+        let sealed = sealed.map_err(|e| ChildEvent::bad_request(format!("memory file: {e}")))?;
+        Some(sealed)
+    } else {
+        None
+    };
     let call = Call::Pickle {
         id: spawn.id.clone(),
         deadline: timeout.and_then(seconds_since_epoch),
@@ -153,7 +145,7 @@ fn job(
         own: Own {
             limits,
             skip_layers,
-            order: order.transpose()?,
+            order,
             root,
             network,
         },

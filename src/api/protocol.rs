@@ -85,7 +85,7 @@ pub enum Event<'a> {
 #[derive(Debug, Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum ChildEvent {
-    /// The job's code runs.
+    /// The child has its job.
     Started {
         pid: i32,
     },

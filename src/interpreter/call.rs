@@ -15,7 +15,11 @@ pub struct Entry {
     decode: Py<PyAny>,
     unpickle: Py<PyAny>,
     call: Py<PyAny>,
+    rehearse: Py<PyAny>,
 }
+
+/// The pickle of an empty list, `pickle.dumps([], protocol=4)`.
+const NO_ARGUMENTS: &[u8] = b"\x80\x04]\x94.";
 
 /// A job, ready to be called. Its arguments are a function that returns them, since to unpickle
 /// them is to run code.
@@ -37,6 +41,7 @@ impl Entry {
             decode: job.getattr("decode")?.unbind(),
             unpickle: job.getattr("unpickle")?.unbind(),
             call: job.getattr("call")?.unbind(),
+            rehearse: job.getattr("rehearse")?.unbind(),
         })
     }
 
@@ -72,6 +77,18 @@ impl Entry {
             .map_err(|error| error.to_string())?;
         host_module::set_job(id, deadline, has_result_channel);
         Ok(PreparedJob { arguments })
+    }
+
+    /// Prepares and calls a job that does nothing, as far as the call of `child_main`.
+    pub fn rehearse(&self, py: Python<'_>) -> Result<(), String> {
+        let call = Call::Pickle {
+            id: String::new(),
+            deadline: None,
+        };
+        let job = self.prepare(py, call, NO_ARGUMENTS, false)?;
+        let rehearsed = self.rehearse.call1(py, (&job.arguments,));
+        host_module::forget_job();
+        rehearsed.map(drop).map_err(|error| describe(py, &error))
     }
 
     /// Calls `child_main(*args, **kwargs)` and ends as an interpreter ends. Returns the exit

@@ -132,6 +132,11 @@ pub fn set_job(id: String, deadline: Option<f64>, has_result_channel: bool) {
     });
 }
 
+/// Takes that back.
+pub fn forget_job() {
+    state().job = None;
+}
+
 /// Puts the module among those that `import` finds without a file. Before initialisation.
 pub fn register() {
     pyo3::append_to_inittab!(pyspawner_host);

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::task::{Context, Poll, ready};
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout};
 use tokio::io::unix::AsyncFd;
 
 use crate::network::Connection;
@@ -49,6 +50,12 @@ impl Child {
                 Err(errno) => panic!("waitid of our own child: {errno}"),
             }
         }
+    }
+
+    /// Whether it has not ended yet.
+    pub fn lives(&self) -> bool {
+        let mut poll = [PollFd::new(self.pidfd.get_ref().as_fd(), PollFlags::POLLIN)];
+        nix::poll::poll(&mut poll, PollTimeout::ZERO) == Ok(0)
     }
 
     /// Whether it has ended. The task is woken when it does.

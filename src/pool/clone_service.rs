@@ -29,8 +29,18 @@ pub struct CloneRequest {
     pub descriptors: ChildDescriptors,
     /// The folder of the child's control group.
     pub cgroup: Option<RawFd>,
-    /// A child that only checks that it can reach what it will need.
-    pub probe: bool,
+    pub purpose: Purpose,
+}
+
+/// What a child is made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// A job that waits for it.
+    Job,
+    /// A job to come: it has time to prepare itself for it.
+    Spare,
+    /// Only to check that it can reach what it would need.
+    Probe,
 }
 
 /// From the main thread to the I/O thread.
@@ -182,7 +192,7 @@ impl CloneService {
         &self,
         descriptors: ChildDescriptors,
         cgroup: Option<RawFd>,
-        probe: bool,
+        purpose: Purpose,
     ) -> Result<ClonedChild, String> {
         let _room = self.room.acquire().await.expect("it is never closed");
         let number = self.next.get();
@@ -193,7 +203,7 @@ impl CloneService {
             number,
             descriptors,
             cgroup,
-            probe,
+            purpose,
         };
         self.requests
             .try_send(ToMain::Clone(request))

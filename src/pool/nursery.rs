@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::child::Child;
-use super::clone_service::{CloneService, ClonedChild};
+use super::clone_service::{CloneService, ClonedChild, Purpose};
 use super::outcome::{JobReport, Outcome};
 use super::payload::Own;
 use crate::config::{Limits, Profile};
@@ -41,24 +41,12 @@ pub struct Nursery {
 }
 
 /// Why a job was not begun.
+#[derive(Debug, thiserror::Error)]
 pub enum Refusal {
-    Layer(SetupError),
+    #[error(transparent)]
+    Layer(#[from] SetupError),
+    #[error("{0}")]
     Other(String),
-}
-
-impl Refusal {
-    pub fn text(&self) -> String {
-        match self {
-            Self::Layer(error) => error.to_string(),
-            Self::Other(text) => text.clone(),
-        }
-    }
-}
-
-impl From<SetupError> for Refusal {
-    fn from(error: SetupError) -> Self {
-        Self::Layer(error)
-    }
 }
 
 impl From<String> for Refusal {
@@ -99,9 +87,8 @@ impl Nursery {
         })
     }
 
-    /// Makes a child that goes into its sandbox and then waits for a job; with `probe`, one that
-    /// only checks that it can reach what its interpreter needs.
-    pub async fn make(&self, own: &Own, probe: bool) -> Result<Child, Refusal> {
+    /// Makes a child that goes into its sandbox and then waits for a job, unless it is a probe.
+    pub async fn make(&self, own: &Own, purpose: Purpose) -> Result<Child, Refusal> {
         if self.overdue.get() >= MOST_OVERDUE {
             return Err(Refusal::Other(format!(
                 "{MOST_OVERDUE} children were killed and have not ended; hint: which file system or \
@@ -113,14 +100,14 @@ impl Nursery {
             .borrow_mut()
             .take()
             .ok_or_else(|| "every host uid of the children is in use".to_owned())?;
-        let made = self.make_with(own, probe, host_id).await;
+        let made = self.make_with(own, purpose, host_id).await;
         if made.is_err() {
             self.ids.borrow_mut().give_back(host_id);
         }
         made
     }
 
-    async fn make_with(&self, own: &Own, probe: bool, host_id: u32) -> Result<Child, Refusal> {
+    async fn make_with(&self, own: &Own, purpose: Purpose, host_id: u32) -> Result<Child, Refusal> {
         let (control, childs_end) =
             messages::pair().map_err(|error| format!("socketpair: {error}"))?;
         let control = Socket::new(control).map_err(|error| format!("control socket: {error}"))?;
@@ -132,7 +119,7 @@ impl Nursery {
         };
         let cgroup = self.create_cgroup(own.limits.as_ref().unwrap_or(&self.profile.limits))?;
         let folder = cgroup.as_ref().map(JobCgroup::descriptor);
-        let cloned = self.clones.clone(descriptors, folder, probe).await;
+        let cloned = self.clones.clone(descriptors, folder, purpose).await;
         drop(childs_end);
         match cloned {
             Ok(cloned) => {

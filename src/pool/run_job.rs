@@ -6,17 +6,17 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use nix::unistd::{Whence, lseek};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::Notify;
 
 use super::capture::Capture;
 use super::child::Child;
-use super::clone_service::CloneService;
+use super::clone_service::{CloneService, Purpose};
 use super::hidden_names::HiddenNames;
 use super::interrupt::Interrupt;
 use super::nursery::{Nursery, PATIENCE_AFTER_KILL, Refusal};
 use super::outcome::{JobReport, Outcome, Stop};
 use super::payload::{Job, Own, Stdin, Streams};
-use super::spares::{Spares, Starting};
+use super::spares::{Spare, Spares, Starting};
 use super::spoken::Spoken;
 use super::streams::{self, ChildEnds, Ends};
 use crate::config::Profile;
@@ -41,12 +41,15 @@ pub struct Pool {
 
 /// How whoever runs a job follows it and ends it.
 #[derive(Default)]
-pub struct Followed {
-    /// Told the child's process id once the job's code runs.
-    pub started: Option<oneshot::Sender<libc::pid_t>>,
+pub struct Followed<'a> {
+    /// Told the child's process id once it is the job's: its code runs, or is about to run in a
+    /// child that only waited for it.
+    pub started: Option<OnStart<'a>>,
     /// Ends the job.
     pub kill: Rc<Notify>,
 }
+
+pub type OnStart<'a> = Box<dyn FnOnce(libc::pid_t) + 'a>;
 
 /// When a job came, and how long it may take.
 #[derive(Clone, Copy)]
@@ -59,9 +62,20 @@ struct Clock {
 /// (a reader waits for their last copy), and which may have to be given to another child before.
 struct Waiting<'a> {
     job: Job,
-    started: Option<oneshot::Sender<libc::pid_t>>,
+    started: Option<OnStart<'a>>,
+    /// Whether somebody was told already. There is no other child for the job from then on.
+    was_told: bool,
     #[expect(dead_code, reason = "it is held")]
     starting: Option<Starting<'a>>,
+}
+
+impl Waiting<'_> {
+    fn tell_start(&mut self, child: &Child) {
+        if let Some(started) = self.started.take() {
+            self.was_told = true;
+            started(child.pid);
+        }
+    }
 }
 
 impl Pool {
@@ -83,7 +97,10 @@ impl Pool {
 
     /// Keeps children ready for jobs to come, at most so many.
     pub fn keep_spares(&mut self, most: usize, hidden_names: Vec<PathBuf>) {
-        let hidden = HiddenNames::new(hidden_names).filter(|_| most > 0);
+        if most == 0 {
+            return;
+        }
+        let hidden = HiddenNames::new(hidden_names);
         self.spares = hidden.map(|hidden| Spares::start(self.nursery.clone(), hidden, most));
     }
 
@@ -92,21 +109,24 @@ impl Pool {
         self.run_followed(job, Followed::default()).await
     }
 
-    pub async fn run_followed(&self, job: Job, followed: Followed) -> JobReport {
+    pub async fn run_followed(&self, job: Job, followed: Followed<'_>) -> JobReport {
         let clock = Clock {
             start: Instant::now(),
             limit: job.timeout,
         };
         let mut waiting = Waiting {
             started: followed.started,
+            was_told: false,
             starting: self.spares.as_ref().map(|spares| spares.job_comes()),
             job,
         };
-        if let Some((child, ends)) = self.give_to_spare(&waiting.job) {
+        if let Some((child, ends)) = self.give_to_spare(&mut waiting) {
             let attended = self.attend(child, ends, clock, &followed.kill, Some(waiting));
             match attended.await {
                 // The spare was killed at the very moment.
-                (report, Some(not_run)) if report.is_no_fault_of_the_job() => waiting = not_run,
+                (report, Some(not_run)) if report.is_no_fault_of_the_job() && !not_run.was_told => {
+                    waiting = not_run;
+                }
                 (report, _) => return report,
             }
         }
@@ -126,7 +146,7 @@ impl Pool {
             start: Instant::now(),
             limit: Some(Duration::from_secs(60)),
         };
-        let report = match self.nursery.make(&Own::default(), true).await {
+        let report = match self.nursery.make(&Own::default(), Purpose::Probe).await {
             Ok(child) => {
                 let nobody = Notify::new();
                 let attended = self.attend(child, Ends::default(), clock, &nobody, None);
@@ -141,25 +161,25 @@ impl Pool {
     }
 
     /// Gives a job to a child that waits for one, if there is such a child.
-    fn give_to_spare(&self, job: &Job) -> Option<(Child, Ends)> {
-        let spares = self.spares.as_ref().filter(|_| job.own.is_profiles())?;
-        let (ends, child_ends) = streams::open(&job.streams).ok()?;
-        let handed = handed(job, &child_ends);
+    fn give_to_spare(&self, waiting: &mut Waiting<'_>) -> Option<(Child, Ends)> {
+        let spares = self.spares.as_ref();
+        let spares = spares.filter(|_| waiting.job.own.is_profiles())?;
         loop {
-            let child = spares.take()?;
-            match child.assign(&job.assignment, &handed) {
-                Ok(()) => return Some((child, ends)),
-                // It has ended meanwhile.
-                Err(_) => drop(tokio::task::spawn_local(
-                    self.nursery.clone().discard(child),
-                )),
+            let spare = spares.take()?;
+            match hand_over(waiting, &spare) {
+                Ok(ends) => return Some((spare.child, ends)),
+                // It has ended meanwhile, or there is no descriptor left.
+                Err(error) => {
+                    log::debug!("a spare child does not get its job: {error}");
+                    tokio::task::spawn_local(self.nursery.clone().discard(spare.child));
+                }
             }
         }
     }
 
     async fn give_to_new_child(&self, job: &Job) -> Result<(Child, Ends), Refusal> {
         let (ends, child_ends) = streams::open(&job.streams).map_err(|e| format!("pipes: {e}"))?;
-        let child = self.nursery.make(&job.own, false).await?;
+        let child = self.nursery.make(&job.own, Purpose::Job).await?;
         // A spare that was killed may have read some.
         lseek(&job.payload, 0, Whence::SeekSet).map_err(|e| format!("lseek(arguments): {e}"))?;
         // One that has already ended cannot take it; its end says why.
@@ -272,6 +292,23 @@ impl Pool {
     }
 }
 
+fn hand_over(waiting: &mut Waiting<'_>, spare: &Spare) -> std::io::Result<Ends> {
+    let (ends, child_ends) = streams::open(&waiting.job.streams)?;
+    // First: the child may take this processor as soon as it has its job.
+    if spare.is_ready && spare.child.lives() {
+        waiting.tell_start(&spare.child);
+    }
+    let job = &waiting.job;
+    let assigned = spare
+        .child
+        .assign(&job.assignment, &handed(job, &child_ends));
+    match assigned {
+        Err(errno) if !waiting.was_told => Err(errno.into()),
+        // If it has ended at this very moment, its end says why.
+        _ => Ok(ends),
+    }
+}
+
 fn handed(job: &Job, child: &ChildEnds) -> Handed {
     let or = |end: &Option<OwnedFd>, own| end.as_ref().map_or(own, AsRawFd::as_raw_fd);
     let (stdout, stderr) = match &job.streams {
@@ -365,9 +402,8 @@ async fn hear(
         match said {
             Some(ChildReport::Ready) => {}
             Some(ChildReport::Started) => {
-                if let Some(started) = waiting.take().and_then(|waiting| waiting.started) {
-                    // Whoever followed it may have gone.
-                    started.send(child.pid).ok();
+                if let Some(mut waiting) = waiting.take() {
+                    waiting.tell_start(child);
                 }
                 return Ok(());
             }

@@ -15,6 +15,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::child::Child;
+use super::clone_service::Purpose;
 use super::hidden_names::{Found, HiddenNames};
 use super::nursery::{Nursery, Refusal};
 use super::payload::Own;
@@ -43,9 +44,10 @@ pub struct Spares {
     changed: Notify,
 }
 
-struct Spare {
-    child: Child,
-    is_ready: bool,
+pub struct Spare {
+    pub child: Child,
+    /// It has said that it waits for its job.
+    pub is_ready: bool,
     born: Instant,
     is_dead: bool,
     /// What was out of its sight when it was made.
@@ -63,21 +65,19 @@ impl Drop for Starting<'_> {
 }
 
 impl Spares {
-    /// Keeps at most so many, from now on.
+    /// Keeps at most so many, and at least one, from now on.
     pub fn start(nursery: Rc<Nursery>, hidden: HiddenNames, most: usize) -> Rc<Self> {
         let spares = Rc::new(Self {
             nursery,
             children: RefCell::default(),
             hidden,
             most,
-            wanted: Cell::new(most.min(1)),
+            wanted: Cell::new(1),
             last_missed: Cell::new(Instant::now()),
             starting: Cell::new(0),
             changed: Notify::new(),
         });
-        if most > 0 {
-            tokio::task::spawn_local(spares.clone().keep());
-        }
+        tokio::task::spawn_local(spares.clone().keep());
         spares
     }
 
@@ -88,7 +88,7 @@ impl Spares {
     }
 
     /// The spare that is furthest on its way, if there is one.
-    pub fn take(&self) -> Option<Child> {
+    pub fn take(&self) -> Option<Spare> {
         let hidden = self.hidden.look();
         let mut children = self.children.borrow_mut();
         let usable = |spare: &Spare| spare.is_usable(&hidden);
@@ -98,9 +98,8 @@ impl Spares {
             self.wanted.set((self.wanted.get() + 1).min(self.most));
         }
         let place = ready.or_else(|| children.iter().position(usable))?;
-        let spare = children.remove(place).expect("it is there");
         self.changed.notify_one();
-        Some(spare.child)
+        children.remove(place)
     }
 
     /// Makes spares when nothing waits for the processors, and takes away those that are of no use.
@@ -119,7 +118,7 @@ impl Spares {
                 }
                 if let Err(refusal) = self.make().await {
                     // The next job is told the same.
-                    log::debug!("no spare child: {}", refusal.text());
+                    log::debug!("no spare child: {refusal}");
                     tokio::time::sleep(PAUSE_AFTER_FAILURE).await;
                 }
                 continue;
@@ -138,7 +137,7 @@ impl Spares {
 
     async fn make(&self) -> Result<(), Refusal> {
         let hidden = self.hidden.look();
-        let child = self.nursery.make(&Own::default(), false).await?;
+        let child = self.nursery.make(&Own::default(), Purpose::Spare).await?;
         self.children.borrow_mut().push_back(Spare {
             child,
             is_ready: false,

@@ -3,7 +3,7 @@
 //! It is parked at its control socket until the host hands over the job's streams and arguments, so
 //! that a child can be ready before there is a job for it.
 
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
@@ -57,8 +57,40 @@ impl Assignment {
 
 /// Waits for the job. `None`: there is no host any more.
 pub fn wait() -> Result<Option<Assigned>, SetupError> {
+    // SAFETY: `enter` put the control socket there, and it is open until the job's code runs.
+    take(unsafe { BorrowedFd::borrow_raw(CONTROL_FD) })
+}
+
+/// Takes a job that consists of the descriptors that are there already, so that what that writes to
+/// is this child's own when its job comes (a first write to a page that is shared with the host
+/// takes as long as several system calls). Standard output leads nowhere from here on, until
+/// [`end_rehearsal`].
+pub fn rehearse() -> Result<Option<Assigned>, SetupError> {
+    let (mouth, ear) = messages::pair().map_err(|error| failed("socketpair", &error))?;
+    let handed = Handed {
+        stdin: libc::STDIN_FILENO,
+        stdout: libc::STDIN_FILENO, // enter() made it /dev/null
+        stderr: libc::STDERR_FILENO,
+        payload: libc::STDIN_FILENO,
+        result: Some(RESULT_FD),
+    };
+    let assignment = Assignment::default().encode();
+    messages::send(mouth.as_fd(), &assignment, &handed.numbers())
+        .map_err(at(Layer::Descriptors, "sendmsg(rehearsal)"))?;
+    take(ear.as_fd())
+}
+
+/// Undoes what a rehearsal has changed.
+pub fn end_rehearsal() -> Result<(), SetupError> {
+    seccomp::report_blocked_calls_to(false);
+    duplicate(libc::STDERR_FILENO, libc::STDOUT_FILENO)
+}
+
+fn take(control: BorrowedFd<'_>) -> Result<Option<Assigned>, SetupError> {
     let failed = at(Layer::Descriptors, "decoding the assignment");
-    let Some(message) = receive()? else {
+    let received = messages::receive(control, 0);
+    let Some(message) = received.map_err(|error| self::failed("recvmsg(assignment)", &error))?
+    else {
         return Ok(None);
     };
     let assignment: Assignment =
@@ -93,21 +125,14 @@ pub fn wait() -> Result<Option<Assigned>, SetupError> {
     }))
 }
 
-fn receive() -> Result<Option<messages::Message>, SetupError> {
-    // SAFETY: `enter` put the control socket there, and it is open until the job's code runs.
-    let control = unsafe { BorrowedFd::borrow_raw(CONTROL_FD) };
-    loop {
-        match messages::receive(control, 0) {
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(error) => {
-                let step = "recvmsg(assignment)";
-                return Err(SetupError::from_io(Layer::Descriptors, step, &error));
-            }
-            Ok(message) => return Ok(message),
-        }
-    }
+fn place(source: &OwnedFd, number: RawFd) -> Result<(), SetupError> {
+    duplicate(source.as_raw_fd(), number)
 }
 
-fn place(source: &OwnedFd, number: RawFd) -> Result<(), SetupError> {
-    files::duplicate_onto(source.as_raw_fd(), number, false).map_err(at(Layer::Descriptors, "dup3"))
+fn duplicate(source: RawFd, number: RawFd) -> Result<(), SetupError> {
+    files::duplicate_onto(source, number, false).map_err(at(Layer::Descriptors, "dup3"))
+}
+
+fn failed(step: &'static str, error: &std::io::Error) -> SetupError {
+    SetupError::from_io(Layer::Descriptors, step, error)
 }

@@ -19,6 +19,10 @@ use super::files::watch;
 pub const LONGEST: usize = 64 << 10;
 /// The most descriptors that come with one. The kernel closes what does not fit.
 pub const MOST_DESCRIPTORS: usize = 8;
+/// Room for them.
+// SAFETY: a number of bytes, computed.
+const CONTROL_SPACE: usize =
+    unsafe { libc::CMSG_SPACE((MOST_DESCRIPTORS * size_of::<RawFd>()) as u32) } as usize;
 /// A descriptor that the kernel sends along if asked for it (`SO_PASSPIDFD`, Linux 6.5).
 const SCM_PIDFD: libc::c_int = 4;
 
@@ -56,9 +60,8 @@ pub fn pair() -> Result<(OwnedFd, OwnedFd)> {
 /// descriptors that did come would stay open for ever.
 pub fn receive(socket: BorrowedFd<'_>, flags: libc::c_int) -> Result<Option<Message>> {
     let mut bytes = Vec::<u8>::with_capacity(LONGEST);
-    // Room for credentials too, which whoever made the socket may have asked for. In words, for
-    // the alignment of `cmsghdr`.
-    let mut control = [0u64; 32];
+    // In words, for the alignment of `cmsghdr`.
+    let mut control = [0u64; CONTROL_SPACE.div_ceil(size_of::<u64>())];
     let mut part = libc::iovec {
         iov_base: bytes.as_mut_ptr().cast(),
         iov_len: LONGEST,
@@ -68,9 +71,7 @@ pub fn receive(socket: BorrowedFd<'_>, flags: libc::c_int) -> Result<Option<Mess
     header.msg_iov = &raw mut part;
     header.msg_iovlen = 1;
     header.msg_control = control.as_mut_ptr().cast();
-    // SAFETY: a number of bytes, computed.
-    let space = unsafe { libc::CMSG_SPACE((MOST_DESCRIPTORS * size_of::<RawFd>()) as u32) };
-    header.msg_controllen = (space as usize).min(size_of_val(&control)) as _;
+    header.msg_controllen = CONTROL_SPACE as _;
     let length = loop {
         // SAFETY: the header describes two buffers that are valid for writes of their lengths.
         let received = check(unsafe {
@@ -81,9 +82,9 @@ pub fn receive(socket: BorrowedFd<'_>, flags: libc::c_int) -> Result<Option<Mess
             )
         } as _);
         match received {
-            // Said once, if the other side went without reading all. What it said before that comes
-            // after it.
-            Err(Errno::ECONNRESET) => {}
+            // A reset is said once, if the other side went without reading all. What it said before
+            // that comes after it.
+            Err(Errno::ECONNRESET | Errno::EINTR) => {}
             other => break other?,
         }
     };
@@ -157,7 +158,6 @@ impl Socket {
             let mut ready = ready!(self.0.poll_read_ready(context))?;
             match receive(self.0.get_ref().as_fd(), libc::MSG_DONTWAIT) {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => ready.clear_ready(),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 other => return Poll::Ready(other),
             }
         }
@@ -187,19 +187,24 @@ impl Socket {
 
     /// Sends a message with descriptors, or fails with EAGAIN.
     pub fn send_now(&self, bytes: &[u8], descriptors: &[RawFd]) -> nix::Result<()> {
-        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-        let rights = [ControlMessage::ScmRights(descriptors)];
-        let control = if descriptors.is_empty() {
-            &rights[..0]
-        } else {
-            &rights
-        };
-        let parts = [IoSlice::new(bytes)];
-        loop {
-            match sendmsg::<()>(self.0.get_ref().as_raw_fd(), &parts, control, flags, None) {
-                Err(Errno::EINTR) => {}
-                other => return other.map(drop),
-            }
+        send(self.0.get_ref().as_fd(), bytes, descriptors)
+    }
+}
+
+/// Sends a message with descriptors, or fails with EAGAIN.
+pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], descriptors: &[RawFd]) -> nix::Result<()> {
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+    let rights = [ControlMessage::ScmRights(descriptors)];
+    let control = if descriptors.is_empty() {
+        &rights[..0]
+    } else {
+        &rights
+    };
+    let parts = [IoSlice::new(bytes)];
+    loop {
+        match sendmsg::<()>(socket.as_raw_fd(), &parts, control, flags, None) {
+            Err(Errno::EINTR) => {}
+            other => return other.map(drop),
         }
     }
 }
