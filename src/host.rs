@@ -159,6 +159,9 @@ impl Children {
         py: Python<'_>,
         request: &CloneRequest,
     ) -> Result<ClonedChild, String> {
+        if request.purpose == Purpose::BareClone {
+            return self.clone_bare();
+        }
         host_module::run_before_clone(py).map_err(|error| {
             format!(
                 "before_clone:\n{}",
@@ -180,6 +183,14 @@ impl Children {
         }
     }
 
+    fn clone_bare(&self) -> Result<ClonedChild, String> {
+        let (pid, pidfd) = self
+            .cloner
+            .clone_bare(self.sandbox.clone_flags())
+            .map_err(|error| format!("bare clone: {error}"))?;
+        Ok(ClonedChild { pid, pidfd })
+    }
+
     /// A child's whole life. Returns its exit status.
     fn live(&self, py: Python<'_>, request: &CloneRequest) -> i32 {
         if let Err(error) = enter::enter(
@@ -189,13 +200,19 @@ impl Children {
         ) {
             return refuse(ChildReport::SetupFailed(error));
         }
-        if request.purpose == Purpose::Probe {
-            return self.check_reach();
+        match request.purpose {
+            Purpose::Job | Purpose::Spare => self.serve(py, request.purpose),
+            Purpose::Probe => self.check_reach(),
+            Purpose::Floor | Purpose::BareClone => say_ready(),
         }
+    }
+
+    /// Waits for a job in the sandbox, and runs it.
+    fn serve(&self, py: Python<'_>, purpose: Purpose) -> i32 {
         if let Err(text) = self.entry.become_own(py) {
             return refuse(ChildReport::HookFailed(format!("after_clone:\n{text}")));
         }
-        if request.purpose == Purpose::Spare
+        if purpose == Purpose::Spare
             && let Err(report) = self.rehearse(py)
         {
             return refuse(report);
@@ -254,11 +271,15 @@ impl Children {
                 }
             }
         }
-        if enter::report(&ChildReport::Ready) {
-            0
-        } else {
-            NEVER_STARTED
-        }
+        say_ready()
+    }
+}
+
+/// For a child that has nothing else to do.
+fn say_ready() -> i32 {
+    match enter::report(&ChildReport::Ready) {
+        true => 0,
+        false => NEVER_STARTED,
     }
 }
 

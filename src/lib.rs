@@ -17,6 +17,7 @@
 //!    ([`pool::outcome`]).
 
 pub mod api;
+pub mod bench;
 pub mod call;
 pub mod cli;
 pub mod clone;

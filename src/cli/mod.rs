@@ -1,5 +1,6 @@
 //! The command line. `start` turns it into settings; `become_host` takes it from there.
 
+pub mod bench;
 mod lines;
 pub mod map;
 mod python;
@@ -54,15 +55,24 @@ enum Subcommands {
     Run(run::Arguments),
     Map(map::Arguments),
     Serve(serve::Arguments),
+    Bench(bench::Arguments),
 }
 
-/// What to run and how, for all commands that run jobs.
+/// What to run and how, for all commands that run jobs of the user's.
 #[derive(Args)]
 #[command(next_help_heading = "Job options")]
 struct JobOptions {
     /// What each child calls.
     #[arg(long, value_name = "MOD.FUNC")]
     child_main: Option<Callable>,
+    #[command(flatten)]
+    host: HostOptions,
+}
+
+/// The interpreter and the sandbox.
+#[derive(Args)]
+#[command(next_help_heading = "Job options")]
+struct HostOptions {
     /// Modules to import before the first clone, separated by commas. Repeatable.
     #[arg(long, value_name = "A,B", value_delimiter = ',')]
     preload: Vec<String>,
@@ -114,6 +124,7 @@ enum Command {
     Run(run::Command),
     Map(map::Command),
     Serve(serve::Command),
+    Bench(bench::Command),
 }
 
 /// What the I/O thread is told. Children never see it.
@@ -165,12 +176,24 @@ pub fn start() -> anyhow::Result<ExitCode> {
                 Ok(Command::Serve(arguments.into_command()?))
             })
         }
+        Subcommands::Bench(arguments) => {
+            let (options, arguments) = arguments.split();
+            let preload = options.host.preload.clone();
+            execute(options, filter, cli.quiet > 0, |file| {
+                Ok(Command::Bench(
+                    arguments.into_command(or_file(preload, &file.preload)),
+                ))
+            })
+        }
     }
 }
 
 /// Merges flags and configuration, and replaces this process by the host.
 fn execute(
-    options: JobOptions,
+    JobOptions {
+        child_main,
+        host: options,
+    }: JobOptions,
     log_filter: String,
     quiet: bool,
     command: impl FnOnce(&config::File) -> anyhow::Result<Command>,
@@ -199,7 +222,7 @@ fn execute(
             })
             .transpose()
     };
-    let child_main = match options.child_main {
+    let child_main = match child_main {
         Some(target) => target,
         None => from_file(&file.child_main, "child_main")?
             .context("what should each child call? name it with --child-main MOD.FUNC")?,
@@ -319,6 +342,9 @@ fn io_run(end: IoEnd, settings: IoSettings) -> anyhow::Result<i32> {
                 (Command::Run(command), _) => run::run(&pool, &interrupt, &profile, command).await,
                 (Command::Map(command), _) => {
                     map::map(&pool, &interrupt, &profile, command, settings.quiet).await
+                }
+                (Command::Bench(command), _) => {
+                    bench::bench(&pool, &interrupt, command, settings.quiet).await
                 }
                 (Command::Serve(_), clients) => {
                     let clients = clients.expect("opened above");

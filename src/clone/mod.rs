@@ -13,7 +13,7 @@ pub mod fork_protocol;
 pub mod private_memory;
 pub mod warm_image;
 
-use std::os::fd::{AsFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -140,6 +140,17 @@ impl Cloner {
         }
     }
 
+    /// Clones this process for a child that ends at once: the system call, and nothing of what makes
+    /// a clone fit for use. It is what all else is measured against.
+    pub fn clone_bare(&self, flags: u64) -> Result<(libc::pid_t, OwnedFd), CloneError> {
+        // SAFETY: the child takes no lock and calls nothing but _exit(2), so it needs no handlers.
+        match unsafe { clone3(flags, &self.thread, Birth::default()) } {
+            Ok(Side::Child) => process::exit_now(0),
+            Ok(Side::Parent { pid, pidfd }) => Ok((pid, pidfd)),
+            Err(errno) => Err(CloneError::Clone { flags, errno }),
+        }
+    }
+
     fn clone_once(&self, flags: u64, cgroup: Option<RawFd>) -> Result<Attempt, CloneError> {
         let asleep = match self.foreign.asleep()? {
             Ok(asleep) => asleep,
@@ -175,7 +186,7 @@ enum Attempt {
 }
 
 /// Ends and reaps a clone that must not be used.
-fn discard(pidfd: &std::os::fd::OwnedFd) {
+fn discard(pidfd: &OwnedFd) {
     process::signal(pidfd.as_fd(), libc::SIGKILL).expect("pidfd_send_signal of our own child");
     let mut poll = [nix::poll::PollFd::new(
         pidfd.as_fd(),

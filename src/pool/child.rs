@@ -41,15 +41,7 @@ impl Child {
 
     /// Waits for its end and reaps it.
     pub async fn reap(&self) -> Reaped {
-        loop {
-            let mut ready = self.pidfd.readable().await.expect("the runtime runs");
-            match process::reap(self.pidfd.get_ref().as_fd()) {
-                Ok(Some(reaped)) => return reaped,
-                Ok(None) => ready.clear_ready(),
-                Err(Errno::EINTR) => {}
-                Err(errno) => panic!("waitid of our own child: {errno}"),
-            }
-        }
+        reap(&self.pidfd).await
     }
 
     /// Whether it has not ended yet.
@@ -86,5 +78,18 @@ impl Child {
         Poll::Ready(Ok(
             message.and_then(|message| ChildReport::decode(&message.bytes))
         ))
+    }
+}
+
+/// Waits for the end of the child behind a pidfd and reaps it.
+pub(super) async fn reap(pidfd: &AsyncFd<OwnedFd>) -> Reaped {
+    loop {
+        let mut ready = pidfd.readable().await.expect("the runtime runs");
+        match process::reap(pidfd.get_ref().as_fd()) {
+            Ok(Some(reaped)) => return reaped,
+            Ok(None) => ready.clear_ready(),
+            Err(Errno::EINTR) => {}
+            Err(errno) => panic!("waitid of our own child: {errno}"),
+        }
     }
 }

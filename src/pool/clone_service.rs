@@ -22,6 +22,21 @@ pub enum ToMain {
     Clone(CloneRequest),
 }
 
+/// What a child is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// A job that waits for it.
+    Job,
+    /// A job to come: it has time to prepare itself for that.
+    Spare,
+    /// To check, in its sandbox, that it can reach what its interpreter will need.
+    Probe,
+    /// To measure what the way into the sandbox costs: it says one byte there and ends.
+    Floor,
+    /// To measure what the system call costs: it ends at once, with nothing of its way in.
+    BareClone,
+}
+
 /// One clone, please.
 #[derive(Clone, Copy)]
 pub struct CloneRequest {
@@ -30,17 +45,6 @@ pub struct CloneRequest {
     /// The folder of the child's control group.
     pub cgroup: Option<RawFd>,
     pub purpose: Purpose,
-}
-
-/// What a child is made for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Purpose {
-    /// A job that waits for it.
-    Job,
-    /// A job to come: it has time to prepare itself for it.
-    Spare,
-    /// Only to check that it can reach what it would need.
-    Probe,
 }
 
 /// From the main thread to the I/O thread.

@@ -6,6 +6,7 @@ pub mod child;
 pub mod clone_service;
 pub mod hidden_names;
 pub mod interrupt;
+mod measured;
 mod nursery;
 pub mod outcome;
 pub mod payload;
@@ -14,6 +15,7 @@ mod spares;
 mod spoken;
 mod streams;
 
+pub use measured::Lap;
 pub use outcome::{JobReport, Outcome};
 pub use payload::Job;
 pub use run_job::{Followed, Pool};

@@ -33,8 +33,8 @@ const LAST_OUTPUT: Duration = Duration::from_secs(1);
 /// Runs jobs in children.
 #[derive(Clone)]
 pub struct Pool {
-    nursery: Rc<Nursery>,
-    spares: Option<Rc<Spares>>,
+    pub(super) nursery: Rc<Nursery>,
+    pub(super) spares: Option<Rc<Spares>>,
     profile: Rc<Profile>,
     interrupt: Interrupt,
 }

@@ -102,6 +102,14 @@ impl Spares {
         children.remove(place)
     }
 
+    /// Whether there are as many as are wanted, each of them ready, and no job is on its way.
+    pub fn are_ready(&self) -> bool {
+        let children = self.children.borrow();
+        self.starting.get() == 0
+            && children.len() == self.wanted.get()
+            && children.iter().all(|spare| spare.is_ready)
+    }
+
     /// Makes spares when nothing waits for the processors, and takes away those that are of no use.
     async fn keep(self: Rc<Self>) {
         loop {

@@ -1,0 +1,49 @@
+//! What a child that waits for a job holds.
+
+use std::fs;
+
+use super::figures::Memory;
+use crate::pool::Pool;
+
+/// Looks at a child in its sandbox.
+pub async fn of_idle_child(pool: &Pool) -> Result<Memory, String> {
+    pool.look_at_idle(look).await?
+}
+
+/// Source: `proc_pid_smaps(5)`, `proc_pid_status(5)`.
+fn look(pid: libc::pid_t) -> Result<Memory, String> {
+    let read = |name| {
+        let path = format!("/proc/{pid}/{name}");
+        fs::read_to_string(&path).map_err(|error| format!("reading {path}: {error}"))
+    };
+    let (smaps, status) = (read("smaps_rollup")?, read("status")?);
+    let smaps = |name| field(&smaps, name).ok_or(format!("/proc/{pid}/smaps_rollup has no {name}"));
+    Ok(Memory {
+        private: smaps("Private_Clean")? + smaps("Private_Dirty")?,
+        shared: smaps("Shared_Clean")? + smaps("Shared_Dirty")?,
+        pss: smaps("Pss")?,
+        page_tables: field(&status, "VmPTE")
+            .ok_or_else(|| format!("/proc/{pid}/status has no VmPTE"))?,
+    })
+}
+
+/// The bytes of a line such as `Pss:   12 kB`.
+fn field(text: &str, name: &str) -> Option<u64> {
+    let value = text
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    let kibibytes: u64 = value.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(kibibytes << 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::field;
+
+    #[test]
+    fn a_field_is_found_by_its_whole_name() {
+        let text = "Pss_Dirty:  1 kB\nPss:            12 kB\n";
+        assert_eq!(field(text, "Pss"), Some(12 << 10));
+        assert_eq!(field(text, "Ps"), None);
+    }
+}
