@@ -4,15 +4,16 @@
 //! clones, holding the GIL. The I/O thread reads jobs and writes reports.
 
 use std::convert::Infallible;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 
 use anyhow::Context;
 use pyo3::prelude::*;
 
-use crate::clone::Cloner;
+use crate::clone::network_namespace::{Birth, NewNamespace};
 use crate::clone::private_memory::spawn_private_thread;
 use crate::clone::warm_image;
+use crate::clone::{CloneError, Cloner};
 use crate::config::HostSettings;
 use crate::interpreter::call::Entry;
 use crate::interpreter::{host_module, warm};
@@ -160,7 +161,7 @@ impl Children {
         request: &CloneRequest,
     ) -> Result<ClonedChild, String> {
         if request.purpose == Purpose::BareClone {
-            return self.clone_bare();
+            return self.clone_bare(request);
         }
         host_module::run_before_clone(py).map_err(|error| {
             format!(
@@ -169,9 +170,15 @@ impl Children {
             )
         })?;
         self.sandbox.renew().map_err(|error| error.to_string())?;
-        let flags = self.sandbox.clone_flags();
-        match self.cloner.clone_host(py, flags, request.cgroup) {
-            Ok(Side::Parent { pid, pidfd }) => Ok(ClonedChild { pid, pidfd }),
+        let (network, new_network) = self.network_of(request)?;
+        let flags = self.sandbox.clone_flags(network.is_some());
+        let cloned = self.cloner.clone_host(py, flags, request.cgroup, network);
+        match cloned {
+            Ok(Side::Parent { pid, pidfd }) => Ok(ClonedChild {
+                pid,
+                pidfd,
+                new_network,
+            }),
             Ok(Side::Child) => {
                 // A panic must not unwind into the frames of the host, whose channels it would
                 // close: they have locks that another thread may have held.
@@ -179,16 +186,36 @@ impl Children {
                 let status = std::panic::catch_unwind(std::panic::AssertUnwindSafe(life));
                 process::exit_now(status.unwrap_or(NEVER_STARTED))
             }
+            Err(CloneError::NetworkNamespace(error)) => Err(error.to_string()),
             Err(error) => Err(format!("clone: {error}")),
         }
     }
 
-    fn clone_bare(&self) -> Result<ClonedChild, String> {
-        let (pid, pidfd) = self
-            .cloner
-            .clone_bare(self.sandbox.clone_flags())
-            .map_err(|error| format!("bare clone: {error}"))?;
-        Ok(ClonedChild { pid, pidfd })
+    fn clone_bare(&self, request: &CloneRequest) -> Result<ClonedChild, String> {
+        let (network, new_network) = self.network_of(request)?;
+        let flags = self.sandbox.clone_flags(network.is_some());
+        let cloned = self.cloner.clone_bare(flags, network);
+        let (pid, pidfd) = cloned.map_err(|error| format!("bare clone: {error}"))?;
+        Ok(ClonedChild {
+            pid,
+            pidfd,
+            new_network,
+        })
+    }
+
+    /// The network namespace to clone into, if it is not the clone that makes it; and if it is new, what
+    /// belongs to it.
+    fn network_of(
+        &self,
+        request: &CloneRequest,
+    ) -> Result<(Option<RawFd>, Option<NewNamespace>), String> {
+        let new = match request.network {
+            Birth::In(slot) => return Ok((Some(slot), None)),
+            Birth::Own => return Ok((None, None)),
+            Birth::New => self.cloner.make_network_namespace(),
+        };
+        let new = new.map_err(|error| error.to_string())?;
+        Ok((new.as_ref().map(|new| new.descriptor.as_raw_fd()), new))
     }
 
     /// A child's whole life. Returns its exit status.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -166,6 +167,28 @@ def children_of(pid):
     """The living children of a process, zombies included."""
     with open(f"/proc/{pid}/task/{pid}/children") as file:
         return [int(child) for child in file.read().split()]
+
+
+def _links(host):
+    links = {}
+    for number in os.listdir(f"/proc/{host}/fd"):
+        try:
+            links[number] = os.readlink(f"/proc/{host}/fd/{number}")
+        except FileNotFoundError:
+            pass
+    return links.values()
+
+
+def slots_of(host):
+    """The network namespaces that a host keeps for its children, by name."""
+    home = os.readlink(f"/proc/{host}/ns/net")
+    return {link for link in _links(host) if link.startswith("net:[")} - {home}
+
+
+def unslotted(host):
+    """How many descriptors a host has open, but for the six of each slot: these come and go."""
+    of_a_slot = re.compile(r"net:\[|.*/net/(sockstat|snmp6?|netstat|ip6_flowlabel)( \(deleted\))?$")
+    return sum(not of_a_slot.match(link) for link in _links(host))
 
 
 def name_of(pid):

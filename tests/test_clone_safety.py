@@ -8,7 +8,7 @@ import threading
 import time
 
 import pytest
-from conftest import JOBS, children_of, host_of, skipping
+from conftest import JOBS, children_of, host_of, skipping, unslotted
 
 
 def test_a_childs_c_library_is_whole(pyspawner):
@@ -124,7 +124,7 @@ def state_of(pid):
     children = children_of(pid)
     zombies = [c for c in children if open(f"/proc/{c}/stat").read().split(")")[1].split()[0] == "Z"]
     return {
-        "descriptors": len(os.listdir(f"/proc/{pid}/fd")),
+        "descriptors": unslotted(pid),
         "threads": int(re.search(r"Threads:\s+(\d+)", status)[1]),
         "children": len(children),
         "zombies": len(zombies),

@@ -7,7 +7,7 @@ import subprocess
 import time
 from contextlib import contextmanager
 
-from conftest import children_of, host_of, is_alive, wait_until
+from conftest import children_of, host_of, is_alive, unslotted, wait_until
 
 MOST = 2
 
@@ -140,8 +140,7 @@ def test_nothing_is_left_of_many(pyspawner):
 
         def state():
             host = host_of(process)
-            folders = [f"/proc/{host}/fd", f"/proc/{host}/task"]
-            return [len(os.listdir(folder)) for folder in folders], len(children_of(host))
+            return unslotted(host), len(os.listdir(f"/proc/{host}/task")), len(children_of(host))
 
         before = state()
         for number in range(100):

@@ -10,6 +10,7 @@
 pub mod clone_lock;
 pub mod foreign_threads;
 pub mod fork_protocol;
+pub mod network_namespace;
 pub mod private_memory;
 pub mod warm_image;
 
@@ -19,9 +20,11 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use pyo3::prelude::*;
 
+use crate::sandbox::SetupError;
 use crate::sys::clone3::{Birth, Side, ThreadState, clone3};
 use crate::sys::process;
 use foreign_threads::ForeignThreads;
+use network_namespace::{Home, NewNamespace};
 
 /// How long a clone waits for the threads of preloaded modules to fall asleep.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -53,6 +56,8 @@ pub enum CloneError {
     },
     #[error("looking at the threads of this process in /proc/self/task: {0}")]
     Threads(std::io::Error),
+    #[error(transparent)]
+    NetworkNamespace(#[from] SetupError),
 }
 
 fn hint(errno: Errno) -> &'static str {
@@ -74,6 +79,8 @@ fn hint(errno: Errno) -> &'static str {
 pub struct Cloner {
     thread: ThreadState,
     foreign: ForeignThreads,
+    /// `None`: this thread could not come back from another network namespace.
+    home: Option<Home>,
 }
 
 impl Cloner {
@@ -83,6 +90,11 @@ impl Cloner {
         Ok(Self {
             thread: ThreadState::of_this_thread().map_err(CloneError::ThreadState)?,
             foreign: ForeignThreads::new(own_threads).map_err(CloneError::Threads)?,
+            home: Home::find()
+                .inspect_err(|errno| {
+                    log::info!("each child's network namespace is made anew: {errno}");
+                })
+                .ok(),
         })
     }
 
@@ -91,8 +103,13 @@ impl Cloner {
         self.foreign.names().map_err(CloneError::Threads)
     }
 
-    /// Clones this process, into the control group of that folder if one is named. In the child,
-    /// all fork handlers have run when this returns.
+    /// Makes a network namespace for clones to be born into; `None` if that is not possible here.
+    pub fn make_network_namespace(&self) -> Result<Option<NewNamespace>, SetupError> {
+        self.home.as_ref().map(Home::make_namespace).transpose()
+    }
+
+    /// Clones this process, into the control group of that folder and into that network namespace,
+    /// if these are named. In the child, all fork handlers have run when this returns.
     ///
     /// The parent's answer may come after the child has started to run, so the child must
     /// wait for the host's word before it does anything that matters: a clone during which
@@ -102,13 +119,14 @@ impl Cloner {
         _attached: Python<'_>,
         flags: u64,
         cgroup: Option<RawFd>,
+        network: Option<RawFd>,
     ) -> Result<Side, CloneError> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             // SAFETY: this thread holds the GIL, as the hooks of fork(2) require.
             unsafe { pyo3::ffi::PyOS_BeforeFork() };
             fork_protocol::prepare();
-            let attempt = self.clone_once(flags, cgroup);
+            let attempt = self.clone_once(flags, cgroup, network);
             match attempt {
                 Ok(Attempt::Child) => {
                     private_memory::forget_in_child();
@@ -142,16 +160,49 @@ impl Cloner {
 
     /// Clones this process for a child that ends at once: the system call, and nothing of what makes
     /// a clone fit for use. It is what all else is measured against.
-    pub fn clone_bare(&self, flags: u64) -> Result<(libc::pid_t, OwnedFd), CloneError> {
+    pub fn clone_bare(
+        &self,
+        flags: u64,
+        network: Option<RawFd>,
+    ) -> Result<(libc::pid_t, OwnedFd), CloneError> {
         // SAFETY: the child takes no lock and calls nothing but _exit(2), so it needs no handlers.
-        match unsafe { clone3(flags, &self.thread, Birth::default()) } {
-            Ok(Side::Child) => process::exit_now(0),
-            Ok(Side::Parent { pid, pidfd }) => Ok((pid, pidfd)),
-            Err(errno) => Err(CloneError::Clone { flags, errno }),
+        match unsafe { self.clone_into(network, flags, Birth::default()) }? {
+            Side::Child => process::exit_now(0),
+            Side::Parent { pid, pidfd } => Ok((pid, pidfd)),
         }
     }
 
-    fn clone_once(&self, flags: u64, cgroup: Option<RawFd>) -> Result<Attempt, CloneError> {
+    /// The system call, made in that network namespace if one is named. This thread is back when it
+    /// returns in the parent.
+    ///
+    /// # Safety
+    /// As [`clone3`].
+    unsafe fn clone_into(
+        &self,
+        network: Option<RawFd>,
+        flags: u64,
+        birth: Birth,
+    ) -> Result<Side, CloneError> {
+        let away = self.home.as_ref().zip(network);
+        if let Some((home, network)) = away {
+            home.leave_for(network)?;
+        }
+        // SAFETY: as this function.
+        let side = unsafe { clone3(flags, &self.thread, birth) };
+        if let Some((home, _)) = away
+            && !matches!(side, Ok(Side::Child))
+        {
+            home.come_back();
+        }
+        side.map_err(|errno| CloneError::Clone { flags, errno })
+    }
+
+    fn clone_once(
+        &self,
+        flags: u64,
+        cgroup: Option<RawFd>,
+        network: Option<RawFd>,
+    ) -> Result<Attempt, CloneError> {
         let asleep = match self.foreign.asleep()? {
             Ok(asleep) => asleep,
             Err(busy) => return Ok(Attempt::Disturbed(busy)),
@@ -162,10 +213,9 @@ impl Cloner {
             // SAFETY: the I/O thread is outside of everything that the clone lock guards,
             // foreign threads are shown below to have slept, and the caller runs the fork
             // handlers on both sides.
-            unsafe { clone3(flags, &self.thread, birth) }
+            unsafe { self.clone_into(network, flags, birth) }
         };
-        let side = side.map_err(|errno| CloneError::Clone { flags, errno })?;
-        let Side::Parent { pid, pidfd } = side else {
+        let Side::Parent { pid, pidfd } = side? else {
             return Ok(Attempt::Child);
         };
         let undisturbed = self.foreign.still(&asleep);

@@ -205,6 +205,11 @@ impl Profile {
         self.root == Root::ReadOnly
     }
 
+    /// Whether there are places that all children may write to.
+    pub fn has_common_places(&self) -> bool {
+        matches!(self.root, Root::Chroot(_)) || self.binds.iter().any(|bind| bind.writable)
+    }
+
     /// What is mounted on `/proc`: nothing in a chroot, unless the profile says so.
     pub fn proc(&self) -> Proc {
         match (self.proc, &self.root) {

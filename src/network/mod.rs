@@ -1,6 +1,7 @@
 //! The host's half of a child's network. It runs on the I/O thread.
 //!
-//! A child is born into an empty network namespace. What it is to reach is brought into it by the
+//! A child is born into an empty network namespace: its own, or one that it has to itself while it
+//! lives ([`slots`]). What it is to reach is brought into it by the
 //! host while the child still waits: [`Networks::connect`]. Once it was reaped,
 //! [`Networks::disconnect`] takes that away.
 
@@ -10,6 +11,8 @@ mod egress;
 mod firewall;
 mod forwarding;
 mod links;
+pub mod slots;
+pub mod traces;
 mod veth;
 mod watch;
 

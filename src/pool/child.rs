@@ -9,6 +9,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout};
 use tokio::io::unix::AsyncFd;
 
 use crate::network::Connection;
+use crate::network::slots::Slot;
 use crate::sandbox::assignment::{Assignment, Handed};
 use crate::sandbox::cgroup::JobCgroup;
 use crate::sandbox::handshake::ChildReport;
@@ -21,6 +22,8 @@ pub struct Child {
     pub(super) control: Socket,
     pub(super) cgroup: Option<JobCgroup>,
     pub(super) connection: Option<Connection>,
+    /// The network namespace that another may get after it.
+    pub(super) slot: Option<Slot>,
     pub(super) host_id: u32,
     /// Resident memory at the clone: the part of the warm image that the child began with.
     pub(super) resident_at_start: u64,

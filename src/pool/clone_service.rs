@@ -13,6 +13,7 @@ use crossbeam_channel::{Receiver, Sender};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::sync::{Semaphore, oneshot};
 
+use crate::clone::network_namespace::{Birth, NewNamespace};
 use crate::sandbox::enter::ChildDescriptors;
 
 /// From the I/O thread to the main thread.
@@ -45,6 +46,7 @@ pub struct CloneRequest {
     /// The folder of the child's control group.
     pub cgroup: Option<RawFd>,
     pub purpose: Purpose,
+    pub network: Birth,
 }
 
 /// From the main thread to the I/O thread.
@@ -81,6 +83,8 @@ type Waiter = oneshot::Sender<Result<ClonedChild, String>>;
 pub struct ClonedChild {
     pub pid: libc::pid_t,
     pub pidfd: OwnedFd,
+    /// What was made for it, if that was asked for and is possible here.
+    pub new_network: Option<NewNamespace>,
 }
 
 /// The main thread's ends.
@@ -197,6 +201,7 @@ impl CloneService {
         descriptors: ChildDescriptors,
         cgroup: Option<RawFd>,
         purpose: Purpose,
+        network: Birth,
     ) -> Result<ClonedChild, String> {
         let _room = self.room.acquire().await.expect("it is never closed");
         let number = self.next.get();
@@ -208,6 +213,7 @@ impl CloneService {
             descriptors,
             cgroup,
             purpose,
+            network,
         };
         self.requests
             .try_send(ToMain::Clone(request))

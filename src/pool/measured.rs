@@ -58,9 +58,10 @@ impl Pool {
     /// A child that ends at once.
     pub async fn bare_clone(&self) -> Result<Lap, String> {
         let start = Instant::now();
-        let cloned = self.nursery.make_bare().await?;
+        let (cloned, slot) = self.nursery.make_bare().await?;
         let pidfd = watch(cloned.pidfd).map_err(|error| format!("epoll_ctl(pidfd): {error}"))?;
         check_ending(child::reap(&pidfd).await.ending)?;
+        self.nursery.give_back(slot);
         Ok(Lap {
             first_byte: None,
             reaped: start.elapsed(),

@@ -11,6 +11,7 @@ use super::clone_service::{CloneService, ClonedChild, Purpose};
 use super::outcome::{JobReport, Outcome};
 use super::payload::Own;
 use crate::config::{Limits, Profile};
+use crate::network::slots::{Place, Slot, Slots, check_place};
 use crate::network::{JobNetwork, Networks};
 use crate::sandbox::cgroup::{Cgroups, JobCgroup, prefer_as_victim};
 use crate::sandbox::enter::ChildDescriptors;
@@ -34,6 +35,7 @@ pub struct Nursery {
     layers: Layers,
     cgroups: Option<Rc<Cgroups>>,
     networks: Rc<Networks>,
+    slots: Slots,
     ids: RefCell<HostIds>,
     null: OwnedFd,
     /// Children that have not ended though they were killed.
@@ -71,13 +73,15 @@ impl Nursery {
         cgroups: Option<Rc<Cgroups>>,
         networks: Rc<Networks>,
     ) -> anyhow::Result<Self> {
+        let ids = HostIds::choose()?;
         Ok(Self {
             clones,
             layers: profile.layers(),
+            slots: Slots::new(&profile, ids.are_own()),
             profile,
             cgroups,
             networks,
-            ids: RefCell::new(HostIds::choose()?),
+            ids: RefCell::new(ids),
             null: File::options()
                 .read(true)
                 .write(true)
@@ -119,11 +123,17 @@ impl Nursery {
         };
         let cgroup = self.create_cgroup(own.limits.as_ref().unwrap_or(&self.profile.limits))?;
         let folder = cgroup.as_ref().map(JobCgroup::descriptor);
-        let cloned = self.clones.clone(descriptors, folder, purpose).await;
+        let place = self.place(own);
+        let cloned = self
+            .clones
+            .clone(descriptors, folder, purpose, place.birth());
+        let cloned = cloned.await;
         drop(childs_end);
         match cloned {
             Ok(cloned) => {
-                let released = self.release(cloned, cgroup, host_id, own, control).await;
+                let released = self
+                    .release(cloned, place, cgroup, host_id, own, control)
+                    .await;
                 released.map_err(Refusal::from)
             }
             Err(detail) => {
@@ -133,15 +143,27 @@ impl Nursery {
         }
     }
 
-    /// Makes a child that ends at once.
-    pub async fn make_bare(&self) -> Result<ClonedChild, String> {
+    /// Makes a child that ends at once; its slot is given back once it was reaped.
+    pub async fn make_bare(&self) -> Result<(ClonedChild, Option<Slot>), String> {
         let unused = ChildDescriptors {
             null: self.null.as_raw_fd(),
             control: self.null.as_raw_fd(),
             order: None,
             root: None,
         };
-        self.clones.clone(unused, None, Purpose::BareClone).await
+        let place = self.place(&Own::default());
+        let cloned = self
+            .clones
+            .clone(unused, None, Purpose::BareClone, place.birth());
+        let mut cloned = cloned.await?;
+        let slot = place.taken(cloned.new_network.take());
+        Ok((cloned, slot))
+    }
+
+    pub fn give_back(&self, slot: Option<Slot>) {
+        if let Some(slot) = slot {
+            self.slots.give_back(slot);
+        }
     }
 
     fn create_cgroup(&self, limits: &Limits) -> Result<Option<JobCgroup>, SetupError> {
@@ -153,12 +175,13 @@ impl Nursery {
     async fn release(
         &self,
         cloned: ClonedChild,
+        place: Place,
         cgroup: Option<JobCgroup>,
         host_id: u32,
         own: &Own,
         control: Socket,
     ) -> Result<Child, SetupError> {
-        let ClonedChild { pid, pidfd } = cloned;
+        let ClonedChild { pid, pidfd, .. } = cloned;
         // Unread, it counts as 0, which makes a peak larger, never smaller.
         let resident_at_start = memory::resident(pid).unwrap_or(0);
         let mut child = Child {
@@ -168,15 +191,16 @@ impl Nursery {
             control,
             cgroup,
             connection: None,
+            slot: place.taken(cloned.new_network),
             host_id,
             resident_at_start,
         };
         let layers = self.layers.without(&own.skip_layers);
-        let network = own.network.clone();
-        let network = network.unwrap_or_else(|| JobNetwork::from(&self.profile.network));
-        let prepared = prefer_as_victim(pid).and_then(|()| write_id_maps(pid, host_id, &layers));
+        let prepared = prefer_as_victim(pid)
+            .and_then(|()| write_id_maps(pid, host_id, &layers))
+            .and_then(|()| check_place(pid, child.slot.as_ref(), &layers));
         let connected = match prepared {
-            Ok(()) => self.networks.connect(pid, &network).await,
+            Ok(()) => self.networks.connect(pid, &self.network_of(own)).await,
             Err(error) => Err(error),
         };
         match connected {
@@ -199,9 +223,21 @@ impl Nursery {
         }
     }
 
+    fn network_of(&self, own: &Own) -> JobNetwork {
+        let network = own.network.clone();
+        network.unwrap_or_else(|| JobNetwork::from(&self.profile.network))
+    }
+
+    /// The network namespace of a child to come.
+    fn place(&self, own: &Own) -> Place {
+        let is_profiles = own.root.is_none() && own.skip_layers.is_empty();
+        self.slots.place(&self.network_of(own), is_profiles)
+    }
+
     /// Gives back what a reaped child had.
     pub async fn forget(&self, mut child: Child) {
         self.ids.borrow_mut().give_back(child.host_id);
+        self.give_back(child.slot.take());
         if let Some(connection) = child.connection.take() {
             self.networks.disconnect(connection).await;
         }

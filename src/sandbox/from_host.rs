@@ -74,6 +74,11 @@ impl HostIds {
         })
     }
 
+    /// Whether each child gets one of its own, which is not the host's.
+    pub fn are_own(&self) -> bool {
+        !self.taken.is_empty()
+    }
+
     /// A uid that no living child has; `None` if all are in use.
     pub fn take(&mut self) -> Option<u32> {
         let count = self.taken.len();

@@ -157,6 +157,9 @@ impl SetupError {
                 "; hint: a bind's target must exist in the host's tree, be below /tmp, or be in an \
                  empty root (root = { empty = true })"
             }
+            (Layer::NetworkNamespace, Errno::ENOSPC) => {
+                "; hint: a limit on namespaces is reached, see /proc/sys/user/max_net_namespaces"
+            }
             (Layer::Landlock, Errno::ENOSYS | Errno::EOPNOTSUPP) => {
                 "; hint: this kernel is older than 5.13 or was started without Landlock (lsm=); to \
                  do without it: skip_layers = [\"landlock\"]"

@@ -87,9 +87,14 @@ impl Sandbox {
         self.root.as_mut().map_or(Ok(()), root::PreparedRoot::renew)
     }
 
-    /// The `CLONE_NEW*` flags of this sandbox.
-    pub fn clone_flags(&self) -> u64 {
-        namespaces::clone_flags(&self.layers)
+    /// The `CLONE_NEW*` flags of this sandbox, but for that of a network namespace if the child is
+    /// born into one that is there.
+    pub fn clone_flags(&self, has_network_namespace: bool) -> u64 {
+        let flags = namespaces::clone_flags(&self.layers);
+        match has_network_namespace {
+            true => flags & !(libc::CLONE_NEWNET as u64),
+            false => flags,
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 pub mod clone3;
 pub mod files;
 pub mod identity;
+pub mod interfaces;
 pub mod memory;
 pub mod messages;
 pub mod mounts;

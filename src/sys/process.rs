@@ -116,6 +116,12 @@ pub fn unshare(flags: libc::c_int) -> Result<(), Errno> {
     check(unsafe { libc::unshare(flags) }.into()).map(drop)
 }
 
+/// `setns(2)`: the calling thread enters the namespace of this type behind a descriptor.
+pub fn setns(namespace: RawFd, kind: libc::c_int) -> Result<(), Errno> {
+    // SAFETY: plain integers; a wrong descriptor is EBADF or EINVAL.
+    check(unsafe { libc::setns(namespace, kind) }.into()).map(drop)
+}
+
 /// The version of the kernel's Landlock (`landlock_create_ruleset(2)`,
 /// `LANDLOCK_CREATE_RULESET_VERSION`).
 pub fn landlock_abi() -> Result<i64, Errno> {

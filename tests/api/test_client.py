@@ -21,7 +21,7 @@ from pathlib import Path
 import pyspawner
 import pytest
 from clients import JOBS, NO_SPARES, client, open_client, said, server  # noqa: F401
-from conftest import PYSPAWNER, ROOT, children_of, host_of, is_alive, wait_until
+from conftest import PYSPAWNER, ROOT, children_of, host_of, is_alive, unslotted, wait_until
 from pyspawner import SandboxConfig
 
 # ---- beyond the old package ---------------------------------------------------------------
@@ -255,7 +255,7 @@ def test_nothing_is_left_open():
     client = open_client(config=NO_SPARES)
     host = host_of(client._process)
     said(client.spawn_child(["echo"]))
-    before = open_descriptors(), len(os.listdir(f"/proc/{host}/fd"))
+    before = open_descriptors(), unslotted(host)
     for _ in range(50):
         said(client.spawn_child(["echo"]))
         client.spawn_child(["sleep", 0])  # dropped at once
@@ -265,7 +265,7 @@ def test_nothing_is_left_open():
             client.spawn_child(["echo"], sandbox_config=SandboxConfig(chroot_dir=Path("/none")))
     gc.collect()
     wait_until(lambda: children_of(host) == [])
-    wait_until(lambda: (open_descriptors(), len(os.listdir(f"/proc/{host}/fd"))) == before, 5)
+    wait_until(lambda: (open_descriptors(), unslotted(host)) == before, 5)
     client.close()
 
 

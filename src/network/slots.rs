@@ -1,0 +1,153 @@
+//! Network namespaces that several children have, one after the other.
+//!
+//! To make and to end one is the dearest part of a job. So a child without network may get one
+//! that another child had, under two conditions: every process of that child is gone, since its PID 1
+//! was reaped, and the namespace is as it was when it was new ([`Traces`]). If anything in it has
+//! changed, it is closed.
+//!
+//! Not every job may: see [`Slots::place`].
+
+use std::cell::RefCell;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+
+use nix::errno::Errno;
+
+use super::JobNetwork;
+use super::traces::Traces;
+use crate::clone::network_namespace::{Birth, NewNamespace};
+use crate::config::Profile;
+use crate::sandbox::{Layer, Layers, SetupError};
+
+/// How many are kept. Each takes six descriptors.
+const MOST_FREE: usize = 64;
+
+/// A network namespace, while a child is in it or between two.
+pub struct Slot {
+    namespace: OwnedFd,
+    traces: Traces,
+    /// What the traces said before the first child. `None`: nothing can be shown.
+    as_new: Option<Vec<u8>>,
+}
+
+impl Slot {
+    /// For a namespace in which no job's code has run.
+    fn of(new: NewNamespace) -> Self {
+        Self {
+            namespace: new.descriptor,
+            as_new: new.traces.read().ok(),
+            traces: new.traces,
+        }
+    }
+
+    fn is_as_new(&self) -> bool {
+        self.as_new.is_some() && self.traces.read().ok() == self.as_new
+    }
+}
+
+/// The network namespace of a child that is not yet made.
+pub enum Place {
+    /// One for this child alone, which ends with it.
+    Own,
+    /// One that may be another's later.
+    NewSlot,
+    Slot(Slot),
+}
+
+impl Place {
+    /// The same for the main thread.
+    pub fn birth(&self) -> Birth {
+        match self {
+            Self::Own => Birth::Own,
+            Self::NewSlot => Birth::New,
+            Self::Slot(slot) => Birth::In(slot.namespace.as_raw_fd()),
+        }
+    }
+
+    /// The slot of the child, now that it is made; `new` is what the main thread made for it.
+    pub fn taken(self, new: Option<NewNamespace>) -> Option<Slot> {
+        match self {
+            Self::Slot(slot) => Some(slot),
+            Self::Own | Self::NewSlot => new.map(Slot::of),
+        }
+    }
+}
+
+/// The free slots of a host.
+pub struct Slots {
+    free: RefCell<Vec<Slot>>,
+    /// Whether the profile permits any.
+    are_used: bool,
+}
+
+impl Slots {
+    pub fn new(profile: &Profile, children_have_own_ids: bool) -> Self {
+        let is_landlock = |layer| layer == Layer::Landlock.name();
+        let is_whole = profile.layers().skipped().all(is_landlock);
+        Self {
+            free: RefCell::default(),
+            are_used: is_whole && children_have_own_ids && !profile.has_common_places(),
+        }
+    }
+
+    /// Where a child is to be born. By slot are jobs
+    ///
+    /// - without network, since only of a namespace in which nothing is sent can be shown that it is as
+    ///   new;
+    /// - with every layer in force, but perhaps Landlock: they keep the job from sockets of other
+    ///   kinds, from capabilities, and its processes from outliving it;
+    /// - with a host uid that is not the host's own, to which the namespace's settings belong
+    ///   (`net_ctl_permissions`);
+    /// - that have no place in common where one could hand another an open file of `/proc/net`, which
+    ///   would go on showing the namespace while the next job is in it.
+    pub fn place(&self, network: &JobNetwork, is_profiles_sandbox: bool) -> Place {
+        if !self.are_used || !is_profiles_sandbox || *network != JobNetwork::None {
+            return Place::Own;
+        }
+        let free = self.free.borrow_mut().pop();
+        free.map_or(Place::NewSlot, Place::Slot)
+    }
+
+    /// Takes back the slot of a child that was reaped.
+    pub fn give_back(&self, slot: Slot) {
+        let mut free = self.free.borrow_mut();
+        if free.len() < MOST_FREE && slot.is_as_new() {
+            free.push(slot);
+        }
+    }
+}
+
+/// Refuses with `EBADE` a child that is not where it was to be born: in its slot, or else at least
+/// not in the host's own network namespace. It cannot go elsewhere afterwards.
+pub fn check_place(
+    pid: libc::pid_t,
+    slot: Option<&Slot>,
+    layers: &Layers,
+) -> Result<(), SetupError> {
+    if !layers.has(Layer::NetworkNamespace) {
+        return Ok(());
+    }
+    let childs = identity(&format!("/proc/{pid}/ns/net"))?;
+    let is_right = match slot {
+        Some(slot) => childs == identity(&format!("/proc/self/fd/{}", slot.namespace.as_raw_fd()))?,
+        None => childs != identity("/proc/thread-self/ns/net")?,
+    };
+    if is_right {
+        Ok(())
+    } else {
+        let promise = "the child is not in the network namespace that it was to have";
+        Err(SetupError::new(
+            Layer::NetworkNamespace,
+            promise,
+            Errno::EBADE,
+        ))
+    }
+}
+
+/// Device and inode, by which namespaces are told apart (`namespaces(7)`).
+fn identity(path: &str) -> Result<(u64, u64), SetupError> {
+    let found = std::fs::metadata(path);
+    let found = found
+        .map_err(|e| SetupError::from_io(Layer::NetworkNamespace, format!("stat {path}"), &e))?;
+    Ok((found.dev(), found.ino()))
+}
