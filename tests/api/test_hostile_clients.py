@@ -12,7 +12,7 @@ import time
 import pyspawner
 import pytest
 from clients import JOBS, NO_SPARES, greeted, said, server, serving  # noqa: F401
-from conftest import PYSPAWNER, children_of, host_of, is_alive, wait_until
+from conftest import PYSPAWNER, children_of, host_of, is_alive, unslotted, wait_until
 from pyspawner import SandboxConfig
 from pyspawner._protocol import sealed
 
@@ -93,7 +93,7 @@ def events(control):
 
 
 def descriptors_of(host):
-    return len(os.listdir(f"/proc/{host}/fd"))
+    return unslotted(host)
 
 
 def test_more_descriptors_than_fit_are_closed_all(server):
@@ -372,13 +372,13 @@ def fuzzed(server, seconds):
     with pyspawner.Client(connect=path) as client:
         said(client.spawn_child(["echo"]))
         wait_until(lambda: children_of(host) == [])
-        before = len(os.listdir(f"/proc/{host}/fd")), len(os.listdir(f"/proc/{host}/task"))
+        before = unslotted(host), len(os.listdir(f"/proc/{host}/task"))
         seed = int.from_bytes(os.urandom(4), "little")
         print(f"seed {seed}")
         count = fuzz(path, seed, seconds)
         assert said(client.spawn_child(["echo", "fine"])) == "fine"
         wait_until(lambda: children_of(host) == [])
-        after = lambda: (len(os.listdir(f"/proc/{host}/fd")), len(os.listdir(f"/proc/{host}/task")))  # noqa: E731
+        after = lambda: (unslotted(host), len(os.listdir(f"/proc/{host}/task")))  # noqa: E731
         wait_until(lambda: after() == before, 10)
     return count
 
