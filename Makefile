@@ -10,7 +10,7 @@ export PYTHON VENV
 # The interpreter that setup links: the one that the environment was made from.
 CARGO_ENV = PYO3_PYTHON=$$(readlink -f $(VENV)/bin/python)
 
-.PHONY: demo test test-vm soak fuzz bench-memory lint docs setup clean
+.PHONY: demo test test-vm soak fuzz bench bench-memory lint docs setup clean
 
 setup:
 	@scripts/setup.sh
@@ -43,6 +43,10 @@ fuzz: export FUZZ_SECONDS ?= 600
 fuzz: setup
 	$(CARGO_ENV) cargo test --release --locked --quiet --lib fuzz -- --nocapture --test-threads 8
 	$(VENV)/bin/python -m pytest -s -m soak -k fuzzing tests/api
+
+# Every figure of docs/performance.md, beside pyspawner 1.0.0 and others.
+bench: setup
+	$(VENV)/bin/python benches/compare.py
 
 # Copies of earlier jobs' data in a child's memory, beside pyspawner 1.0.0.
 bench-memory: setup

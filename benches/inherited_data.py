@@ -13,11 +13,9 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
-WORK = TARGET / "bench"
+from environments import ROOT, WORK, python_of_old_package
+
 EARLIER = 50
 TEXT = "c4nary-" + os.urandom(12).hex()
 
@@ -61,12 +59,7 @@ def main():
 
 def old(jobs):
     """The package of that name and version, in an environment of its own."""
-    python = WORK / "pyspawner-1.0.0/bin/python"
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", WORK / "pyspawner-1.0.0"], check=True)
-        packages = ["pyspawner==1.0.0", "setuptools<80"]
-        subprocess.run([python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *packages], check=True)
-    command = [python, "-c", OLD_PROGRAM, TEXT, str(EARLIER)]
+    command = [python_of_old_package(), "-c", OLD_PROGRAM, TEXT, str(EARLIER)]
     with subprocess.Popen(command, cwd=jobs, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         found = search(int(process.stdout.readline()))
         process.stdin.close()
