@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use pyo3::prelude::*;
 
-use crate::clone::network_namespace::{Birth, NewNamespace};
+use crate::clone::network_namespace::Birth;
 use crate::clone::private_memory::spawn_private_thread;
 use crate::clone::warm_image;
 use crate::clone::{CloneError, Cloner};
@@ -203,19 +203,20 @@ impl Children {
         })
     }
 
-    /// The network namespace to clone into, if it is not the clone that makes it; and if it is new, what
-    /// belongs to it.
+    /// The network namespace to clone into, if it is not the clone that makes it; and its descriptor if
+    /// it is new.
     fn network_of(
         &self,
         request: &CloneRequest,
-    ) -> Result<(Option<RawFd>, Option<NewNamespace>), String> {
-        let new = match request.network {
-            Birth::In(slot) => return Ok((Some(slot), None)),
+    ) -> Result<(Option<RawFd>, Option<OwnedFd>), String> {
+        match request.network {
             Birth::Own => return Ok((None, None)),
-            Birth::New => self.cloner.make_network_namespace(),
-        };
+            Birth::In(slot) if self.cloner.is_as_new(slot) => return Ok((Some(slot), None)),
+            Birth::In(_) | Birth::New => {}
+        }
+        let new = self.cloner.make_network_namespace();
         let new = new.map_err(|error| error.to_string())?;
-        Ok((new.as_ref().map(|new| new.descriptor.as_raw_fd()), new))
+        Ok((new.as_ref().map(AsRawFd::as_raw_fd), new))
     }
 
     /// A child's whole life. Returns its exit status.

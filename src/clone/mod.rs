@@ -24,7 +24,7 @@ use crate::sandbox::SetupError;
 use crate::sys::clone3::{Birth, Side, ThreadState, clone3};
 use crate::sys::process;
 use foreign_threads::ForeignThreads;
-use network_namespace::{Home, NewNamespace};
+use network_namespace::Home;
 
 /// How long a clone waits for the threads of preloaded modules to fall asleep.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -104,8 +104,15 @@ impl Cloner {
     }
 
     /// Makes a network namespace for clones to be born into; `None` if that is not possible here.
-    pub fn make_network_namespace(&self) -> Result<Option<NewNamespace>, SetupError> {
+    pub fn make_network_namespace(&self) -> Result<Option<OwnedFd>, SetupError> {
         self.home.as_ref().map(Home::make_namespace).transpose()
+    }
+
+    /// Whether a network namespace that a clone had is as it was when it was new.
+    pub fn is_as_new(&self, network: RawFd) -> bool {
+        self.home
+            .as_ref()
+            .is_some_and(|home| home.is_as_new(network))
     }
 
     /// Clones this process, into the control group of that folder and into that network namespace,

@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
 
-use crate::network::traces::Traces;
+use crate::network::traces;
 use crate::sandbox::{Layer, SetupError};
 use crate::sys::{interfaces, process};
 
@@ -27,14 +27,8 @@ pub enum Birth {
     Own,
     /// Made before the clone, to be kept.
     New,
-    /// Made for an earlier clone, as this descriptor.
+    /// Made for an earlier clone, as this descriptor; a new one if that left a trace in it.
     In(RawFd),
-}
-
-/// A namespace that nobody has been in.
-pub struct NewNamespace {
-    pub descriptor: OwnedFd,
-    pub traces: Traces,
 }
 
 /// The way back: the network namespace of the thread that clones.
@@ -42,6 +36,8 @@ pub struct Home {
     namespace: OwnedFd,
     /// The thread's folder in `/proc`, whose path is gone once the root has been changed.
     thread: OwnedFd,
+    /// The traces in a new namespace.
+    none: Vec<u8>,
 }
 
 impl Home {
@@ -54,18 +50,20 @@ impl Home {
     pub fn find() -> nix::Result<Self> {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let thread = nix::fcntl::open("/proc/thread-self", flags, Mode::empty())?;
-        Traces::open(thread.as_fd())?;
-        let home = Self {
+        let mut home = Self {
             namespace: open_namespace(&thread)?,
             thread,
+            none: Vec::new(),
         };
         enter(home.namespace.as_raw_fd())?;
+        let new = home.make_namespace().map_err(|error| error.errno)?;
+        home.none = home.traces_in(new.as_raw_fd())?;
         Ok(home)
     }
 
     /// Makes a network namespace in which no interface speaks IP. The thread is back when this
     /// returns.
-    pub fn make_namespace(&self) -> Result<NewNamespace, SetupError> {
+    pub fn make_namespace(&self) -> Result<OwnedFd, SetupError> {
         process::unshare(libc::CLONE_NEWNET).map_err(at("unshare(CLONE_NEWNET)"))?;
         let made = self.prepare_here();
         self.come_back();
@@ -78,13 +76,22 @@ impl Home {
     /// up to a second after a job has left them; and packets for 0.0.0.0 find a way to it. With so small a
     /// size the kernel takes IPv4 from it (`inetdev_event`, NETDEV_CHANGEMTU) and reports nothing over
     /// IPv6 (`add_grec`).
-    fn prepare_here(&self) -> Result<NewNamespace, SetupError> {
+    fn prepare_here(&self) -> Result<OwnedFd, SetupError> {
         interfaces::set_mtu(c"lo", TOO_LITTLE_FOR_IP).map_err(at("ioctl(SIOCSIFMTU, lo)"))?;
-        Ok(NewNamespace {
-            descriptor: open_namespace(&self.thread)
-                .map_err(at("open /proc/thread-self/ns/net"))?,
-            traces: Traces::open(self.thread.as_fd()).map_err(at("open /proc/thread-self/net"))?,
-        })
+        open_namespace(&self.thread).map_err(at("open /proc/thread-self/ns/net"))
+    }
+
+    /// Whether a namespace is as it was when it was new. What cannot be read does not show that.
+    pub fn is_as_new(&self, namespace: RawFd) -> bool {
+        self.traces_in(namespace)
+            .is_ok_and(|found| found == self.none)
+    }
+
+    fn traces_in(&self, namespace: RawFd) -> nix::Result<Vec<u8>> {
+        enter(namespace)?;
+        let found = traces::read(self.thread.as_fd());
+        self.come_back();
+        found
     }
 
     /// Enters another network namespace, to come back at once.
@@ -136,8 +143,7 @@ mod tests {
         let own = here();
         let new = home.make_namespace().expect("root may");
         assert_eq!(here(), own);
-        home.leave_for(new.descriptor.as_raw_fd())
-            .expect("root may");
+        home.leave_for(new.as_raw_fd()).expect("root may");
         assert_ne!(here(), own);
         home.come_back();
         assert_eq!(here(), own);
@@ -148,17 +154,18 @@ mod tests {
         assert!(nix::unistd::geteuid().is_root(), "this test needs root");
         let home = Home::find().expect("root may");
         let new = home.make_namespace().expect("root may");
-        let before = new.traces.read().expect("reads");
+        let new = new.as_raw_fd();
+        let before = home.traces_in(new).expect("reads");
         assert!(before.starts_with(b"sockets: used 0"));
+        assert!(home.is_as_new(new));
         let ask = || std::net::UdpSocket::bind("127.0.0.1:0").and_then(|s| s.connect("10.0.0.1:9"));
         ask().ok();
-        assert!(new.traces.read() == Ok(before.clone()), "asked elsewhere");
-        home.leave_for(new.descriptor.as_raw_fd())
-            .expect("root may");
+        assert!(home.is_as_new(new), "asked elsewhere");
+        home.leave_for(new).expect("root may");
         let asked = ask();
         home.come_back();
         assert!(asked.is_err());
-        assert!(new.traces.read() != Ok(before), "asked there");
+        assert!(!home.is_as_new(new), "asked there");
     }
 
     #[test]
@@ -174,6 +181,7 @@ mod tests {
                 let home = Home {
                     namespace: nowhere(),
                     thread: nowhere(),
+                    none: Vec::new(),
                 };
                 home.come_back();
                 process::exit_now(0)

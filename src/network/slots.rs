@@ -2,8 +2,8 @@
 //!
 //! To make and to end one is the dearest part of a job. So a child without network may get one
 //! that another child had, under two conditions: every process of that child is gone, since its PID 1
-//! was reaped, and the namespace is as it was when it was new ([`Traces`]). If anything in it has
-//! changed, it is closed.
+//! was reaped, and the namespace is as it was when it was new ([`super::traces`]). The thread that clones
+//! looks at that when the next child is born, and makes a new one if anything has changed.
 //!
 //! Not every job may: see [`Slots::place`].
 
@@ -14,36 +14,15 @@ use std::os::unix::fs::MetadataExt;
 use nix::errno::Errno;
 
 use super::JobNetwork;
-use super::traces::Traces;
-use crate::clone::network_namespace::{Birth, NewNamespace};
+use crate::clone::network_namespace::Birth;
 use crate::config::Profile;
 use crate::sandbox::{Layer, Layers, SetupError};
 
-/// How many are kept. Each takes six descriptors.
+/// How many are kept.
 const MOST_FREE: usize = 64;
 
 /// A network namespace, while a child is in it or between two.
-pub struct Slot {
-    namespace: OwnedFd,
-    traces: Traces,
-    /// What the traces said before the first child. `None`: nothing can be shown.
-    as_new: Option<Vec<u8>>,
-}
-
-impl Slot {
-    /// For a namespace in which no job's code has run.
-    fn of(new: NewNamespace) -> Self {
-        Self {
-            namespace: new.descriptor,
-            as_new: new.traces.read().ok(),
-            traces: new.traces,
-        }
-    }
-
-    fn is_as_new(&self) -> bool {
-        self.as_new.is_some() && self.traces.read().ok() == self.as_new
-    }
-}
+pub struct Slot(OwnedFd);
 
 /// The network namespace of a child that is not yet made.
 pub enum Place {
@@ -60,15 +39,16 @@ impl Place {
         match self {
             Self::Own => Birth::Own,
             Self::NewSlot => Birth::New,
-            Self::Slot(slot) => Birth::In(slot.namespace.as_raw_fd()),
+            Self::Slot(slot) => Birth::In(slot.0.as_raw_fd()),
         }
     }
 
     /// The slot of the child, now that it is made; `new` is what the main thread made for it.
-    pub fn taken(self, new: Option<NewNamespace>) -> Option<Slot> {
-        match self {
-            Self::Slot(slot) => Some(slot),
-            Self::Own | Self::NewSlot => new.map(Slot::of),
+    pub fn taken(self, new: Option<OwnedFd>) -> Option<Slot> {
+        match (self, new) {
+            (_, Some(new)) => Some(Slot(new)),
+            (Self::Slot(slot), None) => Some(slot),
+            (Self::Own | Self::NewSlot, None) => None,
         }
     }
 }
@@ -111,7 +91,7 @@ impl Slots {
     /// Takes back the slot of a child that was reaped.
     pub fn give_back(&self, slot: Slot) {
         let mut free = self.free.borrow_mut();
-        if free.len() < MOST_FREE && slot.is_as_new() {
+        if free.len() < MOST_FREE {
             free.push(slot);
         }
     }
@@ -129,7 +109,7 @@ pub fn check_place(
     }
     let childs = identity(&format!("/proc/{pid}/ns/net"))?;
     let is_right = match slot {
-        Some(slot) => childs == identity(&format!("/proc/self/fd/{}", slot.namespace.as_raw_fd()))?,
+        Some(slot) => childs == identity(&format!("/proc/self/fd/{}", slot.0.as_raw_fd()))?,
         None => childs != identity("/proc/thread-self/ns/net")?,
     };
     if is_right {

@@ -2,8 +2,7 @@
 //!
 //! A job has no capability over a slot's namespace, so it can configure nothing there; and no
 //! interface there takes packets of IP ([`crate::clone::network_namespace`]), so nothing is ever
-//! sent. What is left to it shows in these files, each of which goes on showing the namespace that
-//! it was opened in:
+//! sent. What is left to it shows in these files:
 //!
 //! - `sockstat`, "used": every socket of whatever family that is still open, in another process's
 //!   hands, in flight, or on its way to be freed (`__sk_free`). With the sockets go their names, ports and
@@ -16,60 +15,42 @@
 //! A job that opens no such thing, or closes all that it opened in time, leaves them as they were.
 //! `tests/security/test_network_slots.py` looks for what these files do not show.
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
-use nix::sys::uio::pread;
 
 /// More than any of the files has if nothing happened: `netstat` comes to 4 KiB.
 const MOST: usize = 16 << 10;
 
-/// The files, open.
-pub struct Traces {
-    sockstat: OwnedFd,
-    /// Those that are compared as a whole.
-    others: [OwnedFd; 4],
+/// Those that are compared as a whole.
+const WHOLE: [&str; 4] = ["net/snmp", "net/snmp6", "net/netstat", "net/ip6_flowlabel"];
+
+/// What these files say of the network namespace that a thread is in, whose folder in `/proc` this is.
+///
+/// # Errors
+/// ENOENT if the kernel does not have them all, EFBIG if one has grown: then nothing can be shown.
+pub fn read(thread: BorrowedFd<'_>) -> nix::Result<Vec<u8>> {
+    let mut buffer = [0; MOST];
+    let sockets = read_file(thread, "net/sockstat", &mut buffer)?;
+    let mut text = Vec::with_capacity(MOST);
+    text.extend(sockets.split(|byte| *byte == b'\n').take(1).flatten());
+    for path in WHOLE {
+        text.extend_from_slice(read_file(thread, path, &mut buffer)?);
+    }
+    Ok(text)
 }
 
-impl Traces {
-    /// Opens the files of the network namespace that a thread is in, by its folder in `/proc`.
-    ///
-    /// # Errors
-    /// ENOENT if the kernel does not have them all; then nothing can be shown.
-    pub fn open(thread: BorrowedFd<'_>) -> nix::Result<Self> {
-        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
-        let open = |path| openat(thread, path, flags, Mode::empty());
-        Ok(Self {
-            sockstat: open("net/sockstat")?,
-            others: [
-                open("net/snmp")?,
-                open("net/snmp6")?,
-                open("net/netstat")?,
-                open("net/ip6_flowlabel")?,
-            ],
-        })
-    }
-
-    /// What they say now.
-    ///
-    /// # Errors
-    /// EFBIG if one has grown; else the kernel's.
-    pub fn read(&self) -> nix::Result<Vec<u8>> {
-        let mut buffer = [0; MOST];
-        let mut text = Vec::new();
-        let first_line = read(&self.sockstat, &mut buffer)?.split(|byte| *byte == b'\n');
-        text.extend(first_line.take(1).flatten());
-        for file in &self.others {
-            text.extend_from_slice(read(file, &mut buffer)?);
-        }
-        Ok(text)
-    }
-}
-
-fn read<'a>(file: &OwnedFd, buffer: &'a mut [u8]) -> nix::Result<&'a [u8]> {
-    let length = pread(file, buffer, 0)?;
+fn read_file<'a>(
+    thread: BorrowedFd<'_>,
+    path: &str,
+    buffer: &'a mut [u8],
+) -> nix::Result<&'a [u8]> {
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+    let file = openat(thread, path, flags, Mode::empty())?;
+    // The kernel gives such a file as a whole if there is room for it (`seq_read_iter`).
+    let length = nix::unistd::read(&file, buffer)?;
     if length == buffer.len() {
         return Err(Errno::EFBIG);
     }

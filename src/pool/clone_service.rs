@@ -13,7 +13,7 @@ use crossbeam_channel::{Receiver, Sender};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::sync::{Semaphore, oneshot};
 
-use crate::clone::network_namespace::{Birth, NewNamespace};
+use crate::clone::network_namespace::Birth;
 use crate::sandbox::enter::ChildDescriptors;
 
 /// From the I/O thread to the main thread.
@@ -84,7 +84,7 @@ pub struct ClonedChild {
     pub pid: libc::pid_t,
     pub pidfd: OwnedFd,
     /// What was made for it, if that was asked for and is possible here.
-    pub new_network: Option<NewNamespace>,
+    pub new_network: Option<OwnedFd>,
 }
 
 /// The main thread's ends.
