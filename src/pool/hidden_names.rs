@@ -3,8 +3,15 @@
 //! A clone hides what is there when it is made ([`crate::sandbox::root`]). A host that replaces or
 //! makes such a file later shows it to a spare, which therefore must not get a job any more.
 
-use std::fs;
+use std::cell::RefCell;
+use std::fs::{self, File};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
 /// Where a look may take for ever (`statfs(2)`).
 const REMOTE: &[libc::c_long] = &[
@@ -20,11 +27,21 @@ const REMOTE: &[libc::c_long] = &[
 ];
 
 /// The names, as the host knows them.
-pub struct HiddenNames(Vec<PathBuf>);
+pub struct HiddenNames {
+    names: Vec<PathBuf>,
+    /// `None`: the kernel does not tell, and each look is at all of them.
+    watch: Option<Watch>,
+    last: RefCell<Option<Last>>,
+}
 
 /// What was found at each: device and inode.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Found(Vec<Option<(u64, u64)>>);
+pub type Found = Rc<[Option<(u64, u64)>]>;
+
+struct Last {
+    found: Found,
+    /// Those of which the kernel does not tell what becomes of them, since a link is on the way.
+    unwatched: Vec<usize>,
+}
 
 impl HiddenNames {
     /// `None` if to look at one of them might take for ever.
@@ -36,16 +53,95 @@ impl HiddenNames {
                 name.display()
             );
         }
-        remote.is_none().then_some(Self(names))
+        remote.is_none().then(|| Self {
+            names,
+            watch: Watch::start()
+                .inspect_err(|error| log::info!("hidden names are looked at each time: {error}"))
+                .ok(),
+            last: RefCell::default(),
+        })
     }
 
-    /// Looks at all of them: a microsecond each.
+    /// Looks at all of them, or asks the kernel whether that is needed: a microsecond or two each
+    /// way.
     pub fn look(&self) -> Found {
-        let look = |name: &PathBuf| {
-            let found = nix::sys::stat::stat(name).ok()?;
-            Some((found.st_dev, found.st_ino))
-        };
-        Found(self.0.iter().map(look).collect())
+        let has_news = self.watch.as_ref().is_none_or(Watch::has_news);
+        let mut last = self.last.borrow_mut();
+        if let (false, Some(last)) = (has_news, &*last)
+            && last
+                .unwatched
+                .iter()
+                .all(|&place| look_at(&self.names[place]) == last.found[place])
+        {
+            return last.found.clone();
+        }
+        // Watched first: what happens between that and the look is news the next time.
+        let unwatched = self.watch.as_ref().map(|watch| watch.renew(&self.names));
+        let found: Found = self.names.iter().map(|name| look_at(name)).collect();
+        *last = unwatched.map(|unwatched| Last {
+            found: found.clone(),
+            unwatched,
+        });
+        found
+    }
+}
+
+fn look_at(name: &Path) -> Option<(u64, u64)> {
+    let found = nix::sys::stat::stat(name).ok()?;
+    Some((found.st_dev, found.st_ino))
+}
+
+/// The kernel's word on whether a name may lead elsewhere: an entry of a folder on the way was made,
+/// moved or deleted (`inotify(7)`), or something was mounted (`proc_pid_mounts(5)`).
+struct Watch {
+    folders: Inotify,
+    mounts: File,
+}
+
+impl Watch {
+    fn start() -> std::io::Result<Self> {
+        Ok(Self {
+            folders: Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?,
+            mounts: File::open("/proc/thread-self/mountinfo")?,
+        })
+    }
+
+    fn has_news(&self) -> bool {
+        let mut ask = [
+            PollFd::new(self.folders.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.mounts.as_fd(), PollFlags::POLLPRI),
+        ];
+        poll(&mut ask, PollTimeout::ZERO) != Ok(0)
+    }
+
+    /// Forgets the news, and watches the folders that there are now. Returns the places of names
+    /// that cannot be watched.
+    fn renew(&self, names: &[PathBuf]) -> Vec<usize> {
+        while self.folders.read_events().is_ok() {}
+        let is_unwatched = |name: &PathBuf| name.is_symlink() || !self.watch_way_to(name);
+        let unwatched = names
+            .iter()
+            .enumerate()
+            .filter(|(_, name)| is_unwatched(name));
+        unwatched.map(|(place, _)| place).collect()
+    }
+
+    fn watch_way_to(&self, name: &Path) -> bool {
+        let changes = AddWatchFlags::IN_CREATE
+            | AddWatchFlags::IN_DELETE
+            | AddWatchFlags::IN_MOVE
+            | AddWatchFlags::IN_DELETE_SELF
+            | AddWatchFlags::IN_MOVE_SELF
+            | AddWatchFlags::IN_ATTRIB
+            | AddWatchFlags::IN_ONLYDIR
+            | AddWatchFlags::IN_DONT_FOLLOW;
+        let mut folders = name.ancestors().skip(1);
+        folders.all(|folder| match self.folders.add_watch(folder, changes) {
+            // What is not there is made in a folder that is.
+            Ok(_) | Err(Errno::ENOENT) => true,
+            // A link on the way (ENOTDIR), or too many watches (ENOSPC).
+            Err(_) => false,
+        })
     }
 }
 
