@@ -184,6 +184,9 @@ impl Children {
                 // close: they have locks that another thread may have held.
                 let life = || self.live(py, request);
                 let status = std::panic::catch_unwind(std::panic::AssertUnwindSafe(life));
+                // To take this process apart takes the kernel a millisecond or more, in which it
+                // lets nobody else have the processor: first those who wait for what was written.
+                std::thread::yield_now();
                 process::exit_now(status.unwrap_or(NEVER_STARTED))
             }
             Err(CloneError::NetworkNamespace(error)) => Err(error.to_string()),

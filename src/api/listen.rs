@@ -17,7 +17,7 @@ use tokio::io::unix::AsyncFd;
 
 use super::protocol::Event;
 use super::{Service, attend};
-use crate::sys::files::watch;
+use crate::sys::files::{Interest, watch};
 use crate::sys::messages::Socket;
 
 /// A listening socket, which is removed at the end.
@@ -58,7 +58,7 @@ impl Listener {
         let own = identity(path).with_context(|| step("stat"))?;
         listen(&fd, Backlog::MAXCONN).with_context(|| step("listen"))?;
         Ok(Self {
-            fd: watch(fd)?,
+            fd: watch(fd, Interest::READABLE)?,
             path: path.to_owned(),
             own,
         })

@@ -6,7 +6,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use crate::sys::files::watch;
+use crate::sys::files::{Interest, watch};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use tokio::io::unix::AsyncFd;
@@ -20,14 +20,14 @@ enum Descriptor {
 }
 
 impl Descriptor {
-    fn new(fd: OwnedFd) -> std::io::Result<Self> {
+    fn new(fd: OwnedFd, interest: Interest) -> std::io::Result<Self> {
         // Only a look at the type first: a descriptor cannot be taken back from a failed watch.
         let kind = nix::sys::stat::fstat(&fd)?.st_mode & libc::S_IFMT;
         let device_without_events = kind == libc::S_IFCHR && !nix::unistd::isatty(&fd)?;
         if kind == libc::S_IFREG || kind == libc::S_IFDIR || device_without_events {
             Ok(Self::AlwaysReady(fd))
         } else {
-            Ok(Self::Watched(watch(fd)?))
+            Ok(Self::Watched(watch(fd, interest)?))
         }
     }
 
@@ -99,7 +99,7 @@ pub struct LineReader {
 impl LineReader {
     pub fn new(fd: OwnedFd, limit: usize) -> std::io::Result<Self> {
         Ok(Self {
-            source: Descriptor::new(fd)?,
+            source: Descriptor::new(fd, Interest::READABLE)?,
             splitter: Splitter::new(limit),
             ended: false,
             position: 0,
@@ -202,7 +202,7 @@ pub struct LineWriter {
 impl LineWriter {
     pub fn new(fd: OwnedFd) -> std::io::Result<Self> {
         Ok(Self {
-            target: Descriptor::new(fd)?,
+            target: Descriptor::new(fd, Interest::WRITABLE)?,
             pending: Vec::new(),
         })
     }

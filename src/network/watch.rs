@@ -15,7 +15,7 @@ use tokio::io::unix::AsyncFd;
 
 use super::{error, io_error};
 use crate::sandbox::SetupError;
-use crate::sys::files::watch;
+use crate::sys::files::{Interest, watch};
 
 /// Of changes that wait to be read. One reload of others can make thousands, and what does not fit is
 /// lost.
@@ -80,7 +80,8 @@ impl Watch {
         let groups = 1 << (libc::NFNLGRP_NFTABLES - 1);
         bind(socket.as_raw_fd(), &NetlinkAddr::new(0, groups))
             .map_err(|e| error("bind(NETLINK_NETFILTER, NFNLGRP_NFTABLES)", e))?;
-        let socket = watch(socket).map_err(|e| io_error("epoll(NETLINK_NETFILTER)", &e))?;
+        let socket = watch(socket, Interest::READABLE)
+            .map_err(|e| io_error("epoll(NETLINK_NETFILTER)", &e))?;
         Ok(Self {
             socket,
             table: table.to_owned(),

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::os::fd::{OwnedFd, RawFd};
 use std::rc::Rc;
 
-use crate::sys::files::watch;
+use crate::sys::files::{Interest, watch};
 use crossbeam_channel::{Receiver, Sender};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::sync::{Semaphore, oneshot};
@@ -171,7 +171,7 @@ impl CloneService {
         let mut ready = Some(ready);
         let waiting = service.waiting.clone();
         let replies = end.replies;
-        let wake = watch(end.wake)?;
+        let wake = watch(end.wake, Interest::READABLE)?;
         tokio::task::spawn_local(async move {
             while let Ok(mut awake) = wake.readable().await {
                 // Reset first: what is sent from now on wakes again.

@@ -1,6 +1,6 @@
 //! Signals that ask the host to end, read from a descriptor.
 
-use crate::sys::files::watch;
+use crate::sys::files::{Interest, watch};
 use crate::sys::process;
 use std::sync::OnceLock;
 
@@ -40,7 +40,7 @@ impl Interrupt {
     /// Starts to listen, on the current runtime.
     pub fn listen() -> std::io::Result<Self> {
         let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
-        let source = watch(SignalFd::with_flags(&signals(), flags)?)?;
+        let source = watch(SignalFd::with_flags(&signals(), flags)?, Interest::READABLE)?;
         let (sender, signal) = watch::channel(None);
         tokio::task::spawn_local(async move {
             loop {

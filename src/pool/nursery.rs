@@ -18,7 +18,7 @@ use crate::sandbox::enter::ChildDescriptors;
 use crate::sandbox::from_host::{HostIds, write_id_maps};
 use crate::sandbox::handshake::{ChildReport, GO};
 use crate::sandbox::{Layers, SetupError};
-use crate::sys::files::watch;
+use crate::sys::files::{Interest, watch};
 use crate::sys::memory;
 use crate::sys::messages::{self, Socket};
 
@@ -187,7 +187,7 @@ impl Nursery {
         let mut child = Child {
             pid,
             // It fails only if epoll does, without which nothing goes on here.
-            pidfd: watch(pidfd).expect("epoll takes a pidfd"),
+            pidfd: watch(pidfd, Interest::READABLE).expect("epoll takes a pidfd"),
             control,
             cgroup,
             connection: None,

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+pub use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::check;
@@ -75,9 +76,12 @@ pub fn write_once(fd: RawFd, bytes: &[u8]) -> isize {
     unsafe { libc::write(fd, bytes.as_ptr().cast(), bytes.len()) }
 }
 
-/// Registers a descriptor with the current runtime.
-pub fn watch<T: AsFd + AsRawFd + 'static>(owner: T) -> std::io::Result<AsyncFd<T>> {
+/// Registers a descriptor with the current runtime, which is woken by nothing but what is waited for.
+pub fn watch<T>(owner: T, interest: Interest) -> std::io::Result<AsyncFd<T>>
+where
+    T: AsFd + AsRawFd + 'static,
+{
     // SAFETY: `owner` is an I/O-safe type (it has AsFd, a bare number has not), which keeps its
     // one descriptor open while the AsyncFd owns it.
-    Ok(unsafe { AsyncFd::register(owner) }?)
+    Ok(unsafe { AsyncFd::register_with_interest(owner, interest) }?)
 }

@@ -13,7 +13,7 @@ use nix::sys::socket::{
 use tokio::io::unix::AsyncFd;
 
 use super::check;
-use super::files::watch;
+use super::files::{Interest, watch};
 
 /// The longest message in bytes.
 pub const LONGEST: usize = 64 << 10;
@@ -143,7 +143,7 @@ impl Socket {
                 "expected a socket of type SOCK_SEQPACKET",
             ));
         }
-        Ok(Self(watch(fd)?))
+        Ok(Self(watch(fd, Interest::READABLE)?))
     }
 
     /// The next message; `None` once the other side has gone. Loses nothing if dropped before it is
@@ -167,10 +167,21 @@ impl Socket {
     pub async fn send(&self, bytes: &[u8]) -> Result<()> {
         loop {
             match self.send_now(bytes, &[]) {
-                Err(Errno::EAGAIN) => self.0.writable().await?.clear_ready(),
+                Err(Errno::EAGAIN) => self.room().await?,
                 other => return Ok(other?),
             }
         }
+    }
+
+    /// Waits until the other side has room. Watched for that all the time, the socket would wake
+    /// this thread each time that the other side reads something.
+    async fn room(&self) -> Result<()> {
+        let socket = self.0.get_ref().try_clone()?;
+        watch(socket, Interest::WRITABLE)?
+            .writable()
+            .await?
+            .retain_ready();
+        Ok(())
     }
 
     /// Says something before this end is closed. What has come meanwhile is thrown away: unread, it
