@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use pyo3::prelude::*;
 
+use crate::call::Payload;
 use crate::clone::network_namespace::Birth;
 use crate::clone::private_memory::spawn_private_thread;
 use crate::clone::warm_image;
@@ -26,7 +27,7 @@ use crate::sandbox::enter::{self, NEVER_STARTED};
 use crate::sandbox::handshake::ChildReport;
 use crate::sandbox::{Layer, Sandbox, SetupError};
 use crate::sys::clone3::Side;
-use crate::sys::{files, process};
+use crate::sys::process;
 
 /// What the I/O thread runs. It ends the process when it is done.
 pub type IoMain = fn(IoEnd, OwnedFd);
@@ -314,8 +315,8 @@ fn say_ready() -> i32 {
     }
 }
 
-fn read_arguments(payload: OwnedFd) -> Result<Vec<u8>, ChildReport> {
-    files::read_to_end(payload).map_err(|error| {
+fn read_arguments(payload: Payload) -> Result<Vec<u8>, ChildReport> {
+    payload.read().map_err(|error| {
         let step = "read(arguments)";
         ChildReport::SetupFailed(SetupError::from_io(Layer::Descriptors, step, &error))
     })

@@ -161,10 +161,10 @@ class AsyncClient(Joined):
         """Start a child that calls ``child_main(*args)``: see :meth:`pyspawner.Client.spawn_child`.
         If it is cancelled, the child is ended."""
         request = spawn_request(process_name, sandbox_config)
-        with Launch(args) as launch, contextlib.ExitStack() as opened:
+        with Launch(request, args) as launch, contextlib.ExitStack() as opened:
             while True:
                 try:
-                    self._open_link().send(launch, request)
+                    self._open_link().send(launch)
                     break
                 except BlockingIOError:  # the host is behind
                     await asyncio.sleep(0.001)

@@ -85,8 +85,8 @@ class Client(Joined):
         If it is interrupted (KeyboardInterrupt), the child is ended.
         """
         request = spawn_request(process_name, sandbox_config)
-        with Launch(args) as launch:
-            self._open_link().send(launch, request)
+        with Launch(request, args) as launch:
+            self._open_link().send(launch)
             return ChildProcess(launch)
 
     def close(self) -> None:

@@ -101,14 +101,14 @@ class Link:
         """Whether this is the process that made it, and not a forked copy."""
         return os.getpid() == self._pid
 
-    def send(self, launch: Launch, request: bytes) -> None:
+    def send(self, launch: Launch) -> None:
         """Ask for a child."""
         if not self.is_ours():
             raise HostDied("the client is another process's, of which this is a forked copy: make one here")
         with self._sending:
             if self.connection.fileno() < 0:
                 raise HostDied("the client is closed")
-            launch.send(self.connection, request)
+            launch.send(self.connection)
 
     def close(self) -> None:
         """Close the connection."""

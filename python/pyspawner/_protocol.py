@@ -15,6 +15,8 @@ from ._errors import HostDied, ProtocolError
 
 VERSION = 1
 LONGEST = 64 << 10
+# Arguments up to this length go with the request; a memory file for them takes longer to make.
+_LONGEST_INLINE = 16 << 10
 
 _F_ADD_SEALS = getattr(fcntl, "F_ADD_SEALS", 1033)
 _SEALS = 0xF  # against more seals, shrinking, growing, writing
@@ -22,9 +24,12 @@ _SEALS = 0xF  # against more seals, shrinking, growing, writing
 _PICKLE_PROTOCOL = 4
 
 
+# Strict: a value that the host could not read would cost the connection.
+_to_json = json.JSONEncoder(allow_nan=False, ensure_ascii=False).encode
+
+
 def encode(message_type: str, **values: Any) -> bytes:
-    # Strict in all: a value that the host could not read would cost the connection.
-    message = json.dumps({"type": message_type, **values}, allow_nan=False, ensure_ascii=False).encode()
+    message = _to_json({"type": message_type, **values}).encode()
     if len(message) > LONGEST:
         raise ValueError(f"the request is {len(message)} bytes long; at most {LONGEST} are possible")
     return message
@@ -80,19 +85,21 @@ def say(connection: socket.socket, message: bytes) -> None:
 
 
 class Launch:
-    """The descriptors of a child that is asked for: the host's ends, and the caller's.
+    """What a child is asked for with: the request, its arguments, the host's ends of its streams; and
+    the caller's ends.
 
     A context manager: what is not taken over is closed, and a child whose control socket is not taken
     over is ended.
     """
 
-    def __init__(self, args: Sequence[Any]) -> None:
+    def __init__(self, request: bytes, args: Sequence[Any]) -> None:
         self.stdin = self.stdout = self.stderr = -1
         self.control: Optional[socket.socket] = None
         self._hosts: List[int] = []
+        self._message = request
+        arguments = pickle.dumps(list(args), protocol=_PICKLE_PROTOCOL)
         _closed_in_copies.add(self)
         try:
-            self._hosts.append(sealed(pickle.dumps(list(args), protocol=_PICKLE_PROTOCOL)))
             child, self.stdin = os.pipe()
             self._hosts.append(child)
             self.stdout, child = os.pipe()
@@ -101,6 +108,11 @@ class Launch:
             self._hosts.append(child)
             self.control, other = pair()
             self._hosts.append(other.detach())
+            message = request + b"\0" + arguments
+            if len(arguments) <= _LONGEST_INLINE and len(message) <= LONGEST:
+                self._message = message
+            else:
+                self._hosts.append(sealed(arguments))
         except BaseException:
             self.close()
             raise
@@ -118,11 +130,11 @@ class Launch:
                 pass  # it is refused, or the host has ended
         self.close()
 
-    def send(self, connection: socket.socket, request: bytes) -> None:
-        """Send the request and the host's ends, which are closed here then."""
+    def send(self, connection: socket.socket) -> None:
+        """Send it all; the host's ends are closed here then."""
         try:
             descriptors = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", self._hosts))
-            connection.sendmsg([request], [descriptors], socket.MSG_NOSIGNAL)
+            connection.sendmsg([self._message], [descriptors], socket.MSG_NOSIGNAL)
         except (BrokenPipeError, ConnectionResetError):
             raise HostDied("the host has ended") from None
         self._close_hosts()

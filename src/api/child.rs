@@ -1,7 +1,7 @@
 //! One child of a client, from its request to its end.
 
 use std::cell::Cell;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
@@ -11,8 +11,8 @@ use nix::sys::stat::fstat;
 use tokio::sync::Notify;
 
 use super::Service;
-use super::protocol::{ChildEvent, ChildRequest, DESCRIPTORS, Spawn};
-use crate::call::Call;
+use super::protocol::{ChildEvent, ChildRequest, Handover, Spawn};
+use crate::call::{Call, LONGEST_INLINE, Payload};
 use crate::pool::payload::{Job, Own, Stdin, Streams};
 use crate::pool::{Followed, JobReport};
 use crate::sandbox::Layer;
@@ -22,18 +22,16 @@ use crate::sandbox::root::OwnRoot;
 use crate::sys::messages::Socket;
 
 /// Runs the child, and tells the client on its control socket how it goes.
-pub(super) async fn attend(
-    service: &Service,
-    spawn: Spawn,
-    descriptors: [OwnedFd; DESCRIPTORS.len()],
-    kill: Rc<Notify>,
-) {
-    let [arguments, stdin, stdout, stderr, control] = descriptors;
+pub(super) async fn attend(service: &Service, spawn: Spawn, handover: Handover, kill: Rc<Notify>) {
+    let Handover {
+        arguments,
+        streams,
+        control,
+    } = handover;
     let control = match Socket::new(control) {
         Ok(control) => control,
         Err(error) => return log::warn!("a client's control socket: {error}"),
     };
-    let streams = [stdin, stdout, stderr];
     let last = match job(service, spawn, arguments, streams) {
         Ok(job) => follow(service, job, &control, kill).await,
         Err(event) => event,
@@ -90,16 +88,14 @@ async fn follow(service: &Service, job: Job, control: &Socket, kill: Rc<Notify>)
 fn job(
     service: &Service,
     spawn: Spawn,
-    arguments: OwnedFd,
-    [stdin, stdout, stderr]: [OwnedFd; 3],
+    arguments: Payload,
+    streams: [OwnedFd; 3],
 ) -> Result<Job, ChildEvent> {
     check_arguments(&arguments).map_err(ChildEvent::bad_request)?;
-    for (stream, name) in [&stdin, &stdout, &stderr]
-        .into_iter()
-        .zip(&DESCRIPTORS[1..])
-    {
+    for (stream, name) in streams.iter().zip(["stdin", "stdout", "stderr"]) {
         check_stream(stream, name).map_err(ChildEvent::bad_request)?;
     }
+    let [stdin, stdout, stderr] = streams;
     let limits = spawn
         .limits(&service.profile.limits)
         .map_err(ChildEvent::bad_request)?;
@@ -160,9 +156,19 @@ fn seconds_since_epoch(from_now: Duration) -> Option<f64> {
 }
 
 /// Only what nobody can change any more is a job's arguments.
-fn check_arguments(arguments: &OwnedFd) -> Result<(), String> {
+fn check_arguments(arguments: &Payload) -> Result<(), String> {
+    let file = match arguments {
+        Payload::Inline(bytes) if bytes.len() > LONGEST_INLINE => {
+            let length = bytes.len();
+            return Err(format!(
+                "arguments: {length} bytes in the message, at most {LONGEST_INLINE} may be"
+            ));
+        }
+        Payload::Inline(_) => return Ok(()),
+        Payload::File(file) => file,
+    };
     let wanted = SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW;
-    let seals = fcntl(arguments.as_fd(), FcntlArg::F_GET_SEALS).map(SealFlag::from_bits_retain);
+    let seals = fcntl(file, FcntlArg::F_GET_SEALS).map(SealFlag::from_bits_retain);
     match seals {
         Ok(seals) if seals.contains(wanted) => Ok(()),
         _ => Err("arguments: expected a sealed memory file (memfd_create(2))".to_owned()),

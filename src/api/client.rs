@@ -2,14 +2,13 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use tokio::sync::Notify;
 
-use super::protocol::{DESCRIPTORS, Event, Request, Spawn, VERSION};
+use super::protocol::{Event, Handover, Request, Spawn, VERSION};
 use super::{Service, child};
-use crate::sys::messages::{LONGEST, MOST_DESCRIPTORS, Message, Socket};
+use crate::sys::messages::{LONGEST, MOST_DESCRIPTORS, Message, Socket, split_attached};
 
 /// Serves a client until it goes. One that goes without a word has its children ended: it has been
 /// killed, or has failed. What a client sends, and when it stops, is its own matter alone.
@@ -76,9 +75,11 @@ impl Client {
     /// Does what a message asks for. The error ends the connection; what is wrong with a single
     /// child is told on that child's control socket.
     async fn answer(&mut self, message: Message) -> Result<Option<Farewell>, String> {
-        let request = Request::decode(&message.bytes);
-        let descriptors = <[OwnedFd; DESCRIPTORS.len()]>::try_from(message.descriptors);
-        match (request, descriptors) {
+        let (text, attached) = split_attached(&message.bytes);
+        let request = Request::decode(text);
+        let count = message.descriptors.len();
+        let handover = Handover::take(attached, message.descriptors);
+        match (request, handover) {
             (Ok(Request::Hello { version: VERSION }), _) => {
                 self.greeted = true;
                 let pid = std::process::id();
@@ -89,11 +90,11 @@ impl Client {
                 return Err(format!("this host speaks version {VERSION}, not {version}"));
             }
             _ if !self.greeted => return Err("expected \"hello\" first".to_owned()),
-            (Ok(Request::Spawn(spawn)), Ok(descriptors)) => self.begin(*spawn, descriptors),
-            (Ok(Request::Spawn(_)), Err(others)) => {
+            (Ok(Request::Spawn(spawn)), Some(handover)) => self.begin(*spawn, handover),
+            (Ok(Request::Spawn(_)), None) => {
                 return Err(format!(
-                    "expected descriptors for {DESCRIPTORS:?}, got {}",
-                    others.len()
+                    "expected descriptors of three streams, a control socket, and the arguments \
+                     unless they are in the message; got {count}"
                 ));
             }
             (Ok(Request::Close {}), _) => {
@@ -102,8 +103,8 @@ impl Client {
                 self.say(Event::Closing { children }).await.ok();
                 return Ok(Some(Farewell::Said));
             }
-            (Err(reason), Ok([.., control])) => child::refuse(control, reason),
-            (Err(reason), Err(_)) => return Err(reason),
+            (Err(reason), Some(handover)) => child::refuse(handover.control, reason),
+            (Err(reason), None) => return Err(reason),
         }
         Ok(None)
     }
@@ -113,20 +114,17 @@ impl Client {
         sent.map_err(|error| error.to_string())
     }
 
-    fn begin(&mut self, spawn: Spawn, descriptors: [OwnedFd; DESCRIPTORS.len()]) {
+    fn begin(&mut self, spawn: Spawn, handover: Handover) {
         let counted = match self.service.admit_child() {
             Ok(counted) => counted,
-            Err(reason) => {
-                let [.., control] = descriptors;
-                return child::refuse(control, reason);
-            }
+            Err(reason) => return child::refuse(handover.control, reason),
         };
         self.spawned += 1;
         let (place, kill) = self.children.add(self.spawned);
         let service = self.service.clone();
         tokio::task::spawn_local(async move {
             let _given_back_at_the_end = (counted, place);
-            child::attend(&service, spawn, descriptors, kill).await;
+            child::attend(&service, spawn, handover, kill).await;
         });
     }
 }

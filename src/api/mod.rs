@@ -1,7 +1,7 @@
 //! The client protocol (`docs/protocol.md`): clients ask for children over Unix sockets.
 //!
-//! The host never reads what passes between client and child: arguments are in a memory file that
-//! only the child opens, and the child's streams are the client's own pipes.
+//! The host never decodes what passes between client and child: arguments are bytes for it, in a
+//! memory file if they are many, and the child's streams are the client's own pipes.
 
 mod child;
 mod client;

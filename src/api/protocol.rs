@@ -1,11 +1,13 @@
 //! The messages of the client protocol: JSON objects, one a message. See `docs/protocol.md`.
 
 use std::borrow::Cow;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize, Serializer};
 
+use crate::call::Payload;
 use crate::config::Limits;
 use crate::network::JobNetwork;
 use crate::pool::{JobReport, Outcome};
@@ -22,14 +24,42 @@ pub const VERSION: u32 = 1;
 pub enum Request {
     /// Comes first.
     Hello { version: u32 },
-    /// With the descriptors of [`DESCRIPTORS`].
+    /// With what is in [`Handover`].
     Spawn(Box<Spawn>),
     /// The client goes, and its children stay.
     Close {},
 }
 
-/// What comes with [`Request::Spawn`], in this order.
-pub const DESCRIPTORS: [&str; 5] = ["arguments", "stdin", "stdout", "stderr", "control"];
+/// What comes with [`Request::Spawn`].
+#[derive(Debug)]
+pub struct Handover {
+    pub arguments: Payload,
+    /// Standard input, output and error.
+    pub streams: [OwnedFd; 3],
+    pub control: OwnedFd,
+}
+
+impl Handover {
+    /// Of the bytes that are attached to a message, and its descriptors: the streams, the control
+    /// socket, and the arguments' file unless they are attached. `None` if these are others.
+    pub fn take(attached: Option<&[u8]>, descriptors: Vec<OwnedFd>) -> Option<Self> {
+        let (arguments, [stdin, stdout, stderr, control]) = match attached {
+            Some(bytes) => (
+                Payload::Inline(bytes.to_vec()),
+                descriptors.try_into().ok()?,
+            ),
+            None => {
+                let [stdin, stdout, stderr, control, file] = descriptors.try_into().ok()?;
+                (Payload::File(file), [stdin, stdout, stderr, control])
+            }
+        };
+        Some(Self {
+            arguments,
+            streams: [stdin, stdout, stderr],
+            control,
+        })
+    }
+}
 
 /// One child, please.
 #[derive(Debug, Default, PartialEq, Deserialize)]

@@ -9,7 +9,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 
 use super::idle;
-use crate::pool::payload::{Arguments, Job, Own, Stdin, Streams, seal};
+use crate::pool::payload::{Arguments, Job, Own, Stdin, Streams, encode};
 use crate::pool::{JobReport, Lap, Outcome, Pool};
 use crate::sandbox::assignment::Assignment;
 
@@ -150,7 +150,7 @@ pub(super) fn job(streams: Streams) -> std::io::Result<Job> {
     Ok(Job {
         id: "bench".to_owned(),
         assignment: Assignment::default(),
-        payload: seal("bench", None, &none)?,
+        payload: encode("bench", None, &none)?,
         stdin: Stdin::null()?,
         streams,
         timeout: None,

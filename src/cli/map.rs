@@ -263,7 +263,7 @@ impl Map<'_> {
         };
         Ok(Job {
             assignment: Assignment::default(),
-            payload: payload::seal(&id, timeout, &arguments).map_err(failed)?,
+            payload: payload::encode(&id, timeout, &arguments).map_err(failed)?,
             id,
             stdin: line
                 .stdin

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{FAILED, JobOptions, terminal};
 use crate::config::Profile;
 use crate::pool::interrupt::Interrupt;
-use crate::pool::payload::{Arguments as CallArguments, Job, Own, Stdin, Streams, seal};
+use crate::pool::payload::{Arguments as CallArguments, Job, Own, Stdin, Streams, encode};
 use crate::pool::{JobReport, Outcome, Pool};
 use crate::sandbox::assignment::Assignment;
 use crate::sys::process::Ending;
@@ -64,7 +64,7 @@ pub(super) async fn run(
         .run(Job {
             id: "1".to_owned(),
             assignment: Assignment::default(),
-            payload: seal("1", timeout, &arguments).context("sealing the arguments")?,
+            payload: encode("1", timeout, &arguments).context("memory file for the arguments")?,
             stdin: Stdin::Inherit,
             streams: Streams::Inherit,
             timeout,

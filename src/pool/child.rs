@@ -10,7 +10,7 @@ use tokio::io::unix::AsyncFd;
 
 use crate::network::Connection;
 use crate::network::slots::Slot;
-use crate::sandbox::assignment::{Assignment, Handed};
+use crate::sandbox::assignment::Handed;
 use crate::sandbox::cgroup::JobCgroup;
 use crate::sandbox::handshake::ChildReport;
 use crate::sys::messages::Socket;
@@ -62,9 +62,17 @@ impl Child {
     ///
     /// # Errors
     /// EPIPE, ECONNRESET if it has ended.
-    pub fn assign(&self, assignment: &Assignment, handed: &Handed) -> nix::Result<()> {
-        self.control
-            .send_now(&assignment.encode(), &handed.numbers())
+    pub fn assign(&self, assignment: &[u8], handed: &Handed) -> nix::Result<()> {
+        self.control.send_now(assignment, &handed.numbers())
+    }
+
+    /// From here on nobody is woken when it reports something. What it has is heard without waiting.
+    pub fn stop_listening(&mut self) {
+        self.control.stop_watching();
+    }
+
+    pub fn is_listened_to(&self) -> bool {
+        self.control.is_watched()
     }
 
     /// The next that it reports; `None` if it ends without a word, or with none that is known.

@@ -1,5 +1,4 @@
-//! A job as the host holds it: its arguments stay text, in a sealed memory file, and are
-//! decoded in the child alone.
+//! A job as the host holds it: its arguments stay text, and are decoded in the child alone.
 
 use std::os::fd::OwnedFd;
 use std::time::{Duration, SystemTime};
@@ -7,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use crate::call::Payload;
 use crate::config::Limits;
 use crate::network::JobNetwork;
 use crate::sandbox::Layer;
@@ -17,7 +17,7 @@ use crate::sys::files::sealed_memfd;
 pub struct Job {
     pub id: String,
     pub assignment: Assignment,
-    pub payload: OwnedFd,
+    pub payload: Payload,
     pub stdin: Stdin,
     pub streams: Streams,
     pub timeout: Option<Duration>,
@@ -81,12 +81,12 @@ pub struct Arguments<'a> {
     pub kwargs: &'a str,
 }
 
-/// Seals a job's arguments with what `pyspawner_host` tells about the job.
-pub fn seal(
+/// A job's arguments with what `pyspawner_host` tells about the job.
+pub fn encode(
     id: &str,
     timeout: Option<Duration>,
     arguments: &Arguments<'_>,
-) -> std::io::Result<OwnedFd> {
+) -> std::io::Result<Payload> {
     let deadline = timeout
         .and_then(|timeout| SystemTime::now().checked_add(timeout))
         .and_then(|end| end.duration_since(SystemTime::UNIX_EPOCH).ok())
@@ -101,7 +101,7 @@ pub fn seal(
         arguments.kwargs.as_bytes(),
         b"}",
     ];
-    sealed_memfd("pyspawner-job", &parts)
+    Payload::new(&parts)
 }
 
 /// One line of `pyspawner map`'s input that is a job.

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use nix::unistd::{Whence, lseek};
 use tokio::sync::Notify;
 
 use super::capture::Capture;
@@ -19,6 +18,7 @@ use super::payload::{Job, Own, Stdin, Streams};
 use super::spares::{Spare, Spares, Starting};
 use super::spoken::Spoken;
 use super::streams::{self, ChildEnds, Ends};
+use crate::call::Payload;
 use crate::config::Profile;
 use crate::network::Networks;
 use crate::sandbox::assignment::Handed;
@@ -63,19 +63,15 @@ struct Clock {
 struct Waiting<'a> {
     job: Job,
     started: Option<OnStart<'a>>,
-    /// Whether somebody was told already. There is no other child for the job from then on.
-    was_told: bool,
-    #[expect(dead_code, reason = "it is held")]
     starting: Option<Starting<'a>>,
 }
 
-impl Waiting<'_> {
-    fn tell_start(&mut self, child: &Child) {
-        if let Some(started) = self.started.take() {
-            self.was_told = true;
-            started(child.pid);
-        }
-    }
+/// A job's child.
+struct Given<'a> {
+    child: Child,
+    ends: Ends,
+    /// `None`: there is no other child for the job from here on.
+    waiting: Option<Box<Waiting<'a>>>,
 }
 
 impl Pool {
@@ -114,27 +110,21 @@ impl Pool {
             start: Instant::now(),
             limit: job.timeout,
         };
-        let mut waiting = Waiting {
+        let mut waiting = Box::new(Waiting {
             started: followed.started,
-            was_told: false,
             starting: self.spares.as_ref().map(|spares| spares.job_comes()),
             job,
-        };
-        if let Some((child, ends)) = self.give_to_spare(&mut waiting) {
-            let attended = self.attend(child, ends, clock, &followed.kill, Some(waiting));
-            match attended.await {
+        });
+        match self.give_to_spare(waiting) {
+            Ok(given) => match self.attend(given, clock, &followed.kill).await {
                 // The spare was killed at the very moment.
-                (report, Some(not_run)) if report.is_no_fault_of_the_job() && !not_run.was_told => {
-                    waiting = not_run;
-                }
+                (report, Some(not_run)) if report.is_no_fault_of_the_job() => waiting = not_run,
                 (report, _) => return report,
-            }
+            },
+            Err(not_given) => waiting = not_given,
         }
-        match self.give_to_new_child(&waiting.job).await {
-            Ok((child, ends)) => {
-                let attended = self.attend(child, ends, clock, &followed.kill, Some(waiting));
-                attended.await.0
-            }
+        match self.give_to_new_child(waiting).await {
+            Ok(given) => self.attend(given, clock, &followed.kill).await.0,
             Err(refusal) => refusal.into(),
         }
     }
@@ -148,9 +138,14 @@ impl Pool {
         };
         let report = match self.nursery.make(&Own::default(), Purpose::Probe).await {
             Ok(child) => {
-                let nobody = Notify::new();
-                let attended = self.attend(child, Ends::default(), clock, &nobody, None);
-                attended.await.0
+                let ends = Ends::default();
+                let waiting = None;
+                let given = Given {
+                    child,
+                    ends,
+                    waiting,
+                };
+                self.attend(given, clock, &Notify::new()).await.0
             }
             Err(refusal) => refusal.into(),
         };
@@ -161,43 +156,64 @@ impl Pool {
     }
 
     /// Gives a job to a child that waits for one, if there is such a child.
-    fn give_to_spare(&self, waiting: &mut Waiting<'_>) -> Option<(Child, Ends)> {
-        let spares = self.spares.as_ref();
-        let spares = spares.filter(|_| waiting.job.own.is_profiles())?;
-        loop {
-            let spare = spares.take()?;
-            match hand_over(waiting, &spare) {
-                Ok(ends) => return Some((spare.child, ends)),
+    fn give_to_spare<'a>(
+        &self,
+        mut waiting: Box<Waiting<'a>>,
+    ) -> Result<Given<'a>, Box<Waiting<'a>>> {
+        let is_profiles = waiting.job.own.is_profiles();
+        let Some(spares) = self.spares.as_ref().filter(|_| is_profiles) else {
+            return Err(waiting);
+        };
+        while let Some(mut spare) = spares.take() {
+            match hand_over(waiting, &mut spare) {
+                Ok((ends, waiting)) => {
+                    let child = spare.child;
+                    return Ok(Given {
+                        child,
+                        ends,
+                        waiting,
+                    });
+                }
                 // It has ended meanwhile, or there is no descriptor left.
-                Err(error) => {
+                Err((error, not_given)) => {
                     log::debug!("a spare child does not get its job: {error}");
                     tokio::task::spawn_local(self.nursery.clone().discard(spare.child));
+                    waiting = not_given;
                 }
             }
         }
+        Err(waiting)
     }
 
-    async fn give_to_new_child(&self, job: &Job) -> Result<(Child, Ends), Refusal> {
+    async fn give_to_new_child<'a>(&self, waiting: Box<Waiting<'a>>) -> Result<Given<'a>, Refusal> {
+        let job = &waiting.job;
         let (ends, child_ends) = streams::open(&job.streams).map_err(|e| format!("pipes: {e}"))?;
         let child = self.nursery.make(&job.own, Purpose::Job).await?;
         // A spare that was killed may have read some.
-        lseek(&job.payload, 0, Whence::SeekSet).map_err(|e| format!("lseek(arguments): {e}"))?;
+        let rewound = job.payload.rewind();
+        rewound.map_err(|errno| format!("lseek(arguments): {errno}"))?;
         // One that has already ended cannot take it; its end says why.
-        let handed = handed(job, &child_ends);
-        child.assign(&job.assignment, &handed).ok();
-        Ok((child, ends))
+        assign(&child, job, &child_ends).ok();
+        Ok(Given {
+            child,
+            ends,
+            waiting: Some(waiting),
+        })
     }
 
     /// Collects a child's output and waits for its end, or brings it about. What waits for the start
     /// of the job is given back if that never came.
     async fn attend<'a>(
         &self,
-        child: Child,
-        mut ends: Ends,
+        given: Given<'a>,
         clock: Clock,
         kill: &Notify,
-        mut waiting: Option<Waiting<'a>>,
-    ) -> (JobReport, Option<Waiting<'a>>) {
+    ) -> (JobReport, Option<Box<Waiting<'a>>>) {
+        let Given {
+            child,
+            mut ends,
+            mut waiting,
+        } = given;
         let limit = self.profile.limits.output;
         let overflow = Notify::new();
         let (mut stdout, mut stderr, mut result) = <(Capture, Capture, Capture)>::default();
@@ -206,7 +222,12 @@ impl Pool {
         let mut stop = None;
         let reaped = {
             let collect = async {
-                let control = hear(&child, &mut said, &mut waiting);
+                let control = async {
+                    match child.is_listened_to() {
+                        true => hear(&child, &mut said, &mut waiting).await,
+                        false => Ok(()),
+                    }
+                };
                 let (out, err, res, control) = tokio::join!(
                     stdout.collect(ends.stdout.take(), limit, &overflow),
                     stderr.collect(ends.stderr.take(), limit, &overflow),
@@ -259,6 +280,10 @@ impl Pool {
             }
             reaped
         };
+        if !child.is_listened_to() {
+            let heard = hear(&child, &mut said, &mut waiting).await;
+            heard.unwrap_or_else(|error| log::debug!("a child's last word: {error}"));
+        }
         let usage = match &child.cgroup {
             Some(cgroup) => cgroup.usage(),
             None => Usage::default(),
@@ -292,21 +317,40 @@ impl Pool {
     }
 }
 
-fn hand_over(waiting: &mut Waiting<'_>, spare: &Spare) -> std::io::Result<Ends> {
-    let (ends, child_ends) = streams::open(&waiting.job.streams)?;
+type Handing<'a> = Result<(Ends, Option<Box<Waiting<'a>>>), (std::io::Error, Box<Waiting<'a>>)>;
+
+/// Gives a job to a spare. One that is ready needs nothing but the processor: what waited for the
+/// start waits no longer, and what the child says is left until its end, since to be woken for it
+/// takes the processor from whoever reads the child's output.
+fn hand_over<'a>(mut waiting: Box<Waiting<'a>>, spare: &mut Spare) -> Handing<'a> {
+    let (ends, child_ends) = match streams::open(&waiting.job.streams) {
+        Ok(opened) => opened,
+        Err(error) => return Err((error, waiting)),
+    };
+    let child = &mut spare.child;
+    let is_ready = spare.is_ready && child.lives();
+    let told = waiting.started.take_if(|_| is_ready);
+    let was_told = told.is_some();
     // First: the child may take this processor as soon as it has its job.
-    if spare.is_ready && spare.child.lives() {
-        waiting.tell_start(&spare.child);
+    if let Some(started) = told {
+        started(child.pid);
     }
-    let job = &waiting.job;
-    let assigned = spare
-        .child
-        .assign(&job.assignment, &handed(job, &child_ends));
-    match assigned {
-        Err(errno) if !waiting.was_told => Err(errno.into()),
-        // If it has ended at this very moment, its end says why.
-        _ => Ok(ends),
+    match assign(child, &waiting.job, &child_ends) {
+        Err(errno) if !was_told => return Err((errno.into(), waiting)),
+        // It has ended at this very moment, or does now; its end is told.
+        Err(_) => child.kill(),
+        Ok(()) => {}
     }
+    if is_ready {
+        child.stop_listening();
+        waiting.starting = None;
+    }
+    Ok((ends, (!was_told).then_some(waiting)))
+}
+
+fn assign(child: &Child, job: &Job, child_ends: &ChildEnds) -> nix::Result<()> {
+    let message = job.assignment.encode(&job.payload);
+    child.assign(&message, &handed(job, child_ends))
 }
 
 fn handed(job: &Job, child: &ChildEnds) -> Handed {
@@ -325,7 +369,10 @@ fn handed(job: &Job, child: &ChildEnds) -> Handed {
         },
         stdout,
         stderr,
-        payload: job.payload.as_raw_fd(),
+        payload: match &job.payload {
+            Payload::Inline(_) => None,
+            Payload::File(file) => Some(file.as_raw_fd()),
+        },
         result: child.result.as_ref().map(AsRawFd::as_raw_fd),
     }
 }
@@ -395,15 +442,15 @@ fn classify(
 async fn hear(
     child: &Child,
     said: &mut Option<ChildReport>,
-    waiting: &mut Option<Waiting<'_>>,
+    waiting: &mut Option<Box<Waiting<'_>>>,
 ) -> std::io::Result<()> {
     loop {
         *said = child.hear().await?;
         match said {
             Some(ChildReport::Ready) => {}
             Some(ChildReport::Started) => {
-                if let Some(mut waiting) = waiting.take() {
-                    waiting.tell_start(child);
+                if let Some(started) = waiting.take().and_then(|waiting| waiting.started) {
+                    started(child.pid);
                 }
                 return Ok(());
             }

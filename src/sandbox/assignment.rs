@@ -11,11 +11,12 @@ use serde::{Deserialize, Serialize};
 use super::enter::CONTROL_FD;
 use super::layer::{Layer, SetupError};
 use super::{at, processes, seccomp};
-use crate::call::Call;
+use crate::call::{Call, Payload};
 use crate::record::RESULT_FD;
 use crate::sys::{files, messages};
 
-/// What the host says of a job. With it come the descriptors of [`Handed`].
+/// What the host says of a job. With it come the arguments, unless they are in a file, and the
+/// descriptors of [`Handed`].
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Assignment {
     /// What `ps` shows for the child; the kernel cuts it at 15 bytes.
@@ -29,29 +30,33 @@ pub struct Handed {
     pub stdin: RawFd,
     pub stdout: RawFd,
     pub stderr: RawFd,
-    pub payload: RawFd,
+    pub payload: Option<RawFd>,
     pub result: Option<RawFd>,
 }
 
 impl Handed {
     /// In the order in which they are sent.
     pub fn numbers(&self) -> Vec<RawFd> {
-        let always = [self.stdin, self.stdout, self.stderr, self.payload];
-        always.into_iter().chain(self.result).collect()
+        let always = [self.stdin, self.stdout, self.stderr];
+        let others = self.payload.into_iter().chain(self.result);
+        always.into_iter().chain(others).collect()
     }
 }
 
 /// A child's job: its descriptors are in their places.
 pub struct Assigned {
     pub call: Call,
-    /// The arguments, to be read to their end.
-    pub payload: OwnedFd,
+    pub payload: Payload,
     pub wants_result: bool,
 }
 
 impl Assignment {
-    pub fn encode(&self) -> Vec<u8> {
-        serde_json::to_vec(self).expect("an assignment is valid JSON")
+    pub fn encode(&self, payload: &Payload) -> Vec<u8> {
+        let mut message = serde_json::to_vec(self).expect("an assignment is valid JSON");
+        if let Payload::Inline(bytes) = payload {
+            messages::attach(&mut message, bytes);
+        }
+        message
     }
 }
 
@@ -71,10 +76,10 @@ pub fn rehearse() -> Result<Option<Assigned>, SetupError> {
         stdin: libc::STDIN_FILENO,
         stdout: libc::STDIN_FILENO, // enter() made it /dev/null
         stderr: libc::STDERR_FILENO,
-        payload: libc::STDIN_FILENO,
+        payload: None,
         result: Some(RESULT_FD),
     };
-    let assignment = Assignment::default().encode();
+    let assignment = Assignment::default().encode(&Payload::Inline(Vec::new()));
     messages::send(mouth.as_fd(), &assignment, &handed.numbers())
         .map_err(at(Layer::Descriptors, "sendmsg(rehearsal)"))?;
     take(ear.as_fd())
@@ -93,21 +98,20 @@ fn take(control: BorrowedFd<'_>) -> Result<Option<Assigned>, SetupError> {
     else {
         return Ok(None);
     };
+    let (text, attached) = messages::split_attached(&message.bytes);
     let assignment: Assignment =
-        serde_json::from_slice(&message.bytes).map_err(|_| failed(Errno::EBADMSG))?;
+        serde_json::from_slice(text).map_err(|_| failed(Errno::EBADMSG))?;
     if message.is_cut {
         return Err(at(Layer::Descriptors, "recvmsg(assignment)")(Errno::EMFILE));
     }
     let mut descriptors = message.descriptors.into_iter();
-    let (Some(stdin), Some(stdout), Some(stderr), Some(payload), result) = (
-        descriptors.next(),
-        descriptors.next(),
-        descriptors.next(),
-        descriptors.next(),
-        descriptors.next(),
-    ) else {
-        return Err(failed(Errno::EBADF));
+    let mut next = || descriptors.next().ok_or(failed(Errno::EBADF));
+    let (stdin, stdout, stderr) = (next()?, next()?, next()?);
+    let payload = match attached {
+        Some(bytes) => Payload::Inline(bytes.to_vec()),
+        None => Payload::File(next()?),
     };
+    let result = descriptors.next();
     for (source, number) in [(&stdin, 0), (&stdout, 1), (&stderr, 2)] {
         place(source, number)?;
     }

@@ -3,6 +3,7 @@
 use std::future::poll_fn;
 use std::io::{Error, ErrorKind, IoSlice, Result};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use nix::errno::Errno;
@@ -131,7 +132,10 @@ unsafe fn take_descriptors(header: &libc::msghdr) -> Vec<OwnedFd> {
 }
 
 /// A connected socket, watched by the current runtime.
-pub struct Socket(AsyncFd<OwnedFd>);
+pub struct Socket {
+    fd: Rc<OwnedFd>,
+    watched: Option<AsyncFd<Rc<OwnedFd>>>,
+}
 
 impl Socket {
     /// # Errors
@@ -143,7 +147,21 @@ impl Socket {
                 "expected a socket of type SOCK_SEQPACKET",
             ));
         }
-        Ok(Self(watch(fd, Interest::READABLE)?))
+        let fd = Rc::new(fd);
+        Ok(Self {
+            watched: Some(watch(fd.clone(), Interest::READABLE)?),
+            fd,
+        })
+    }
+
+    /// From here on this thread is not woken when something comes. To receive then fails with
+    /// `WouldBlock` if nothing has.
+    pub fn stop_watching(&mut self) {
+        self.watched = None;
+    }
+
+    pub fn is_watched(&self) -> bool {
+        self.watched.is_some()
     }
 
     /// The next message; `None` once the other side has gone. Loses nothing if dropped before it is
@@ -154,13 +172,20 @@ impl Socket {
 
     /// The same, for a task that listens to several.
     pub fn poll_receive(&self, context: &mut Context<'_>) -> Poll<Result<Option<Message>>> {
+        let Some(watched) = &self.watched else {
+            return Poll::Ready(self.receive_now());
+        };
         loop {
-            let mut ready = ready!(self.0.poll_read_ready(context))?;
-            match receive(self.0.get_ref().as_fd(), libc::MSG_DONTWAIT) {
+            let mut ready = ready!(watched.poll_read_ready(context))?;
+            match self.receive_now() {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => ready.clear_ready(),
                 other => return Poll::Ready(other),
             }
         }
+    }
+
+    fn receive_now(&self) -> Result<Option<Message>> {
+        receive(self.fd.as_fd(), libc::MSG_DONTWAIT)
     }
 
     /// Sends a message, once the other side has room for it.
@@ -176,7 +201,7 @@ impl Socket {
     /// Waits until the other side has room. Watched for that all the time, the socket would wake
     /// this thread each time that the other side reads something.
     async fn room(&self) -> Result<()> {
-        let socket = self.0.get_ref().try_clone()?;
+        let socket = self.fd.try_clone()?;
         watch(socket, Interest::WRITABLE)?
             .writable()
             .await?
@@ -187,10 +212,7 @@ impl Socket {
     /// Says something before this end is closed. What has come meanwhile is thrown away: unread, it
     /// would have the other side told of a reset first (`unix(7)`), where many stop listening.
     pub fn say_last(&self, bytes: &[u8]) {
-        while matches!(
-            receive(self.0.get_ref().as_fd(), libc::MSG_DONTWAIT),
-            Ok(Some(_))
-        ) {}
+        while matches!(self.receive_now(), Ok(Some(_))) {}
         if let Err(errno) = self.send_now(bytes, &[]) {
             log::debug!("nobody hears the last word: {errno}");
         }
@@ -198,7 +220,21 @@ impl Socket {
 
     /// Sends a message with descriptors, or fails with EAGAIN.
     pub fn send_now(&self, bytes: &[u8], descriptors: &[RawFd]) -> nix::Result<()> {
-        send(self.0.get_ref().as_fd(), bytes, descriptors)
+        send(self.fd.as_fd(), bytes, descriptors)
+    }
+}
+
+/// Appends bytes to a message that is a text: after a null character, which is in no text.
+pub fn attach(message: &mut Vec<u8>, bytes: &[u8]) {
+    message.push(0);
+    message.extend_from_slice(bytes);
+}
+
+/// A message's text, and the bytes that were appended to it.
+pub fn split_attached(message: &[u8]) -> (&[u8], Option<&[u8]>) {
+    match message.iter().position(|&byte| byte == 0) {
+        Some(end) => (&message[..end], Some(&message[end + 1..])),
+        None => (message, None),
     }
 }
 

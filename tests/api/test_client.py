@@ -255,6 +255,7 @@ def test_nothing_is_left_open():
     client = open_client(config=NO_SPARES)
     host = host_of(client._process)
     said(client.spawn_child(["echo"]))
+    time.sleep(0.3)  # its end is told before everything of it is closed
     before = open_descriptors(), unslotted(host)
     for _ in range(50):
         said(client.spawn_child(["echo"]))

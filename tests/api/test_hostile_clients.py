@@ -62,23 +62,45 @@ def test_wrong_descriptors_are_refused_in_words(server):
         with greeted(path) as connection:
             control, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with control, other:
-                socket.send_fds(connection, [request], [arguments, stream, null, null, other.fileno()])
+                socket.send_fds(connection, [request], [stream, null, null, other.fileno(), arguments])
                 other.close()
                 assert words in control.recv(10_000)
-    with greeted(path) as connection:
-        socket.send_fds(connection, [request], [null] * 4)
-        assert b"expected descriptors" in connection.recv(10_000)
+    for message, count in [(request, 4), (request, 6), (request + b"\0x", 3), (request + b"\0x", 5)]:
+        with greeted(path) as connection:
+            socket.send_fds(connection, [message], [null] * count)
+            assert b"expected descriptors" in connection.recv(10_000)
     for descriptor in (folder, plain, null):
         os.close(descriptor)
 
 
-def asked(connection, request, *, end=None, **streams):
+@pytest.mark.parametrize("length, is_taken", [(16 << 10, True), ((16 << 10) + 1, False)])
+def test_so_many_bytes_of_arguments_may_be_in_the_message(server, length, is_taken):
+    _, path = server
+    padding = "x" * (length - len(pickle.dumps(["echo", "x" * 1000])) + 1000)
+    arguments = pickle.dumps(["echo", padding])
+    assert len(arguments) == length
+    read, write = os.pipe()
+    with greeted(path) as connection:
+        control = asked(connection, {}, attached=arguments, stdout=write)
+        os.close(write)
+        with open(read) as output:
+            assert output.read().strip() == (padding if is_taken else "")
+        first = events(control)[0]
+    assert first["type"] == ("started" if is_taken else "refused")
+    assert is_taken or f"{length} bytes" in first["detail"]
+
+
+def asked(connection, request, *, end=None, attached=None, **streams):
     """Ask for a child on a bare connection: the client's end of its control socket."""
     control, other = end or socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     null = os.open("/dev/null", os.O_RDWR)
     arguments = sealed(pickle.dumps(request.pop("args", [])))
-    ends = [arguments, *(streams.get(name, null) for name in ("stdin", "stdout", "stderr")), other.fileno()]
-    socket.send_fds(connection, [json.dumps({"type": "spawn", **request}).encode()], ends)
+    ends = [*(streams.get(name, null) for name in ("stdin", "stdout", "stderr")), other.fileno()]
+    message = json.dumps({"type": "spawn", **request}).encode()
+    if attached is None:
+        socket.send_fds(connection, [message], [*ends, arguments])
+    else:
+        socket.send_fds(connection, [message, b"\0", attached], ends)
     for descriptor in (arguments, null):
         os.close(descriptor)
     other.close()
@@ -303,12 +325,11 @@ def test_a_client_that_stops_reading_costs_the_others_nothing(server):
         deaf.setblocking(False)
         for _ in range(300):
             control, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            arguments = sealed(pickle.dumps(["echo"]))
+            message = b'{"type": "spawn"}\0' + pickle.dumps(["echo"])
             try:
-                socket.send_fds(deaf, [b'{"type": "spawn"}'], [arguments, null, null, null, other.fileno()])
+                socket.send_fds(deaf, [message], [null, null, null, other.fileno()])
             except BlockingIOError:
                 time.sleep(0.01)
-            os.close(arguments)
             other.close()
             control.close()
         with pyspawner.Client(connect=path) as client:
@@ -344,7 +365,10 @@ def fuzz(path, seed, seconds):
                 control, other = socket.socketpair(socket.AF_UNIX, rng.choice([socket.SOCK_SEQPACKET] * 9 + [socket.SOCK_STREAM]))
                 payload = rng.choice([pickle.dumps(["echo", "x"]), pickle.dumps(7), os.urandom(40), b""])
                 arguments = sealed(payload) if rng.random() < 0.9 else os.memfd_create("open")
-                passed = [arguments, null, null, null, other.fileno()]
+                passed = [null, null, null, other.fileno(), arguments]
+                if rng.random() < 0.5:
+                    passed.pop()
+                    message += b"\0" + payload
                 if rng.random() < 0.1:
                     passed = passed[: rng.randrange(6)]
                 if rng.random() < 0.05:
