@@ -5,13 +5,10 @@
 
 use std::cell::RefCell;
 use std::fs::{self, File};
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use crate::sys::name_watch::NameWatch;
 
 /// Where a look may take for ever (`statfs(2)`).
 const REMOTE: &[libc::c_long] = &[
@@ -30,7 +27,7 @@ const REMOTE: &[libc::c_long] = &[
 pub struct HiddenNames {
     names: Vec<PathBuf>,
     /// `None`: the kernel does not tell, and each look is at all of them.
-    watch: Option<Watch>,
+    watch: Option<NameWatch>,
     last: RefCell<Option<Last>>,
 }
 
@@ -55,7 +52,7 @@ impl HiddenNames {
         }
         remote.is_none().then(|| Self {
             names,
-            watch: Watch::start()
+            watch: watch_names()
                 .inspect_err(|error| log::info!("hidden names are looked at each time: {error}"))
                 .ok(),
             last: RefCell::default(),
@@ -65,7 +62,7 @@ impl HiddenNames {
     /// Looks at all of them, or asks the kernel whether that is needed: a microsecond or two each
     /// way.
     pub fn look(&self) -> Found {
-        let has_news = self.watch.as_ref().is_none_or(Watch::has_news);
+        let has_news = self.watch.as_ref().is_none_or(NameWatch::has_news);
         let mut last = self.last.borrow_mut();
         if let (false, Some(last)) = (has_news, &*last)
             && last
@@ -76,7 +73,12 @@ impl HiddenNames {
             return last.found.clone();
         }
         // Watched first: what happens between that and the look is news the next time.
-        let unwatched = self.watch.as_ref().map(|watch| watch.renew(&self.names));
+        let unwatched = self.watch.as_ref().map(|watch| {
+            watch.forget();
+            let all = 0..self.names.len();
+            all.filter(|&place| !watch.watch(&self.names[place]))
+                .collect()
+        });
         let found: Found = self.names.iter().map(|name| look_at(name)).collect();
         *last = unwatched.map(|unwatched| Last {
             found: found.clone(),
@@ -86,63 +88,15 @@ impl HiddenNames {
     }
 }
 
+fn watch_names() -> std::io::Result<NameWatch> {
+    Ok(NameWatch::start(File::open(
+        "/proc/thread-self/mountinfo",
+    )?)?)
+}
+
 fn look_at(name: &Path) -> Option<(u64, u64)> {
     let found = nix::sys::stat::stat(name).ok()?;
     Some((found.st_dev, found.st_ino))
-}
-
-/// The kernel's word on whether a name may lead elsewhere: an entry of a folder on the way was made,
-/// moved or deleted (`inotify(7)`), or something was mounted (`proc_pid_mounts(5)`).
-struct Watch {
-    folders: Inotify,
-    mounts: File,
-}
-
-impl Watch {
-    fn start() -> std::io::Result<Self> {
-        Ok(Self {
-            folders: Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?,
-            mounts: File::open("/proc/thread-self/mountinfo")?,
-        })
-    }
-
-    fn has_news(&self) -> bool {
-        let mut ask = [
-            PollFd::new(self.folders.as_fd(), PollFlags::POLLIN),
-            PollFd::new(self.mounts.as_fd(), PollFlags::POLLPRI),
-        ];
-        poll(&mut ask, PollTimeout::ZERO) != Ok(0)
-    }
-
-    /// Forgets the news, and watches the folders that there are now. Returns the places of names
-    /// that cannot be watched.
-    fn renew(&self, names: &[PathBuf]) -> Vec<usize> {
-        while self.folders.read_events().is_ok() {}
-        let is_unwatched = |name: &PathBuf| name.is_symlink() || !self.watch_way_to(name);
-        let unwatched = names
-            .iter()
-            .enumerate()
-            .filter(|(_, name)| is_unwatched(name));
-        unwatched.map(|(place, _)| place).collect()
-    }
-
-    fn watch_way_to(&self, name: &Path) -> bool {
-        let changes = AddWatchFlags::IN_CREATE
-            | AddWatchFlags::IN_DELETE
-            | AddWatchFlags::IN_MOVE
-            | AddWatchFlags::IN_DELETE_SELF
-            | AddWatchFlags::IN_MOVE_SELF
-            | AddWatchFlags::IN_ATTRIB
-            | AddWatchFlags::IN_ONLYDIR
-            | AddWatchFlags::IN_DONT_FOLLOW;
-        let mut folders = name.ancestors().skip(1);
-        folders.all(|folder| match self.folders.add_watch(folder, changes) {
-            // What is not there is made in a folder that is.
-            Ok(_) | Err(Errno::ENOENT) => true,
-            // A link on the way (ENOTDIR), or too many watches (ENOSPC).
-            Err(_) => false,
-        })
-    }
 }
 
 fn is_remote(name: &Path) -> bool {

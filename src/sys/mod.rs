@@ -8,6 +8,7 @@ pub mod interfaces;
 pub mod memory;
 pub mod messages;
 pub mod mounts;
+pub mod name_watch;
 pub mod process;
 pub mod seccomp;
 

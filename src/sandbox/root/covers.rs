@@ -1,8 +1,8 @@
 //! What children must not see: folders of which they see only chosen parts, and hidden names.
 //!
 //! A mount hides a file, not a name. A host that saves a file by renaming another over it shows
-//! it again, and so does one that makes a hidden path only later; so [`Covers::renew`] looks at
-//! every hidden name before each clone.
+//! it again, and so does one that makes a hidden path only later; so [`Covers::renew`] looks before
+//! each clone at every hidden name that may lead elsewhere than before.
 
 use std::collections::HashSet;
 use std::fs::{self, Metadata};
@@ -21,6 +21,7 @@ use crate::sandbox::layer::SetupError;
 use crate::sys::mounts::{
     attach_to, attach_tree, copy_tree, copy_within, make_read_only, new_tmpfs,
 };
+use crate::sys::name_watch::NameWatch;
 
 /// What children see instead.
 pub struct Covers {
@@ -32,6 +33,10 @@ pub struct Covers {
     /// The file systems that the covers are of (`st_dev`).
     devices: HashSet<u64>,
     hidden: Vec<Name>,
+    /// `None`: the kernel does not tell what becomes of names.
+    watch: Option<NameWatch>,
+    /// The places of the names that are looked at the next time, news or not.
+    due: Vec<usize>,
     /// Where jobs may have made links: what binds show as writable, at its source.
     untrusted: Vec<PathBuf>,
     /// What is meant to be seen, under whatever name: what children need, and what is bound.
@@ -144,6 +149,8 @@ impl Covers {
             folders: Vec::new(),
             devices: HashSet::new(),
             hidden: Vec::new(),
+            watch: None,
+            due: Vec::new(),
             untrusted,
             shown: HashSet::new(),
             above: HashSet::new(),
@@ -359,7 +366,7 @@ impl Covers {
     }
 
     /// Makes them read-only: nothing is to be mounted in them any more.
-    pub(super) fn seal(&mut self) -> Result<(), SetupError> {
+    pub(super) fn seal(&mut self, hosts_proc: &OwnedFd) -> Result<(), SetupError> {
         for folder in std::mem::take(&mut self.folders) {
             make_read_only(&folder).map_err(|e| error("mount_setattr of a cover".into(), e))?;
         }
@@ -370,7 +377,10 @@ impl Covers {
             let nearest = above.find_map(|folder| fs::metadata(folder).ok());
             name.within.is_some() || nearest.is_none_or(|folder| !devices.contains(&folder.dev()))
         });
-        self.renew()
+        self.watch = watch_names(hosts_proc)
+            .inspect_err(|errno| log::info!("hidden names are looked at each time: {errno}"))
+            .ok();
+        self.look_at_all()
     }
 
     /// The names that are looked at before each clone, as the host knows them.
@@ -381,9 +391,29 @@ impl Covers {
 
     /// Hides what is in sight: what binds have shown, and what the host has replaced or made since.
     pub(super) fn renew(&mut self) -> Result<(), SetupError> {
-        self.hidden
-            .iter()
-            .try_for_each(|name| self.renew_name(name))
+        if self.watch.as_ref().is_none_or(NameWatch::has_news) {
+            return self.look_at_all();
+        }
+        let mut due = self.due.iter();
+        due.try_for_each(|&place| self.renew_name(&self.hidden[place]))
+    }
+
+    fn look_at_all(&mut self) -> Result<(), SetupError> {
+        let all = || 0..self.hidden.len();
+        self.due = all().collect();
+        // First: what happens between that and the look is news the next time.
+        let due = self.watch.as_ref().map(|watch| {
+            watch.forget();
+            // A job may move what lies in a bind, and the way to it is no path here.
+            let is_watched = |name: &Name| name.within.is_none() && watch.watch(&name.path);
+            all()
+                .filter(|&place| !is_watched(&self.hidden[place]))
+                .collect()
+        });
+        let mut names = self.hidden.iter();
+        names.try_for_each(|name| self.renew_name(name))?;
+        self.due = due.unwrap_or_default();
+        Ok(())
     }
 
     fn renew_name(&self, name: &Name) -> Result<(), SetupError> {
@@ -416,6 +446,13 @@ impl Covers {
             Errno::EBUSY,
         ))
     }
+}
+
+/// Watches names in the calling thread's mount namespace.
+fn watch_names(hosts_proc: &OwnedFd) -> nix::Result<NameWatch> {
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+    let mounts = openat(hosts_proc, "thread-self/mountinfo", flags, Mode::empty())?;
+    NameWatch::start(mounts.into())
 }
 
 /// A folder to cover others with, or to begin an empty tree with.

@@ -118,7 +118,7 @@ impl PreparedRoot {
         for bind in binds {
             covers.hide_in_bind(bind, &hidden)?;
         }
-        covers.seal()?;
+        covers.seal(&hosts_proc)?;
 
         Ok(Self {
             proc: profile.proc(),
