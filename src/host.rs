@@ -71,8 +71,8 @@ fn prepare(settings: &HostSettings, io_thread: libc::pid_t) -> Result<Children, 
     let reserved = warm_image::prepare().context("reserving address space for the interpreter");
     reserved.map_err(failure("setup"))?;
     let warm = warm::warm(settings).map_err(failure("preload"))?;
-    let collapsed = warm_image::collapse().context("/proc/self/smaps");
-    collapsed.map_err(failure("setup"))?;
+    let compact = warm_image::compact().context("/proc/self/smaps");
+    compact.map_err(failure("setup"))?;
     prepare_children(settings, io_thread, warm).map_err(failure("setup"))
 }
 

@@ -5,16 +5,20 @@
 //! arenas lie side by side in one range of huge pages, the C library's heap is one range too, and
 //! what is in small pages after the warm-up is collapsed (`MADV_COLLAPSE`, Linux 6.1).
 //!
+//! Each mapping costs a microsecond each way, too, and a library has five: its header, code, constants,
+//! what the loader has relocated, variables. The first three become one.
+//!
 //! A child's own new memory comes in small pages, as anywhere: it may need but little.
 
 use std::ffi::c_void;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use nix::errno::Errno;
 use pyo3::ffi;
 
-use crate::sys::memory::{self, HUGE_PAGE};
+use crate::sys::memory::{self, HUGE_PAGE, Mapping};
 
 /// Address space set aside for Python's arenas. Only what is in use costs memory.
 const RESERVATION: usize = 64 << 30;
@@ -119,17 +123,65 @@ extern "C" fn free_arena(_: *mut c_void, arena: *mut c_void, size: usize) {
     unsafe { memory::unmap(arena.cast(), size) };
 }
 
-/// Puts what the warm-up has left in small pages into huge ones. Where the kernel cannot, clones
-/// are only dearer.
+/// Makes what the warm-up has left cheap to clone. Where the kernel does not let it, clones are only
+/// dearer.
 ///
 /// # Errors
 /// If the mappings of this process cannot be read.
-pub fn collapse() -> std::io::Result<()> {
-    for range in memory::filled_mappings()? {
+pub fn compact() -> std::io::Result<()> {
+    let mappings = memory::mappings()?;
+    collapse(&mappings);
+    join_libraries(&mappings);
+    Ok(())
+}
+
+/// Puts what is in small pages into huge ones.
+fn collapse(mappings: &[Mapping]) {
+    for range in mappings.iter().filter_map(filled_part) {
         // SAFETY: nothing of the content changes.
         if let Err(errno) = unsafe { memory::collapse(range.clone()) } {
             log::debug!("madvise(MADV_COLLAPSE) of {range:x?}: {errno}");
         }
     }
-    Ok(())
+}
+
+/// The aligned part of a private mapping that is in memory for the better part.
+fn filled_part(mapping: &Mapping) -> Option<Range<usize>> {
+    let is_own = mapping.modes == "rw-p" && mapping.file.is_none();
+    let is_heap = matches!(&*mapping.name, "" | "[heap]");
+    let Range { start, end } = mapping.range;
+    let inner = start.next_multiple_of(HUGE_PAGE)..end / HUGE_PAGE * HUGE_PAGE;
+    let is_filled = mapping.own >= mapping.range.len() / 4 * 3;
+    (is_own && is_heap && is_filled && !inner.is_empty()).then_some(inner)
+}
+
+/// Gives a library's header and constants the modes of the code between them, so that the kernel has
+/// one mapping instead of three. So linkers laid out libraries until 2018 (`ld -z noseparate-code`).
+fn join_libraries(mappings: &[Mapping]) {
+    let is_code = |mapping: &Mapping| mapping.modes == "r-xp";
+    let joins = |one: &Mapping, other: &Mapping| {
+        // What the loader has written to is no part of the file any more.
+        is_code(one) && other.modes == "r--p" && other.own == 0
+    };
+    for pair in mappings
+        .windows(2)
+        .filter(|pair| pair[0].continues_in(&pair[1]))
+    {
+        let [first, second] = pair else { continue };
+        let read_only = if joins(first, second) {
+            second
+        } else if joins(second, first) {
+            first
+        } else {
+            continue;
+        };
+        let range = read_only.range.clone();
+        // SAFETY: a mapping of a file, which is read-only.
+        if let Err(errno) = unsafe { memory::make_executable(range) } {
+            log::debug!(
+                "mprotect(PROT_READ | PROT_EXEC) of {}: {errno}",
+                read_only.name
+            );
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! Mappings: of which clones receive nothing, and of which they receive much.
 
+use std::ops::Range;
 use std::ptr::NonNull;
 
 use nix::errno::Errno;
@@ -23,20 +24,6 @@ pub fn resident(pid: libc::pid_t) -> std::io::Result<u64> {
     Ok(pages * page_size() as u64)
 }
 
-/// The writable mappings of this process that a clone would share with it, by range and file
-/// (`proc_pid_maps(5)`).
-pub fn shared_writable() -> std::io::Result<Vec<String>> {
-    let maps = std::fs::read_to_string("/proc/self/maps")?;
-    let shared = maps.lines().filter_map(|line| {
-        let mut fields = line.split_whitespace();
-        let (range, modes) = (fields.next()?, fields.next()?);
-        let file = fields.skip(3).collect::<Vec<_>>().join(" ");
-        (modes.as_bytes().get(1) == Some(&b'w') && modes.ends_with('s'))
-            .then(|| format!("{range} {file}"))
-    });
-    Ok(shared.collect())
-}
-
 /// Private writable memory of this process in bytes, as RLIMIT_DATA counts it: `VmData`
 /// (`proc_pid_status(5)`).
 pub fn private_data() -> std::io::Result<u64> {
@@ -48,20 +35,25 @@ pub fn private_data() -> std::io::Result<u64> {
     Ok(kibibytes.ok_or(std::io::ErrorKind::InvalidData)? << 10)
 }
 
-/// Reserves `length` bytes of address space with no memory behind them
-/// (`mmap(2)`, `PROT_NONE`): costs nothing until opened with [`make_usable`].
+/// Reserves `length` bytes of address space with no memory behind them: costs nothing until opened
+/// with [`make_usable`].
 pub fn reserve(length: usize) -> Result<NonNull<u8>, Errno> {
+    map_anonymous(length, libc::PROT_NONE, libc::MAP_NORESERVE)
+}
+
+/// Maps new memory, as `malloc(3)` would.
+pub fn map(length: usize) -> Result<NonNull<u8>, Errno> {
+    map_anonymous(length, libc::PROT_READ | libc::PROT_WRITE, 0)
+}
+
+fn map_anonymous(
+    length: usize,
+    protection: libc::c_int,
+    flags: libc::c_int,
+) -> Result<NonNull<u8>, Errno> {
+    let flags = flags | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
     // SAFETY: a new anonymous mapping at an address of the kernel's choice.
-    let base = unsafe {
-        libc::mmap(
-            std::ptr::null_mut(),
-            length,
-            libc::PROT_NONE,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-            -1,
-            0,
-        )
-    };
+    let base = unsafe { libc::mmap(std::ptr::null_mut(), length, protection, flags, -1, 0) };
     if base == libc::MAP_FAILED {
         return Err(Errno::last());
     }
@@ -91,25 +83,6 @@ pub unsafe fn hide_from_clones(base: *mut u8, length: usize) -> Result<(), Errno
 /// What the kernel calls a huge page, in bytes: a page of page table entries' worth.
 pub const HUGE_PAGE: usize = 2 << 20;
 
-/// Maps new memory, as `malloc(3)` would. Not where this process has a limit on it.
-pub fn map(length: usize) -> Result<NonNull<u8>, Errno> {
-    // SAFETY: a new anonymous mapping at an address of the kernel's choice.
-    let base = unsafe {
-        libc::mmap(
-            std::ptr::null_mut(),
-            length,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-            -1,
-            0,
-        )
-    };
-    if base == libc::MAP_FAILED {
-        return Err(Errno::last());
-    }
-    Ok(NonNull::new(base.cast()).expect("mmap gave a null address"))
-}
-
 /// Gives memory back.
 ///
 /// # Safety
@@ -133,43 +106,104 @@ pub unsafe fn prefer_huge_pages(base: *mut u8, length: usize) -> Result<(), Errn
 ///
 /// # Safety
 /// The range must be page-aligned and mapped.
-pub unsafe fn collapse(range: std::ops::Range<usize>) -> Result<(), Errno> {
+pub unsafe fn collapse(range: Range<usize>) -> Result<(), Errno> {
     let base = range.start as *mut libc::c_void;
     // SAFETY: the content stays; the rest is the caller's promise.
     Errno::result(unsafe { libc::madvise(base, range.len(), libc::MADV_COLLAPSE) }).map(drop)
 }
 
-/// The aligned parts of this process's own private mappings that are in memory for the better part
-/// (`proc_pid_smaps(5)`).
-pub fn filled_mappings() -> std::io::Result<Vec<std::ops::Range<usize>>> {
-    let smaps = std::fs::read_to_string("/proc/self/smaps")?;
-    let mut found = Vec::new();
-    let mut current = None;
-    for line in smaps.lines() {
-        let mut words = line.split_whitespace();
-        let first = words.next().unwrap_or_default();
-        if let Some(range) = parse_range(first) {
-            let rest: Vec<_> = words.collect();
-            let is_own = matches!(
-                rest[..],
-                ["rw-p", _, _, "0"] | ["rw-p", _, _, "0", "[heap]"]
-            );
-            current = is_own.then_some(range);
-        } else if let (Some(range), "Anonymous:") = (&current, first) {
-            let kibibytes: usize = words.next().and_then(|n| n.parse().ok()).unwrap_or(0);
-            let inner = range.start.next_multiple_of(HUGE_PAGE)..range.end / HUGE_PAGE * HUGE_PAGE;
-            if (kibibytes << 10) >= range.len() / 4 * 3 && inner.start < inner.end {
-                found.push(inner);
-            }
-        }
-    }
-    Ok(found)
+/// One of this process's mappings.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Mapping {
+    pub range: Range<usize>,
+    /// Such as `r-xp`.
+    pub modes: String,
+    /// Device and inode; `None` for memory of no file.
+    pub file: Option<(String, u64)>,
+    /// Where in that file it begins.
+    pub offset: usize,
+    /// The name that the kernel shows: a path, `[heap]`, or nothing.
+    pub name: String,
+    /// The bytes in memory that are this process's own.
+    pub own: usize,
 }
 
-fn parse_range(text: &str) -> Option<std::ops::Range<usize>> {
-    let (start, end) = text.split_once('-')?;
+/// The mappings of this process in the order of their addresses (`proc_pid_smaps(5)`).
+///
+/// # Errors
+/// If they cannot be read.
+pub fn mappings() -> std::io::Result<Vec<Mapping>> {
+    Ok(parse_smaps(&std::fs::read_to_string("/proc/self/smaps")?))
+}
+
+fn parse_smaps(smaps: &str) -> Vec<Mapping> {
+    let mut found: Vec<Mapping> = Vec::new();
+    for line in smaps.lines() {
+        if let Some(mapping) = parse_mapping(line) {
+            found.push(mapping);
+        } else if let Some(own) = line.strip_prefix("Anonymous:")
+            && let Some(mapping) = found.last_mut()
+        {
+            let kibibytes = own.trim().strip_suffix(" kB").map(str::parse::<usize>);
+            mapping.own = kibibytes.and_then(Result::ok).unwrap_or(0) << 10;
+        }
+    }
+    found
+}
+
+/// A line such as `7f0c8000-7f0ca000 r-xp 00002000 08:01 4711   /lib/x.so`.
+fn parse_mapping(line: &str) -> Option<Mapping> {
     let number = |text| usize::from_str_radix(text, 16).ok();
-    Some(number(start)?..number(end)?)
+    let (range, rest) = line.split_once(' ')?;
+    let (start, end) = range.split_once('-')?;
+    let (modes, rest) = rest.split_once(' ')?;
+    let (offset, rest) = rest.split_once(' ')?;
+    let (device, rest) = rest.split_once(' ')?;
+    let (inode, name) = rest.split_once(' ').unwrap_or((rest, ""));
+    let inode = inode.parse().ok()?;
+    Some(Mapping {
+        range: number(start)?..number(end)?,
+        modes: modes.to_owned(),
+        file: (inode != 0).then(|| (device.to_owned(), inode)),
+        offset: number(offset)?,
+        name: name.trim_start().to_owned(),
+        own: 0,
+    })
+}
+
+impl Mapping {
+    /// Whether `next` goes on where this one ends, in memory and in the file.
+    pub fn continues_in(&self, next: &Self) -> bool {
+        self.file.is_some()
+            && self.file == next.file
+            && self.range.end == next.range.start
+            && self.offset + self.range.len() == next.offset
+    }
+}
+
+/// The writable mappings of this process that a clone would share with it, by range and file.
+///
+/// # Errors
+/// If the mappings cannot be read.
+pub fn shared_writable() -> std::io::Result<Vec<String>> {
+    let mut found = mappings()?;
+    found.retain(|mapping| mapping.modes.get(1..2) == Some("w") && mapping.modes.ends_with('s'));
+    let described = found.iter().map(|Mapping { range, name, .. }| {
+        let Range { start, end } = range;
+        format!("{start:x}-{end:x} {name}")
+    });
+    Ok(described.collect())
+}
+
+/// Lets read-only memory be executed.
+///
+/// # Safety
+/// The range must be page-aligned and mapped, with `PROT_READ` alone.
+pub unsafe fn make_executable(range: Range<usize>) -> Result<(), Errno> {
+    let base = range.start as *mut libc::c_void;
+    // SAFETY: whoever reads it goes on; nobody wrote to it by this function's contract.
+    let result = unsafe { libc::mprotect(base, range.len(), libc::PROT_READ | libc::PROT_EXEC) };
+    Errno::result(result).map(drop)
 }
 
 /// Has the C library take all but the largest blocks from its heap, and let that grow in steps
@@ -180,5 +214,37 @@ pub fn set_heap_policy(largest: libc::c_int, step: libc::c_int) {
         libc::mallopt(libc::M_MMAP_THRESHOLD, largest);
         libc::mallopt(libc::M_TRIM_THRESHOLD, 2 * largest);
         libc::mallopt(libc::M_TOP_PAD, step);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mappings_are_read_with_what_is_their_own() {
+        let smaps = "\
+7f0c80000000-7f0c80002000 r--p 00000000 08:01 4711                       /lib/a b.so
+Size:                  8 kB
+Anonymous:             0 kB
+7f0c80002000-7f0c80003000 r-xp 00002000 08:01 4711                       /lib/a b.so
+7f0c80004000-7f0c80006000 rw-p 00000000 00:00 0 \nAnonymous:             4 kB
+THPeligible:    0
+";
+        let found = parse_smaps(smaps);
+        let [text, code, own] = &found[..] else {
+            panic!("{found:?}");
+        };
+        assert_eq!(text.name, "/lib/a b.so");
+        assert_eq!(code.modes, "r-xp");
+        assert!(text.continues_in(code) && !code.continues_in(own));
+        assert_eq!((own.range.len(), own.own, &own.file), (0x2000, 4096, &None));
+    }
+
+    #[test]
+    fn this_process_has_code_and_a_stack() {
+        let found = mappings().expect("/proc is mounted");
+        assert!(found.iter().any(|mapping| mapping.name == "[stack]"));
+        assert!(found.iter().any(|mapping| mapping.modes == "r-xp"));
     }
 }
