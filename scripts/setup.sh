@@ -18,6 +18,7 @@ need unshare util-linux
 need newuidmap uidmap
 need ip iproute2
 need /usr/sbin/nft nftables
+need strace strace
 python=${PYTHON:-python3}
 has_shared_library() {
     "$1" -c 'import sysconfig, sys, venv, ensurepip

@@ -6,14 +6,19 @@
 //! thread is in the same system call as before and was not scheduled in between, it did not
 //! run. (`proc_pid_syscall(5)`, `proc_pid_status(5)`: context switches.)
 
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::dir::Dir;
+use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{Mode, fstat};
 
 use super::CloneError;
+use crate::sys::files::read_whole;
+
+/// More than any of a thread's files has: `status` names up to some thousand groups.
+const MOST: usize = 64 << 10;
 
 /// System calls in which a thread waits without holding a lock of the C library.
 /// Not among them: reads and writes, since stdio makes them with a stream locked.
@@ -157,18 +162,11 @@ impl ForeignThreads {
     }
 
     fn read(&self, tid: libc::pid_t, file: &str) -> io::Result<Option<String>> {
-        let path = format!("{tid}/{file}");
-        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
-        let mut content = String::new();
-        let read = openat(self.tasks.as_fd(), path.as_str(), flags, Mode::empty())
-            .map_err(io::Error::from)
-            .and_then(|fd| std::fs::File::from(fd).read_to_string(&mut content));
-        match read {
-            Ok(_) => Ok(Some(content)),
-            Err(error) => match error.raw_os_error() {
-                Some(libc::ENOENT | libc::ESRCH) => Ok(None),
-                _ => Err(error),
-            },
+        let mut buffer = [0; MOST];
+        match read_whole(self.tasks.as_fd(), &format!("{tid}/{file}"), &mut buffer) {
+            Ok(content) => Ok(Some(String::from_utf8_lossy(content).into_owned())),
+            Err(Errno::ENOENT | Errno::ESRCH) => Ok(None),
+            Err(errno) => Err(errno.into()),
         }
     }
 

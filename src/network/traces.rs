@@ -17,9 +17,7 @@
 
 use std::os::fd::BorrowedFd;
 
-use nix::errno::Errno;
-use nix::fcntl::{OFlag, openat};
-use nix::sys::stat::Mode;
+use crate::sys::files::read_whole;
 
 /// More than any of the files has if nothing happened: `netstat` comes to 4 KiB.
 const MOST: usize = 16 << 10;
@@ -33,26 +31,11 @@ const WHOLE: [&str; 4] = ["net/snmp", "net/snmp6", "net/netstat", "net/ip6_flowl
 /// ENOENT if the kernel does not have them all, EFBIG if one has grown: then nothing can be shown.
 pub fn read(thread: BorrowedFd<'_>) -> nix::Result<Vec<u8>> {
     let mut buffer = [0; MOST];
-    let sockets = read_file(thread, "net/sockstat", &mut buffer)?;
+    let sockets = read_whole(thread, "net/sockstat", &mut buffer)?;
     let mut text = Vec::with_capacity(MOST);
     text.extend(sockets.split(|byte| *byte == b'\n').take(1).flatten());
     for path in WHOLE {
-        text.extend_from_slice(read_file(thread, path, &mut buffer)?);
+        text.extend_from_slice(read_whole(thread, path, &mut buffer)?);
     }
     Ok(text)
-}
-
-fn read_file<'a>(
-    thread: BorrowedFd<'_>,
-    path: &str,
-    buffer: &'a mut [u8],
-) -> nix::Result<&'a [u8]> {
-    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
-    let file = openat(thread, path, flags, Mode::empty())?;
-    // The kernel gives such a file as a whole if there is room for it (`seq_read_iter`).
-    let length = nix::unistd::read(&file, buffer)?;
-    if length == buffer.len() {
-        return Err(Errno::EFBIG);
-    }
-    Ok(&buffer[..length])
 }

@@ -5,8 +5,9 @@ use std::io::{Read, Seek, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl, openat};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::stat::Mode;
 pub use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -41,6 +42,25 @@ pub fn read_to_end(fd: OwnedFd) -> std::io::Result<Vec<u8>> {
     // `File` alone would ask for size and position first: two system calls more.
     File::from(fd).take(u64::MAX).read_to_end(&mut content)?;
     Ok(content)
+}
+
+/// Reads a file that the kernel writes as it is read, such as those of `/proc`, by one call: it gives
+/// it as a whole if there is room (`seq_read_iter`).
+///
+/// # Errors
+/// EFBIG if there is not.
+pub fn read_whole<'a>(
+    folder: BorrowedFd<'_>,
+    path: &str,
+    buffer: &'a mut [u8],
+) -> nix::Result<&'a [u8]> {
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+    let file = openat(folder, path, flags, Mode::empty())?;
+    let length = nix::unistd::read(&file, buffer)?;
+    if length == buffer.len() {
+        return Err(Errno::EFBIG);
+    }
+    Ok(&buffer[..length])
 }
 
 /// Closes every descriptor from `first` up (`close_range(2)`, Linux 5.9).

@@ -4,6 +4,9 @@ use std::ops::Range;
 use std::ptr::NonNull;
 
 use nix::errno::Errno;
+use nix::fcntl::AT_FDCWD;
+
+use super::files::read_whole;
 
 /// Rounds down to a page boundary.
 pub fn page_floor(address: usize) -> usize {
@@ -18,7 +21,9 @@ pub fn page_size() -> usize {
 
 /// The resident memory of a process in bytes (`proc_pid_statm(5)`).
 pub fn resident(pid: libc::pid_t) -> std::io::Result<u64> {
-    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm"))?;
+    let mut buffer = [0; 256];
+    let statm = read_whole(AT_FDCWD, &format!("/proc/{pid}/statm"), &mut buffer)?;
+    let statm = String::from_utf8_lossy(statm);
     let pages: Option<u64> = statm.split(' ').nth(1).and_then(|pages| pages.parse().ok());
     let pages = pages.ok_or(std::io::ErrorKind::InvalidData)?;
     Ok(pages * page_size() as u64)
