@@ -6,6 +6,7 @@
 //! thread is in the same system call as before and was not scheduled in between, it did not
 //! run. (`proc_pid_syscall(5)`, `proc_pid_status(5)`: context switches.)
 
+use std::cell::RefCell;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -15,6 +16,7 @@ use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{Mode, fstat};
 
 use super::CloneError;
+use super::scratch::Scratch;
 use crate::sys::files::read_whole;
 
 /// More than any of a thread's files has: `status` names up to some thousand groups.
@@ -65,6 +67,9 @@ pub struct ForeignThreads {
     /// `/proc/self/task`, kept open: the path is gone once the root has been changed.
     tasks: OwnedFd,
     own: Vec<libc::pid_t>,
+    /// The foreign ones when they were last listed.
+    listed: RefCell<Vec<libc::pid_t>>,
+    scratch: Scratch,
 }
 
 impl ForeignThreads {
@@ -73,17 +78,29 @@ impl ForeignThreads {
         let tasks = std::fs::File::open("/proc/self/task")?.into();
         let mut own = own.to_vec();
         own.push(nix::unistd::gettid().as_raw());
-        Ok(Self { tasks, own })
+        let scratch = Scratch::new(MOST)?;
+        Ok(Self {
+            tasks,
+            own,
+            listed: RefCell::default(),
+            scratch,
+        })
     }
 
     /// Shows that every foreign thread waits in a system call that holds no lock. The
     /// inner error names the first that does not.
     pub fn asleep(&self) -> Result<Result<Vec<Sleeper>, CloneError>, CloneError> {
-        let mut sleepers = Vec::new();
-        for tid in self.tids().map_err(CloneError::Threads)? {
+        if !self.are_as_many_as_listed().map_err(CloneError::Threads)? {
+            self.list().map_err(CloneError::Threads)?;
+        }
+        let tids = self.listed.borrow().clone();
+        let mut sleepers = Vec::with_capacity(tids.len());
+        for tid in tids {
             // Order matters to `still`: the count of switches is read last here, first there.
             let Some((call, switches)) = self.observe(tid).map_err(CloneError::Threads)? else {
-                continue; // it ended
+                // It has ended, and perhaps another has begun.
+                self.listed.borrow_mut().clear();
+                return self.asleep();
             };
             let number = call.split(' ').next().and_then(|n| n.parse().ok());
             if number.is_none_or(|n: libc::c_long| !WAITING_CALLS.contains(&n)) {
@@ -115,19 +132,24 @@ impl ForeignThreads {
 
     /// The foreign threads by name.
     pub fn names(&self) -> io::Result<Vec<ThreadName>> {
-        let names = self.tids()?.into_iter().map(|tid| ThreadName {
+        self.list()?;
+        let tids = self.listed.borrow();
+        let names = tids.iter().map(|&tid| ThreadName {
             tid,
             name: self.name(tid),
         });
         Ok(names.collect())
     }
 
-    fn tids(&self) -> io::Result<Vec<libc::pid_t>> {
+    /// With as many threads as before, and all of those there still, there is no other.
+    fn are_as_many_as_listed(&self) -> io::Result<bool> {
         // proc(5) does not say so, but the link count of a task folder has been its threads
-        // plus two since 2.6 (`proc_task_getattr`): one call tells that there is nobody else.
-        if fstat(&self.tasks)?.st_nlink as usize == self.own.len() + 2 {
-            return Ok(Vec::new());
-        }
+        // plus two since 2.6 (`proc_task_getattr`).
+        let count = fstat(&self.tasks)?.st_nlink as usize;
+        Ok(count == self.own.len() + self.listed.borrow().len() + 2)
+    }
+
+    fn list(&self) -> io::Result<()> {
         let folder = openat(
             &self.tasks,
             ".",
@@ -143,8 +165,8 @@ impl ForeignThreads {
                 .and_then(|n| n.parse().ok());
             tids.extend(tid.filter(|tid| !self.own.contains(tid)));
         }
-        tids.sort_unstable();
-        Ok(tids)
+        *self.listed.borrow_mut() = tids;
+        Ok(())
     }
 
     fn observe(&self, tid: libc::pid_t) -> io::Result<Option<(String, String)>> {
@@ -162,7 +184,7 @@ impl ForeignThreads {
     }
 
     fn read(&self, tid: libc::pid_t, file: &str) -> io::Result<Option<String>> {
-        let mut buffer = [0; MOST];
+        let mut buffer = self.scratch.borrow();
         match read_whole(self.tasks.as_fd(), &format!("{tid}/{file}"), &mut buffer) {
             Ok(content) => Ok(Some(String::from_utf8_lossy(content).into_owned())),
             Err(Errno::ENOENT | Errno::ESRCH) => Ok(None),

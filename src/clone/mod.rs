@@ -12,6 +12,7 @@ pub mod foreign_threads;
 pub mod fork_protocol;
 pub mod network_namespace;
 pub mod private_memory;
+mod scratch;
 pub mod warm_image;
 
 use std::os::fd::{AsFd, OwnedFd, RawFd};

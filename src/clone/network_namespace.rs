@@ -4,12 +4,14 @@
 //! child has a capability over it, not even before it drops its own. Which child is born where, and
 //! when a namespace is used again, is decided elsewhere: [`crate::network::slots`].
 
+use std::cell::RefMut;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
 
+use super::scratch::Scratch;
 use crate::network::traces;
 use crate::sandbox::{Layer, SetupError};
 use crate::sys::{interfaces, process};
@@ -38,6 +40,7 @@ pub struct Home {
     thread: OwnedFd,
     /// The traces in a new namespace.
     none: Vec<u8>,
+    scratch: Scratch,
 }
 
 impl Home {
@@ -54,10 +57,12 @@ impl Home {
             namespace: open_namespace(&thread)?,
             thread,
             none: Vec::new(),
+            scratch: Scratch::new(traces::ROOM)?,
         };
         enter(home.namespace.as_raw_fd())?;
         let new = home.make_namespace().map_err(|error| error.errno)?;
-        home.none = home.traces_in(new.as_raw_fd())?;
+        let none = home.traces_in(new.as_raw_fd())?.to_vec();
+        home.none = none;
         Ok(home)
     }
 
@@ -84,14 +89,16 @@ impl Home {
     /// Whether a namespace is as it was when it was new. What cannot be read does not show that.
     pub fn is_as_new(&self, namespace: RawFd) -> bool {
         self.traces_in(namespace)
-            .is_ok_and(|found| found == self.none)
+            .is_ok_and(|found| *found == *self.none)
     }
 
-    fn traces_in(&self, namespace: RawFd) -> nix::Result<Vec<u8>> {
+    fn traces_in(&self, namespace: RawFd) -> nix::Result<RefMut<'_, [u8]>> {
         enter(namespace)?;
-        let found = traces::read(self.thread.as_fd());
+        let mut room = self.scratch.borrow();
+        let length = traces::read(self.thread.as_fd(), &mut room);
         self.come_back();
-        found
+        let length = length?;
+        Ok(RefMut::map(room, |room| &mut room[..length]))
     }
 
     /// Enters another network namespace, to come back at once.
@@ -155,7 +162,7 @@ mod tests {
         let home = Home::find().expect("root may");
         let new = home.make_namespace().expect("root may");
         let new = new.as_raw_fd();
-        let before = home.traces_in(new).expect("reads");
+        let before = home.traces_in(new).expect("reads").to_vec();
         assert!(before.starts_with(b"sockets: used 0"));
         assert!(home.is_as_new(new));
         let ask = || std::net::UdpSocket::bind("127.0.0.1:0").and_then(|s| s.connect("10.0.0.1:9"));
@@ -182,6 +189,7 @@ mod tests {
                     namespace: nowhere(),
                     thread: nowhere(),
                     none: Vec::new(),
+                    scratch: Scratch::new(1).expect("one page"),
                 };
                 home.come_back();
                 process::exit_now(0)

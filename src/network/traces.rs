@@ -19,23 +19,23 @@ use std::os::fd::BorrowedFd;
 
 use crate::sys::files::read_whole;
 
-/// More than any of the files has if nothing happened: `netstat` comes to 4 KiB.
-const MOST: usize = 16 << 10;
+/// More than the files have together if nothing happened: `netstat` comes to 4 KiB.
+pub const ROOM: usize = 64 << 10;
 
 /// Those that are compared as a whole.
 const WHOLE: [&str; 4] = ["net/snmp", "net/snmp6", "net/netstat", "net/ip6_flowlabel"];
 
-/// What these files say of the network namespace that a thread is in, whose folder in `/proc` this is.
+/// What these files say of the network namespace that a thread is in, whose folder in `/proc` this is:
+/// its length in `room`.
 ///
 /// # Errors
 /// ENOENT if the kernel does not have them all, EFBIG if one has grown: then nothing can be shown.
-pub fn read(thread: BorrowedFd<'_>) -> nix::Result<Vec<u8>> {
-    let mut buffer = [0; MOST];
-    let sockets = read_whole(thread, "net/sockstat", &mut buffer)?;
-    let mut text = Vec::with_capacity(MOST);
-    text.extend(sockets.split(|byte| *byte == b'\n').take(1).flatten());
+pub fn read(thread: BorrowedFd<'_>, room: &mut [u8]) -> nix::Result<usize> {
+    let sockets = read_whole(thread, "net/sockstat", room)?;
+    let line = sockets.split(|byte| *byte == b'\n').next();
+    let mut length = line.map_or(0, <[u8]>::len);
     for path in WHOLE {
-        text.extend_from_slice(read_whole(thread, path, &mut buffer)?);
+        length += read_whole(thread, path, &mut room[length..])?.len();
     }
-    Ok(text)
+    Ok(length)
 }
