@@ -141,7 +141,9 @@ class SandboxConfig(NamedTuple):
         if self.timeout is not None:
             request["timeout"] = _number("timeout", self.timeout)
         limits = {name: getattr(self, name) for name in _LIMITS}
-        request["limits"] = {name: _LIMITS[name](name, limit) for name, limit in limits.items() if limit is not None}
+        limits = {name: _LIMITS[name](name, limit) for name, limit in limits.items() if limit is not None}
+        if limits:
+            request["limits"] = limits
         return request
 
 
