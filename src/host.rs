@@ -19,7 +19,7 @@ use crate::config::HostSettings;
 use crate::interpreter::call::Entry;
 use crate::interpreter::{host_module, warm};
 use crate::pool::clone_service::{
-    self, CloneRequest, ClonedChild, Failure, IoEnd, MainEnd, Prepared, Purpose, ToMain,
+    self, CloneOrder, Cloned, Failure, IoEnd, MainEnd, Prepared, Purpose, ToMain,
 };
 use crate::pool::interrupt;
 use crate::sandbox::assignment::{self, Assigned};
@@ -39,11 +39,13 @@ pub fn serve(
     command: OwnedFd,
 ) -> anyhow::Result<Infallible> {
     interrupt::block_signals().context("blocking signals")?;
-    let (main_end, io_end) = clone_service::channels().context("eventfd")?;
+    let (main_end, io_end) = clone_service::channels().context("eventfd, socketpair")?;
     spawn_private_thread(Box::new(move || io_main(io_end, command)))?;
     let Ok(ToMain::IoThread(io_thread)) = main_end.requests.recv() else {
         anyhow::bail!("the I/O thread did not start");
     };
+    // SAFETY: the settings have been read, and the command belongs to the I/O thread.
+    unsafe { main_end.own_descriptors() }.context("unshare(CLONE_FILES), close_range")?;
 
     match prepare(settings, io_thread) {
         Ok(mut children) => {
@@ -151,16 +153,14 @@ impl Children {
                 let ToMain::Clone(request) = request else {
                     continue;
                 };
-                main_end.reply(request, self.clone_once(py, &request));
+                let order = main_end.take(request);
+                let cloned = order.and_then(|order| self.clone_once(py, &order));
+                main_end.reply(request, cloned);
             }
         });
     }
 
-    fn clone_once(
-        &mut self,
-        py: Python<'_>,
-        request: &CloneRequest,
-    ) -> Result<ClonedChild, String> {
+    fn clone_once(&mut self, py: Python<'_>, request: &CloneOrder) -> Result<Cloned, String> {
         if request.purpose == Purpose::BareClone {
             return self.clone_bare(request);
         }
@@ -175,10 +175,9 @@ impl Children {
         let flags = self.sandbox.clone_flags(network.is_some());
         let cloned = self.cloner.clone_host(py, flags, request.cgroup, network);
         match cloned {
-            Ok(Side::Parent { pid, pidfd }) => Ok(ClonedChild {
+            Ok(Side::Parent { pid, .. }) => Ok(Cloned {
                 pid,
-                pidfd,
-                new_network,
+                has_new_network: new_network.is_some(),
             }),
             Ok(Side::Child) => {
                 // A panic must not unwind into the frames of the host, whose channels it would
@@ -195,24 +194,20 @@ impl Children {
         }
     }
 
-    fn clone_bare(&self, request: &CloneRequest) -> Result<ClonedChild, String> {
+    fn clone_bare(&self, request: &CloneOrder) -> Result<Cloned, String> {
         let (network, new_network) = self.network_of(request)?;
         let flags = self.sandbox.clone_flags(network.is_some());
         let cloned = self.cloner.clone_bare(flags, network);
-        let (pid, pidfd) = cloned.map_err(|error| format!("bare clone: {error}"))?;
-        Ok(ClonedChild {
+        let (pid, _) = cloned.map_err(|error| format!("bare clone: {error}"))?;
+        Ok(Cloned {
             pid,
-            pidfd,
-            new_network,
+            has_new_network: new_network.is_some(),
         })
     }
 
     /// The network namespace to clone into, if it is not the clone that makes it; and its descriptor if
     /// it is new.
-    fn network_of(
-        &self,
-        request: &CloneRequest,
-    ) -> Result<(Option<RawFd>, Option<OwnedFd>), String> {
+    fn network_of(&self, request: &CloneOrder) -> Result<(Option<RawFd>, Option<OwnedFd>), String> {
         match request.network {
             Birth::Own => return Ok((None, None)),
             Birth::In(slot) if self.cloner.is_as_new(slot) => return Ok((Some(slot), None)),
@@ -224,7 +219,7 @@ impl Children {
     }
 
     /// A child's whole life. Returns its exit status.
-    fn live(&self, py: Python<'_>, request: &CloneRequest) -> i32 {
+    fn live(&self, py: Python<'_>, request: &CloneOrder) -> i32 {
         if let Err(error) = enter::enter(
             &self.sandbox,
             &request.descriptors,

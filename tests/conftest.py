@@ -169,13 +169,15 @@ def children_of(pid):
 
 
 def _links(host):
-    links = {}
-    for number in os.listdir(f"/proc/{host}/fd"):
-        try:
-            links[number] = os.readlink(f"/proc/{host}/fd/{number}")
-        except FileNotFoundError:
-            pass
-    return links.values()
+    """What the descriptors of all threads of a process lead to. Its main thread has a table of its own."""
+    links = []
+    for folder in Path(f"/proc/{host}/task").glob("*/fd"):
+        for descriptor in folder.iterdir():
+            try:
+                links.append(os.readlink(descriptor))
+            except FileNotFoundError:
+                pass
+    return links
 
 
 def slots_of(host):

@@ -7,6 +7,7 @@ import subprocess
 import time
 from contextlib import contextmanager
 
+import pytest
 from conftest import children_of, host_of, is_alive, unslotted, wait_until
 
 MOST = 2
@@ -107,8 +108,12 @@ def test_a_spare_has_the_streams_and_hooks_of_no_job(pyspawner, open_folder):
     assert b"hook" in (open_folder / "log").read_bytes()
 
 
-def test_a_file_that_the_host_hides_later_is_in_no_spares_sight(pyspawner, open_folder):
-    """Replaced while a spare waits. The control: a job that has the spare already sees it."""
+@pytest.mark.parametrize("is_put_back", [False, True])
+def test_a_file_that_the_host_hides_later_is_in_no_spares_sight(pyspawner, open_folder, is_put_back):
+    """Replaced while a spare waits, and perhaps put back: what covered it is gone then too.
+
+    The control: a job that has the spare already sees it.
+    """
     secret = open_folder / "secret"
     secret.write_text("first")
     config = f'[profile.default]\nhide = ["{secret}"]\n'
@@ -126,12 +131,15 @@ def test_a_file_that_the_host_hides_later_is_in_no_spares_sight(pyspawner, open_
         wait_until(lambda: len(children_of(host_of(process))) > len(parked(process)))
         wait_until(lambda: parked(process))
         time.sleep(0.3)  # until the first job waits
+        (open_folder / "kept").hardlink_to(secret)
         (open_folder / "new").write_text("second")
         (open_folder / "new").rename(secret)
+        if is_put_back:
+            (open_folder / "kept").rename(secret)
         assert ask(process, ["read", *read[1:]]) == [""]
         (open_folder / "go").touch()
         line = json.loads(process.stdout.readline())
-        assert line["result"] == "second", "this job had its spare before"
+        assert line["result"] == ("first" if is_put_back else "second"), "this job had its spare before"
 
 
 def test_nothing_is_left_of_many(pyspawner):

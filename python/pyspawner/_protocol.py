@@ -108,9 +108,8 @@ class Launch:
             self._hosts.append(child)
             self.control, other = pair()
             self._hosts.append(other.detach())
-            message = request + b"\0" + arguments
-            if len(arguments) <= _LONGEST_INLINE and len(message) <= LONGEST:
-                self._message = message
+            if len(arguments) <= _LONGEST_INLINE and len(request) + 1 + len(arguments) <= LONGEST:
+                self._message = request + b"\0" + arguments
             else:
                 self._hosts.append(sealed(arguments))
         except BaseException:

@@ -80,6 +80,9 @@ impl Client {
         let count = message.descriptors.len();
         let handover = Handover::take(attached, message.descriptors);
         match (request, handover) {
+            (Ok(Request::Hello { .. } | Request::Close {}), _) if attached.is_some() => {
+                return Err("not a request: bytes that belong to none".to_owned());
+            }
             (Ok(Request::Hello { version: VERSION }), _) => {
                 self.greeted = true;
                 let pid = std::process::id();

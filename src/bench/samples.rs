@@ -10,7 +10,7 @@ use tokio::net::unix::pipe;
 
 use super::idle;
 use crate::pool::payload::{Arguments, Job, Own, Stdin, Streams, encode};
-use crate::pool::{JobReport, Lap, Outcome, Pool};
+use crate::pool::{Followed, JobReport, Lap, Outcome, Pool};
 use crate::sandbox::assignment::Assignment;
 
 /// How long a spare may take to become ready.
@@ -123,7 +123,7 @@ async fn run_timed(pool: &Pool) -> Result<Lap, String> {
     let start = Instant::now();
     let (report, first_byte) = tokio::join!(
         async {
-            let report = pool.run(job).await;
+            let report = pool.run_followed(job, Followed::told()).await; // as a client
             (report, start.elapsed())
         },
         async {

@@ -98,9 +98,9 @@ impl ForeignThreads {
         for tid in tids {
             // Order matters to `still`: the count of switches is read last here, first there.
             let Some((call, switches)) = self.observe(tid).map_err(CloneError::Threads)? else {
-                // It has ended, and perhaps another has begun.
+                // It has ended, and perhaps another has begun: list them anew the next time.
                 self.listed.borrow_mut().clear();
-                return self.asleep();
+                return Ok(Err(self.busy(tid, "it has ended")));
             };
             let number = call.split(' ').next().and_then(|n| n.parse().ok());
             if number.is_none_or(|n: libc::c_long| !WAITING_CALLS.contains(&n)) {

@@ -24,13 +24,13 @@ const TOO_LITTLE_FOR_IP: libc::c_int = 67;
 
 /// The network namespace of a clone.
 #[derive(Clone, Copy, Debug)]
-pub enum Birth {
+pub enum Birth<Namespace> {
     /// Made by the clone itself, if the sandbox has one.
     Own,
     /// Made before the clone, to be kept.
     New,
-    /// Made for an earlier clone, as this descriptor; a new one if that left a trace in it.
-    In(RawFd),
+    /// Made for an earlier clone; a new one if that left a trace in it.
+    In(Namespace),
 }
 
 /// The way back: the network namespace of the thread that clones.

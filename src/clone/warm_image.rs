@@ -176,7 +176,8 @@ fn join_libraries(mappings: &[Mapping]) {
             continue;
         };
         let range = read_only.range.clone();
-        // SAFETY: a mapping of a file, which is read-only.
+        // SAFETY: a mapping of a file, which is read-only; no thread of a preloaded module is expected to
+        // unload its own library while this thread, which imported it, holds the GIL.
         if let Err(errno) = unsafe { memory::make_executable(range) } {
             log::debug!(
                 "mprotect(PROT_READ | PROT_EXEC) of {}: {errno}",

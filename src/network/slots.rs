@@ -8,7 +8,7 @@
 //! Not every job may: see [`Slots::place`].
 
 use std::cell::RefCell;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 
 use nix::errno::Errno;
@@ -35,11 +35,11 @@ pub enum Place {
 
 impl Place {
     /// The same for the main thread.
-    pub fn birth(&self) -> Birth {
+    pub fn birth(&self) -> Birth<BorrowedFd<'_>> {
         match self {
             Self::Own => Birth::Own,
             Self::NewSlot => Birth::New,
-            Self::Slot(slot) => Birth::In(slot.0.as_raw_fd()),
+            Self::Slot(slot) => Birth::In(slot.0.as_fd()),
         }
     }
 
@@ -108,11 +108,13 @@ pub fn check_place(
         return Ok(());
     }
     let childs = identity(&format!("/proc/{pid}/ns/net"))?;
-    let is_right = match slot {
-        Some(slot) => childs == identity(&format!("/proc/self/fd/{}", slot.0.as_raw_fd()))?,
-        None => childs != identity("/proc/thread-self/ns/net")?,
-    };
-    if is_right {
+    // Not "self": that has the descriptors of the main thread.
+    let of_slot = |slot: &Slot| identity(&format!("/proc/thread-self/fd/{}", slot.0.as_raw_fd()));
+    let is_slots = slot
+        .map(of_slot)
+        .transpose()?
+        .is_none_or(|slots| slots == childs);
+    if is_slots && childs != identity("/proc/thread-self/ns/net")? {
         Ok(())
     } else {
         let promise = "the child is not in the network namespace that it was to have";

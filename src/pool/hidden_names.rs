@@ -8,7 +8,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use crate::sys::name_watch::NameWatch;
+use crate::sys::name_watch::{NameWatch, News};
 
 /// Where a look may take for ever (`statfs(2)`).
 const REMOTE: &[libc::c_long] = &[
@@ -28,15 +28,25 @@ pub struct HiddenNames {
     names: Vec<PathBuf>,
     /// `None`: the kernel does not tell, and each look is at all of them.
     watch: Option<NameWatch>,
-    last: RefCell<Option<Last>>,
+    last: RefCell<Last>,
 }
 
-/// What was found at each: device and inode.
-pub type Found = Rc<[Option<(u64, u64)>]>;
+/// What was found at each. Of a name that is watched it is enough to know that nothing happened on the way
+/// to it: a file that is replaced and put back is the same, but what covered it is gone.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Found {
+    /// How often something happened.
+    changes: u64,
+    at: Rc<[Option<Identity>]>,
+}
 
+/// Device and inode; and the time of its last change, of a name that is not watched.
+type Identity = (u64, u64, Option<(i64, i64)>);
+
+#[derive(Default)]
 struct Last {
     found: Found,
-    /// Those of which the kernel does not tell what becomes of them, since a link is on the way.
+    /// Those of which the kernel does not tell what becomes of them.
     unwatched: Vec<usize>,
 }
 
@@ -50,53 +60,61 @@ impl HiddenNames {
                 name.display()
             );
         }
-        remote.is_none().then(|| Self {
-            names,
-            watch: watch_names()
-                .inspect_err(|error| log::info!("hidden names are looked at each time: {error}"))
-                .ok(),
-            last: RefCell::default(),
+        remote.is_none().then(|| {
+            let watch = File::open("/proc/thread-self/mountinfo")
+                .and_then(|mounts| Ok(NameWatch::start(mounts)?))
+                .inspect_err(|error| log::info!("hidden names are looked at each time: {error}"));
+            let names = Self {
+                watch: watch.ok(),
+                last: RefCell::default(),
+                names,
+            };
+            names.look_at_all();
+            names
         })
     }
 
-    /// Looks at all of them, or asks the kernel whether that is needed: a microsecond or two each
-    /// way.
+    /// Looks at those that may lead elsewhere than at the last look.
     pub fn look(&self) -> Found {
-        let has_news = self.watch.as_ref().is_none_or(NameWatch::has_news);
-        let mut last = self.last.borrow_mut();
-        if let (false, Some(last)) = (has_news, &*last)
-            && last
-                .unwatched
-                .iter()
-                .all(|&place| look_at(&self.names[place]) == last.found[place])
-        {
+        let news = self.watch.as_ref().map(NameWatch::news);
+        if news.is_none_or(News::any) {
+            self.last.borrow_mut().found.changes += u64::from(news.is_some_and(|news| news.names));
+            return self.look_at_all();
+        }
+        let last = self.last.borrow();
+        let is_as_before = |&place: &usize| self.look_at(place, true) == last.found.at[place];
+        if last.unwatched.iter().all(is_as_before) {
             return last.found.clone();
         }
-        // Watched first: what happens between that and the look is news the next time.
-        let unwatched = self.watch.as_ref().map(|watch| {
-            watch.forget();
-            let all = 0..self.names.len();
-            all.filter(|&place| !watch.watch(&self.names[place]))
-                .collect()
-        });
-        let found: Found = self.names.iter().map(|name| look_at(name)).collect();
-        *last = unwatched.map(|unwatched| Last {
-            found: found.clone(),
-            unwatched,
-        });
-        found
+        drop(last);
+        self.look_at_all()
     }
-}
 
-fn watch_names() -> std::io::Result<NameWatch> {
-    Ok(NameWatch::start(File::open(
-        "/proc/thread-self/mountinfo",
-    )?)?)
-}
+    fn look_at_all(&self) -> Found {
+        let all = 0..self.names.len();
+        let is_unwatched: Vec<bool> = match &self.watch {
+            // First: what happens between that and the look is news the next time.
+            Some(watch) => {
+                watch.clear();
+                let names = self.names.iter();
+                names.map(|name| !watch.watch(name)).collect()
+            }
+            None => vec![true; self.names.len()],
+        };
+        let mut last = self.last.borrow_mut();
+        let looks = all
+            .clone()
+            .map(|place| self.look_at(place, is_unwatched[place]));
+        last.found.at = looks.collect();
+        last.unwatched = all.filter(|&place| is_unwatched[place]).collect();
+        last.found.clone()
+    }
 
-fn look_at(name: &Path) -> Option<(u64, u64)> {
-    let found = nix::sys::stat::stat(name).ok()?;
-    Some((found.st_dev, found.st_ino))
+    fn look_at(&self, place: usize, is_unwatched: bool) -> Option<Identity> {
+        let found = nix::sys::stat::stat(&self.names[place]).ok()?;
+        let changed = is_unwatched.then_some((found.st_ctime, found.st_ctime_nsec));
+        Some((found.st_dev, found.st_ino, changed))
+    }
 }
 
 fn is_remote(name: &Path) -> bool {
@@ -111,14 +129,15 @@ mod tests {
 
     #[test]
     fn what_is_replaced_or_made_is_noticed() {
-        let folder = std::env::temp_dir().join(format!("pyspawner-names-{}", std::process::id()));
-        fs::create_dir_all(folder.join("bind")).expect("writable temporary folder");
+        let folder = tempfile::tempdir().expect("a folder");
+        let folder = folder.path().canonicalize().expect("it is there");
+        fs::create_dir(folder.join("bind")).expect("writable");
         let (secret, other) = (folder.join("secret"), folder.join("other"));
         let later = folder.join("bind/later");
-        let names = HiddenNames::new(vec![secret.clone(), later.clone()]).expect("a local folder");
         for path in [&secret, &other] {
             fs::write(path, "x").expect("writable");
         }
+        let names = HiddenNames::new(vec![secret.clone(), later.clone()]).expect("a local folder");
         let first = names.look();
         assert_eq!(names.look(), first);
         fs::write(&secret, "y").expect("writable");
@@ -128,6 +147,24 @@ mod tests {
         assert_ne!(second, first);
         fs::write(later, "x").expect("writable");
         assert_ne!(names.look(), second);
-        fs::remove_dir_all(folder).expect("ours");
+    }
+
+    /// What covers it in a child goes with its entry in the folder.
+    #[test]
+    fn what_is_replaced_and_put_back_is_noticed() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let folder = folder.path().canonicalize().expect("it is there");
+        let [secret, kept, linked] = ["secret", "kept", "linked"].map(|name| folder.join(name));
+        fs::write(&secret, "x").expect("writable");
+        std::os::unix::fs::symlink("secret", &linked).expect("writable");
+        for name in [&secret, &linked] {
+            let names = HiddenNames::new(vec![name.clone()]).expect("a local folder");
+            let before = names.look();
+            fs::hard_link(&secret, &kept).expect("one file system");
+            fs::write(folder.join("new"), "z").expect("writable");
+            fs::rename(folder.join("new"), &secret).expect("in one folder");
+            fs::rename(&kept, &secret).expect("in one folder");
+            assert_ne!(names.look(), before, "{}", name.display());
+        }
     }
 }

@@ -2,19 +2,18 @@
 
 use std::cell::{Cell, RefCell};
 use std::fs::File;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
 use super::child::Child;
-use super::clone_service::{CloneService, ClonedChild, Purpose};
+use super::clone_service::{CloneService, ClonedChild, Purpose, Wanted};
 use super::outcome::{JobReport, Outcome};
 use super::payload::Own;
 use crate::config::{Limits, Profile};
 use crate::network::slots::{Place, Slot, Slots, check_place};
 use crate::network::{JobNetwork, Networks};
 use crate::sandbox::cgroup::{Cgroups, JobCgroup, prefer_as_victim};
-use crate::sandbox::enter::ChildDescriptors;
 use crate::sandbox::from_host::{HostIds, write_id_maps};
 use crate::sandbox::handshake::{ChildReport, GO};
 use crate::sandbox::{Layers, SetupError};
@@ -115,19 +114,16 @@ impl Nursery {
         let (control, childs_end) =
             messages::pair().map_err(|error| format!("socketpair: {error}"))?;
         let control = Socket::new(control).map_err(|error| format!("control socket: {error}"))?;
-        let descriptors = ChildDescriptors {
-            null: self.null.as_raw_fd(),
-            control: childs_end.as_raw_fd(),
-            order: own.order.as_ref().map(AsRawFd::as_raw_fd),
-            root: own.root.as_ref().map(AsRawFd::as_raw_fd),
-        };
         let cgroup = self.create_cgroup(own.limits.as_ref().unwrap_or(&self.profile.limits))?;
-        let folder = cgroup.as_ref().map(JobCgroup::descriptor);
         let place = self.place(own);
-        let cloned = self
-            .clones
-            .clone(descriptors, folder, purpose, place.birth());
-        let cloned = cloned.await;
+        let wanted = Wanted {
+            control: childs_end.as_fd(),
+            order: own.order.as_ref().map(AsFd::as_fd),
+            root: own.root.as_ref().map(AsFd::as_fd),
+            cgroup: cgroup.as_ref().map(JobCgroup::descriptor),
+            network: place.birth(),
+        };
+        let cloned = self.clones.clone(wanted, purpose).await;
         drop(childs_end);
         match cloned {
             Ok(cloned) => {
@@ -145,17 +141,15 @@ impl Nursery {
 
     /// Makes a child that ends at once; its slot is given back once it was reaped.
     pub async fn make_bare(&self) -> Result<(ClonedChild, Option<Slot>), String> {
-        let unused = ChildDescriptors {
-            null: self.null.as_raw_fd(),
-            control: self.null.as_raw_fd(),
+        let place = self.place(&Own::default());
+        let wanted = Wanted {
+            control: self.null.as_fd(),
             order: None,
             root: None,
+            cgroup: None,
+            network: place.birth(),
         };
-        let place = self.place(&Own::default());
-        let cloned = self
-            .clones
-            .clone(unused, None, Purpose::BareClone, place.birth());
-        let mut cloned = cloned.await?;
+        let mut cloned = self.clones.clone(wanted, Purpose::BareClone).await?;
         let slot = place.taken(cloned.new_network.take());
         Ok((cloned, slot))
     }

@@ -49,6 +49,16 @@ pub struct Followed<'a> {
     pub kill: Rc<Notify>,
 }
 
+impl Followed<'_> {
+    /// By somebody to whom its start is all the same.
+    pub fn told() -> Self {
+        Self {
+            started: Some(Box::new(|_| ())),
+            ..Self::default()
+        }
+    }
+}
+
 pub type OnStart<'a> = Box<dyn FnOnce(libc::pid_t) + 'a>;
 
 /// When a job came, and how long it may take.
@@ -63,6 +73,7 @@ struct Clock {
 struct Waiting<'a> {
     job: Job,
     started: Option<OnStart<'a>>,
+    #[expect(dead_code, reason = "it is held")]
     starting: Option<Starting<'a>>,
 }
 
@@ -319,9 +330,9 @@ impl Pool {
 
 type Handing<'a> = Result<(Ends, Option<Box<Waiting<'a>>>), (std::io::Error, Box<Waiting<'a>>)>;
 
-/// Gives a job to a spare. One that is ready needs nothing but the processor: what waited for the
-/// start waits no longer, and what the child says is left until its end, since to be woken for it
-/// takes the processor from whoever reads the child's output.
+/// Gives a job to a spare. To one that is ready nothing can happen any more but to be killed, so whoever
+/// waits for the start is told of it, and what was held for another child is let go. What such a child says
+/// is left until its end, since to be woken for it takes the processor from whoever reads its output.
 fn hand_over<'a>(mut waiting: Box<Waiting<'a>>, spare: &mut Spare) -> Handing<'a> {
     let (ends, child_ends) = match streams::open(&waiting.job.streams) {
         Ok(opened) => opened,
@@ -337,13 +348,14 @@ fn hand_over<'a>(mut waiting: Box<Waiting<'a>>, spare: &mut Spare) -> Handing<'a
     }
     match assign(child, &waiting.job, &child_ends) {
         Err(errno) if !was_told => return Err((errno.into(), waiting)),
-        // It has ended at this very moment, or does now; its end is told.
-        Err(_) => child.kill(),
+        Err(errno) => {
+            log::warn!("a spare child does not get its job: {errno}");
+            child.kill(); // its end is told
+        }
         Ok(()) => {}
     }
-    if is_ready {
+    if was_told {
         child.stop_listening();
-        waiting.starting = None;
     }
     Ok((ends, (!was_told).then_some(waiting)))
 }

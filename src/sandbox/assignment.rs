@@ -24,6 +24,9 @@ pub struct Assignment {
     pub call: Call,
 }
 
+/// The longest message in bytes: what a client may say, in some words more.
+const LONGEST: usize = messages::LONGEST + (1 << 10);
+
 /// The host's descriptors that become the job's. Numbers, not owners: a message holds copies.
 #[derive(Clone, Copy, Debug)]
 pub struct Handed {
@@ -93,7 +96,7 @@ pub fn end_rehearsal() -> Result<(), SetupError> {
 
 fn take(control: BorrowedFd<'_>) -> Result<Option<Assigned>, SetupError> {
     let failed = at(Layer::Descriptors, "decoding the assignment");
-    let received = messages::receive(control, 0);
+    let received = messages::receive_up_to(LONGEST, control, 0);
     let Some(message) = received.map_err(|error| self::failed("recvmsg(assignment)", &error))?
     else {
         return Ok(None);
@@ -102,7 +105,11 @@ fn take(control: BorrowedFd<'_>) -> Result<Option<Assigned>, SetupError> {
     let assignment: Assignment =
         serde_json::from_slice(text).map_err(|_| failed(Errno::EBADMSG))?;
     if message.is_cut {
-        return Err(at(Layer::Descriptors, "recvmsg(assignment)")(Errno::EMFILE));
+        let errno = match message.lost_descriptors() {
+            true => Errno::EMFILE,
+            false => Errno::EMSGSIZE,
+        };
+        return Err(at(Layer::Descriptors, "recvmsg(assignment)")(errno));
     }
     let mut descriptors = message.descriptors.into_iter();
     let mut next = || descriptors.next().ok_or(failed(Errno::EBADF));

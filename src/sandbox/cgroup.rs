@@ -7,7 +7,7 @@ use std::cell::Cell;
 use std::fs::{self, File};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::ErrorKind;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -245,8 +245,8 @@ pub struct Usage {
 
 impl JobCgroup {
     /// For `CLONE_INTO_CGROUP` (`clone(2)`).
-    pub fn descriptor(&self) -> RawFd {
-        self.folder.as_raw_fd()
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.folder.as_fd()
     }
 
     /// Ends every process in it (`cgroup.kill`, Linux 5.14).

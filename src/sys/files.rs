@@ -65,8 +65,13 @@ pub fn read_whole<'a>(
 
 /// Closes every descriptor from `first` up (`close_range(2)`, Linux 5.9).
 pub fn close_from(first: RawFd) -> Result<(), Errno> {
-    // SAFETY: plain integers; the caller says that nothing above `first` is in use.
-    check(unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) }).map(drop)
+    close_range(first, RawFd::MAX)
+}
+
+/// Closes every descriptor from `first` to `last` (`close_range(2)`).
+pub fn close_range(first: RawFd, last: RawFd) -> Result<(), Errno> {
+    // SAFETY: plain integers; the caller says that nothing between them is in use.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) }).map(drop)
 }
 
 /// `dup3(2)` onto another number, one that this process fixes by convention.

@@ -5,6 +5,7 @@ use std::io::{Error, ErrorKind, IoSlice, Result};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::socket::sockopt::SockType as TypeOption;
@@ -26,6 +27,9 @@ const CONTROL_SPACE: usize =
     unsafe { libc::CMSG_SPACE((MOST_DESCRIPTORS * size_of::<RawFd>()) as u32) } as usize;
 /// A descriptor that the kernel sends along if asked for it (`SO_PASSPIDFD`, Linux 6.5).
 const SCM_PIDFD: libc::c_int = 4;
+
+/// How long room is waited for if no descriptor is left to wait with.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// What came with one message.
 #[derive(Debug)]
@@ -60,12 +64,21 @@ pub fn pair() -> Result<(OwnedFd, OwnedFd)> {
 /// Not through nix: its iterator over control messages gives up if they were cut, and the
 /// descriptors that did come would stay open for ever.
 pub fn receive(socket: BorrowedFd<'_>, flags: libc::c_int) -> Result<Option<Message>> {
-    let mut bytes = Vec::<u8>::with_capacity(LONGEST);
+    receive_up_to(LONGEST, socket, flags)
+}
+
+/// The same for a message of at most so many bytes.
+pub fn receive_up_to(
+    longest: usize,
+    socket: BorrowedFd<'_>,
+    flags: libc::c_int,
+) -> Result<Option<Message>> {
+    let mut bytes = Vec::<u8>::with_capacity(longest);
     // In words, for the alignment of `cmsghdr`.
     let mut control = [0u64; CONTROL_SPACE.div_ceil(size_of::<u64>())];
     let mut part = libc::iovec {
         iov_base: bytes.as_mut_ptr().cast(),
-        iov_len: LONGEST,
+        iov_len: longest,
     };
     // SAFETY: all-zero is a valid msghdr.
     let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
@@ -201,7 +214,15 @@ impl Socket {
     /// Waits until the other side has room. Watched for that all the time, the socket would wake
     /// this thread each time that the other side reads something.
     async fn room(&self) -> Result<()> {
-        let socket = self.fd.try_clone()?;
+        let socket = match self.fd.try_clone() {
+            Ok(socket) => socket,
+            // Some other will be closed.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
+                tokio::time::sleep(PAUSE).await;
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
         watch(socket, Interest::WRITABLE)?
             .writable()
             .await?

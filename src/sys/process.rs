@@ -1,12 +1,12 @@
 //! Processes: pidfds, exit statuses with their resource use, `prctl` switches.
 
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
 
-use super::check;
+use super::{check, files};
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,6 +114,33 @@ pub fn wait_for_signal() -> Result<(i32, bool), Errno> {
 pub fn unshare(flags: libc::c_int) -> Result<(), Errno> {
     // SAFETY: plain integer; what it may unshare is this thread's own.
     check(unsafe { libc::unshare(flags) }.into()).map(drop)
+}
+
+/// Gives the calling thread a table of descriptors of its own, with those of `kept` and the standard
+/// streams (`unshare(2)`, CLONE_FILES; `close_range(2)`). Other threads keep the table as it is.
+///
+/// # Safety
+/// No owner of another descriptor may be used or dropped on this thread, or on one that it starts.
+pub unsafe fn own_descriptors(kept: &mut [RawFd]) -> Result<(), Errno> {
+    unshare(libc::CLONE_FILES)?;
+    kept.sort_unstable();
+    let mut first = libc::STDERR_FILENO + 1;
+    for &mut number in kept {
+        if number > first {
+            files::close_range(first, number - 1)?;
+        }
+        first = first.max(number + 1);
+    }
+    files::close_from(first)
+}
+
+/// A descriptor of a child of this process that nobody has reaped (`pidfd_open(2)`).
+pub fn open_pidfd(child: libc::pid_t) -> Result<OwnedFd, Errno> {
+    // SAFETY: plain integers; the descriptor is new, and close-on-exec.
+    unsafe {
+        let fd = check(libc::syscall(libc::SYS_pidfd_open, child, 0))?;
+        Ok(OwnedFd::from_raw_fd(fd as RawFd))
+    }
 }
 
 /// `setns(2)`: the calling thread enters the namespace of this type behind a descriptor.

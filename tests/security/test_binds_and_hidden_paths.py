@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import tempfile
 import threading
@@ -202,6 +203,22 @@ def test_hidden_files_that_the_host_replaces_or_makes_stay_hidden(pyspawner, dat
         folder.mkdir()
         (folder / "file").write_text("another")
         assert host.read(folder / "file") == "ENOENT"
+
+
+@pytest.mark.parametrize("spares", [0, 1])
+def test_what_is_made_in_folders_that_are_made_later_is_hidden(pyspawner, data, spares):
+    config = f"[pool]\nspares = {spares}\n"
+    secret, plain = data / "a/b/secret", data / "a/b/plain"
+    with Host(pyspawner, config + profile(hide=[secret])) as host:
+        for folder in (data / "a", data / "a/b"):
+            assert (host.read(secret), host.read(plain)) == ("ENOENT", "ENOENT")
+            folder.mkdir()
+        for path in (secret, plain):
+            path.write_text("made")
+        assert (host.read(secret), host.read(plain)) == ("", "made")
+        (data / "a").rename(data / "c")
+        shutil.copytree(data / "c", data / "a")
+        assert (host.read(secret), host.read(plain)) == ("", "made")
 
 
 def test_a_secret_behind_a_link_that_moves_stays_hidden(pyspawner, data):

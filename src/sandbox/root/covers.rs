@@ -391,7 +391,7 @@ impl Covers {
 
     /// Hides what is in sight: what binds have shown, and what the host has replaced or made since.
     pub(super) fn renew(&mut self) -> Result<(), SetupError> {
-        if self.watch.as_ref().is_none_or(NameWatch::has_news) {
+        if self.watch.as_ref().is_none_or(|watch| watch.news().any()) {
             return self.look_at_all();
         }
         let mut due = self.due.iter();
@@ -403,7 +403,7 @@ impl Covers {
         self.due = all().collect();
         // First: what happens between that and the look is news the next time.
         let due = self.watch.as_ref().map(|watch| {
-            watch.forget();
+            watch.clear();
             // A job may move what lies in a bind, and the way to it is no path here.
             let is_watched = |name: &Name| name.within.is_none() && watch.watch(&name.path);
             all()
