@@ -64,6 +64,8 @@ WAY_IN = [
     ("arguments", "arguments", "read(8)", ""),
     ("report", "report", "write(5)", ""),
 ]
+# So long that it goes in a file, which takes a step more.
+LONG = "x" * 20_000
 REPORT = "write(5)"  # the second: before it comes "ready"
 
 # The same for a client's child with an order of its own.
@@ -140,7 +142,7 @@ class Host:
     def job(self):
         """One job's report. What is in `stdout` was written by its code, and by nothing else."""
         # The limit is for what must not happen: a child that hangs.
-        self.process.stdin.write(b'{"timeout": 10}\n')
+        self.process.stdin.write(json.dumps({"timeout": 10, "args": [LONG]}).encode() + b"\n")
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
 
@@ -211,7 +213,7 @@ class ClientHost(Host):
         ran = self.root / "ran"
         ran.unlink(missing_ok=True)
         try:
-            child = self.client.spawn_child(process_name="ordered", sandbox_config=self.config)
+            child = self.client.spawn_child([LONG], process_name="ordered", sandbox_config=self.config)
         except SandboxSetupError as error:
             # There is no output to read. What has run has left something all the same.
             return {"outcome": error.outcome, "detail": str(error), "stdout": "ran\n" if ran.exists() else ""}
@@ -273,7 +275,7 @@ def is_open(number):
     except OSError:
         return False
 
-def main():
+def main(long):
     open("/ran", "w").close()
     limits = [list(resource.getrlimit(getattr(resource, "RLIMIT_" + name))) for name in NAMES]
     print(json.dumps({
@@ -307,7 +309,7 @@ def tool(pyspawner):
 
 @pytest.fixture
 def map_host(pyspawner, open_folder, tool):
-    (open_folder / "marker.py").write_text("def main(): print('ran')\n")
+    (open_folder / "marker.py").write_text("def main(long): print('ran')\n")
     command = pyspawner.command("map", "marker.main", "-j", "1", path=open_folder, spares=0)
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         host = Host(process, tool, system_calls())
