@@ -154,3 +154,43 @@ def test_nothing_is_left_of_many(pyspawner):
         for number in range(100):
             ask(process, *[[number]] * 4)
         wait_until(lambda: state() == before)
+
+
+def policies(host):
+    """How the children of a host are scheduled (`proc_pid_stat(5)`, field 41)."""
+    found = set()
+    for child in children_of(host):
+        try:
+            with open(f"/proc/{child}/stat") as file:
+                found.add(int(file.read().rpartition(")")[2].split()[38]))
+        except (FileNotFoundError, ProcessLookupError):
+            pass
+    return found
+
+
+def test_spares_get_ready_when_nobody_wants_the_processor_and_jobs_run_as_any_process(pyspawner, open_folder):
+    (open_folder / "policy.py").write_text("import os\ndef main(): return os.sched_getscheduler(0)\n")
+    with host_with_spares(pyspawner, "policy.main", path=open_folder) as process:
+        host, seen = host_of(process), set()
+        for _ in range(200):
+            process.stdin.write(b"[]\n" * 4)
+            process.stdin.flush()
+            for _ in range(20):
+                seen |= policies(host)
+            for _ in range(4):
+                assert json.loads(process.stdout.readline())["result"] == os.SCHED_OTHER
+            if os.SCHED_IDLE in seen:
+                break
+        assert os.SCHED_IDLE in seen
+        wait_until(lambda: parked(process) and policies(host) == {os.SCHED_OTHER})
+
+
+def test_spares_of_a_host_that_may_not_hurry_them(pyspawner, tmp_path):
+    """As in a container without CAP_SYS_NICE: they are made as any other process."""
+    prefix = ["setpriv", "--bounding-set", "-sys_nice", "--inh-caps", "-sys_nice"]
+    log = tmp_path / "log"
+    with open(log, "w") as file, host_with_spares(pyspawner, "basic.echo", "-v", log=file, prefix=prefix) as process:
+        wait_until(lambda: "CAP_SYS_NICE" in log.read_text())
+        ask(process, *[[number] for number in range(20)])
+        wait_until(lambda: parked(process) and policies(host_of(process)) == {os.SCHED_OTHER})
+        assert log.read_text().count("CAP_SYS_NICE") == 1

@@ -42,6 +42,14 @@ impl Child {
             .expect("pidfd_send_signal of our own child");
     }
 
+    /// Has it run as any other process, if it was made to run when idle only.
+    ///
+    /// # Errors
+    /// EPERM without CAP_SYS_NICE.
+    pub fn hurry(&self) -> nix::Result<()> {
+        process::run_when_idle(self.pid, false)
+    }
+
     /// Waits for its end and reaps it.
     pub async fn reap(&self) -> Reaped {
         reap(&self.pidfd).await

@@ -143,6 +143,21 @@ pub fn open_pidfd(child: libc::pid_t) -> Result<OwnedFd, Errno> {
     }
 }
 
+/// Has a process (0: this one) run only when no other wants the processor, or as any other
+/// (`sched_setscheduler(2)`, SCHED_IDLE).
+pub fn run_when_idle(process: libc::pid_t, when_idle: bool) -> Result<(), Errno> {
+    let policy = match when_idle {
+        true => libc::SCHED_IDLE,
+        false => libc::SCHED_OTHER,
+    };
+    // SAFETY: all-zero is the priority that both policies have.
+    check(unsafe {
+        let parameters: libc::sched_param = std::mem::zeroed();
+        libc::sched_setscheduler(process, policy, &raw const parameters)
+    } as _)
+    .map(drop)
+}
+
 /// `setns(2)`: the calling thread enters the namespace of this type behind a descriptor.
 pub fn setns(namespace: RawFd, kind: libc::c_int) -> Result<(), Errno> {
     // SAFETY: plain integers; a wrong descriptor is EBADF or EINVAL.
