@@ -194,3 +194,25 @@ def test_spares_of_a_host_that_may_not_hurry_them(pyspawner, tmp_path):
         ask(process, *[[number] for number in range(20)])
         wait_until(lambda: parked(process) and policies(host_of(process)) == {os.SCHED_OTHER})
         assert log.read_text().count("CAP_SYS_NICE") == 1
+
+
+def test_what_hooks_have_started_in_a_spare_runs_as_any_process(pyspawner, open_folder):
+    """A policy belongs to a thread, and is passed on."""
+    (open_folder / "started.py").write_text(
+        "import os, subprocess, threading, time\n"
+        "import pyspawner_host\n"
+        "@pyspawner_host.after_clone\n"
+        "def start():\n"
+        "    threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()\n"
+        "    subprocess.Popen(['sleep', '1000'])\n"
+        "def main():\n"
+        "    tids = [*os.listdir('/proc/self/task'), *os.listdir('/proc')]\n"
+        "    return [os.sched_getscheduler(int(tid)) for tid in tids if tid.isdecimal()]\n"
+    )
+    with host_with_spares(pyspawner, "started.main", path=open_folder) as process:
+        for is_ready in [True, False]:
+            if is_ready:
+                wait_until(lambda: parked(process))
+                time.sleep(0.1)
+            for found in ask(process, *[[]] * (1 if is_ready else 8)):
+                assert len(found) >= 4 and set(found) == {os.SCHED_OTHER}

@@ -120,7 +120,7 @@ impl Cloner {
     /// if these are named. In the child, all fork handlers have run when this returns.
     ///
     /// With `when_idle` the child runs only when no other process wants the processor, until somebody
-    /// with the privilege for it says otherwise ([`process::run_when_idle`]).
+    /// with the privilege for it says otherwise ([`process::run_as_any`]).
     ///
     /// The parent's answer may come after the child has started to run, so the child must
     /// wait for the host's word before it does anything that matters: a clone during which
@@ -143,7 +143,7 @@ impl Cloner {
                 Ok(Attempt::Child) => {
                     if when_idle {
                         // Without, it is only in the way of others.
-                        process::run_when_idle(0, true).ok();
+                        process::run_when_idle().ok();
                     }
                     private_memory::forget_in_child();
                     warm_image::in_child();
