@@ -173,10 +173,7 @@ impl Children {
         self.sandbox.renew().map_err(|error| error.to_string())?;
         let (network, new_network) = self.network_of(request)?;
         let flags = self.sandbox.clone_flags(network.is_some());
-        let when_idle = request.purpose == Purpose::Spare { when_idle: true };
-        let cloned = self
-            .cloner
-            .clone_host(py, flags, request.cgroup, network, when_idle);
+        let cloned = self.cloner.clone_host(py, flags, request.cgroup, network);
         match cloned {
             Ok(Side::Parent { pid, .. }) => Ok(Cloned {
                 pid,
@@ -231,7 +228,7 @@ impl Children {
             return refuse(ChildReport::SetupFailed(error));
         }
         match request.purpose {
-            Purpose::Job | Purpose::Spare { .. } => self.serve(py, request.purpose),
+            Purpose::Job | Purpose::Spare => self.serve(py, request.purpose),
             Purpose::Probe => self.check_reach(),
             Purpose::Floor | Purpose::BareClone => say_ready(),
         }
@@ -242,7 +239,7 @@ impl Children {
         if let Err(text) = self.entry.become_own(py) {
             return refuse(ChildReport::HookFailed(format!("after_clone:\n{text}")));
         }
-        if matches!(purpose, Purpose::Spare { .. })
+        if purpose == Purpose::Spare
             && let Err(report) = self.rehearse(py)
         {
             return refuse(report);

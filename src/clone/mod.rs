@@ -119,9 +119,6 @@ impl Cloner {
     /// Clones this process, into the control group of that folder and into that network namespace,
     /// if these are named. In the child, all fork handlers have run when this returns.
     ///
-    /// With `when_idle` the child runs only when no other process wants the processor, until somebody
-    /// with the privilege for it says otherwise ([`process::run_as_any`]).
-    ///
     /// The parent's answer may come after the child has started to run, so the child must
     /// wait for the host's word before it does anything that matters: a clone during which
     /// a foreign thread ran is killed here and made again.
@@ -131,7 +128,6 @@ impl Cloner {
         flags: u64,
         cgroup: Option<RawFd>,
         network: Option<RawFd>,
-        when_idle: bool,
     ) -> Result<Side, CloneError> {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -141,10 +137,6 @@ impl Cloner {
             let attempt = self.clone_once(flags, cgroup, network);
             match attempt {
                 Ok(Attempt::Child) => {
-                    if when_idle {
-                        // Without, it is only in the way of others.
-                        process::run_when_idle().ok();
-                    }
                     private_memory::forget_in_child();
                     warm_image::in_child();
                     fork_protocol::after_in_child();

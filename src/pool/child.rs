@@ -42,15 +42,6 @@ impl Child {
             .expect("pidfd_send_signal of our own child");
     }
 
-    /// Has it run as any other process, with all that it has started, if it was made to run when idle
-    /// only.
-    ///
-    /// # Errors
-    /// EPERM without CAP_SYS_NICE.
-    pub fn hurry(&self) -> nix::Result<()> {
-        process::run_as_any(self.pid)
-    }
-
     /// Waits for its end and reaps it.
     pub async fn reap(&self) -> Reaped {
         reap(&self.pidfd).await

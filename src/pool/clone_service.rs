@@ -39,9 +39,8 @@ pub enum ToMain {
 pub enum Purpose {
     /// A job that waits for it.
     Job,
-    /// A job to come: it has time to prepare itself for that, perhaps only while nobody else has
-    /// anything to do.
-    Spare { when_idle: bool },
+    /// A job to come: it has time to prepare itself for that.
+    Spare,
     /// To check, in its sandbox, that it can reach what its interpreter will need.
     Probe,
     /// To measure what the way into the sandbox costs: it says one byte there and ends.

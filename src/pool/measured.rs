@@ -71,10 +71,7 @@ impl Pool {
 
     /// Shows a child that waits for a job in its sandbox, and ends it.
     pub async fn look_at_idle<T>(&self, look: impl FnOnce(libc::pid_t) -> T) -> Result<T, String> {
-        let made = self
-            .nursery
-            .make(&Own::default(), Purpose::Spare { when_idle: false })
-            .await;
+        let made = self.nursery.make(&Own::default(), Purpose::Spare).await;
         let child = made.map_err(|refusal| refusal.to_string())?;
         expect_ready(&child).await?;
         let seen = look(child.pid);

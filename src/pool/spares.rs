@@ -41,9 +41,6 @@ pub struct Spares {
     last_missed: Cell<Instant>,
     /// Jobs that have come and do not run yet: they have the processors before spares do.
     starting: Cell<usize>,
-    /// Whether spares get ready only while nobody else wants the processors. Not if this process may not
-    /// end that when their job comes.
-    when_idle: Cell<bool>,
     changed: Notify,
 }
 
@@ -53,8 +50,6 @@ pub struct Spare {
     pub is_ready: bool,
     born: Instant,
     is_dead: bool,
-    /// It runs as any other process does.
-    is_hurried: bool,
     /// What was out of its sight when it was made.
     hidden: Found,
 }
@@ -80,7 +75,6 @@ impl Spares {
             wanted: Cell::new(1),
             last_missed: Cell::new(Instant::now()),
             starting: Cell::new(0),
-            when_idle: Cell::new(true),
             changed: Notify::new(),
         });
         tokio::task::spawn_local(spares.clone().keep());
@@ -95,21 +89,6 @@ impl Spares {
 
     /// The spare that is furthest on its way, if there is one.
     pub fn take(&self) -> Option<Spare> {
-        let mut spare = self.take_first()?;
-        if spare.hurry() {
-            return Some(spare);
-        }
-        self.give_up_on(spare);
-        None
-    }
-
-    /// For one that cannot be hurried: nor can others be.
-    fn give_up_on(&self, spare: Spare) {
-        self.when_idle.set(false);
-        tokio::task::spawn_local(self.nursery.clone().discard(spare.child));
-    }
-
-    fn take_first(&self) -> Option<Spare> {
         let hidden = self.hidden.look();
         let mut children = self.children.borrow_mut();
         let usable = |spare: &Spare| spare.is_usable(&hidden);
@@ -166,12 +145,9 @@ impl Spares {
 
     async fn make(&self) -> Result<(), Refusal> {
         let hidden = self.hidden.look();
-        let when_idle = self.when_idle.get();
-        let purpose = Purpose::Spare { when_idle };
-        let child = self.nursery.make(&Own::default(), purpose).await?;
+        let child = self.nursery.make(&Own::default(), Purpose::Spare).await?;
         self.children.borrow_mut().push_back(Spare {
             child,
-            is_hurried: !when_idle,
             is_ready: false,
             is_dead: false,
             born: Instant::now(),
@@ -193,10 +169,6 @@ impl Spares {
             let Some(spare) = useless else {
                 return;
             };
-            if spare.is_ready && !spare.is_hurried {
-                self.give_up_on(spare);
-                continue;
-            }
             self.nursery.clone().discard(spare.child).await;
         }
     }
@@ -223,29 +195,12 @@ impl Spare {
         !self.is_dead && self.hidden == *hidden && self.born.elapsed() < OLDEST
     }
 
-    /// Makes it a process as any other. `false`: it is of no use.
-    fn hurry(&mut self) -> bool {
-        if !self.is_hurried {
-            match self.child.hurry() {
-                Ok(()) => self.is_hurried = true,
-                Err(errno) => log::info!(
-                    "spare children get ready in the way of other processes: \
-                     sched_setscheduler(SCHED_OTHER): {errno}; hint: it takes CAP_SYS_NICE"
-                ),
-            }
-        }
-        self.is_hurried
-    }
-
     fn poll_change(&mut self, context: &mut Context<'_>) -> Poll<()> {
         if !self.is_ready
             && let Poll::Ready(said) = self.child.poll_hear(context)
         {
             match said {
-                Ok(Some(ChildReport::Ready)) => {
-                    self.is_ready = true;
-                    self.is_dead |= !self.hurry();
-                }
+                Ok(Some(ChildReport::Ready)) => self.is_ready = true,
                 said => {
                     log::debug!("a spare child failed: {said:?}");
                     self.is_dead = true;

@@ -1,6 +1,5 @@
 //! Processes: pidfds, exit statuses with their resource use, `prctl` switches.
 
-use std::collections::HashSet;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
@@ -142,65 +141,6 @@ pub fn open_pidfd(child: libc::pid_t) -> Result<OwnedFd, Errno> {
         let fd = check(libc::syscall(libc::SYS_pidfd_open, child, 0))?;
         Ok(OwnedFd::from_raw_fd(fd as RawFd))
     }
-}
-
-/// Has the calling thread, and all that it starts, run only when no other thread wants the processor
-/// (`sched(7)`, SCHED_IDLE).
-pub fn run_when_idle() -> Result<(), Errno> {
-    set_policy(0, libc::SCHED_IDLE)
-}
-
-/// Ends [`run_when_idle`] for a child of this process, and for the threads and processes that it has
-/// started (`proc_pid_task_tid_children(5)`): a policy belongs to a thread, and is passed on by it.
-///
-/// # Errors
-/// EPERM without CAP_SYS_NICE.
-pub fn run_as_any(child: libc::pid_t) -> Result<(), Errno> {
-    let mut done = HashSet::new();
-    let mut due = vec![child];
-    while let Some(process) = due.pop() {
-        // Again until nobody new is found: a thread may start another before its turn comes.
-        loop {
-            let mut found = threads_of(process);
-            found.retain(|thread| done.insert(*thread));
-            if found.is_empty() {
-                break;
-            }
-            for thread in found {
-                match set_policy(thread, libc::SCHED_OTHER) {
-                    Err(Errno::ESRCH) => {} // it has ended
-                    other => other?,
-                }
-                due.extend(children_of(process, thread));
-            }
-        }
-    }
-    Ok(())
-}
-
-/// The numbers in a folder of `/proc` that may be gone already.
-fn threads_of(process: libc::pid_t) -> Vec<libc::pid_t> {
-    let entries = std::fs::read_dir(format!("/proc/{process}/task"));
-    let names = entries.into_iter().flatten().flatten();
-    names
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .collect()
-}
-
-fn children_of(process: libc::pid_t, thread: libc::pid_t) -> Vec<libc::pid_t> {
-    let children = std::fs::read_to_string(format!("/proc/{process}/task/{thread}/children"));
-    let children = children.unwrap_or_default();
-    let numbers = children.split_whitespace().map(str::parse);
-    numbers.filter_map(Result::ok).collect()
-}
-
-fn set_policy(thread: libc::pid_t, policy: libc::c_int) -> Result<(), Errno> {
-    // SAFETY: all-zero is the priority that both policies have.
-    check(unsafe {
-        let parameters: libc::sched_param = std::mem::zeroed();
-        libc::sched_setscheduler(thread, policy, &raw const parameters)
-    } as _)
-    .map(drop)
 }
 
 /// `setns(2)`: the calling thread enters the namespace of this type behind a descriptor.
