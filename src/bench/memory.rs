@@ -4,6 +4,7 @@ use std::fs;
 
 use super::figures::Memory;
 use crate::pool::Pool;
+use crate::sys::memory::field;
 
 /// Looks at a child in its sandbox.
 pub async fn of_idle_child(pool: &Pool) -> Result<Memory, String> {
@@ -25,25 +26,4 @@ fn look(pid: libc::pid_t) -> Result<Memory, String> {
         page_tables: field(&status, "VmPTE")
             .ok_or_else(|| format!("/proc/{pid}/status has no VmPTE"))?,
     })
-}
-
-/// The bytes of a line such as `Pss:   12 kB`.
-fn field(text: &str, name: &str) -> Option<u64> {
-    let value = text
-        .lines()
-        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-    let kibibytes: u64 = value.trim().strip_suffix(" kB")?.parse().ok()?;
-    Some(kibibytes << 10)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::field;
-
-    #[test]
-    fn a_field_is_found_by_its_whole_name() {
-        let text = "Pss_Dirty:  1 kB\nPss:            12 kB\n";
-        assert_eq!(field(text, "Pss"), Some(12 << 10));
-        assert_eq!(field(text, "Ps"), None);
-    }
 }

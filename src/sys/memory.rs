@@ -33,11 +33,16 @@ pub fn resident(pid: libc::pid_t) -> std::io::Result<u64> {
 /// (`proc_pid_status(5)`).
 pub fn private_data() -> std::io::Result<u64> {
     let status = std::fs::read_to_string("/proc/self/status")?;
-    let kibibytes: Option<u64> = status
+    field(&status, "VmData").ok_or(std::io::ErrorKind::InvalidData.into())
+}
+
+/// The bytes of a line such as `Pss:   12 kB`.
+pub fn field(text: &str, name: &str) -> Option<u64> {
+    let value = text
         .lines()
-        .find_map(|line| line.strip_prefix("VmData:"))
-        .and_then(|rest| rest.trim().strip_suffix(" kB")?.parse().ok());
-    Ok(kibibytes.ok_or(std::io::ErrorKind::InvalidData)? << 10)
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    let kibibytes: u64 = value.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(kibibytes << 10)
 }
 
 /// Reserves `length` bytes of address space with no memory behind them: costs nothing until opened
@@ -146,11 +151,10 @@ fn parse_smaps(smaps: &str) -> Vec<Mapping> {
     for line in smaps.lines() {
         if let Some(mapping) = parse_mapping(line) {
             found.push(mapping);
-        } else if let Some(own) = line.strip_prefix("Anonymous:")
+        } else if let Some(own) = field(line, "Anonymous")
             && let Some(mapping) = found.last_mut()
         {
-            let kibibytes = own.trim().strip_suffix(" kB").map(str::parse::<usize>);
-            mapping.own = kibibytes.and_then(Result::ok).unwrap_or(0) << 10;
+            mapping.own = own as usize;
         }
     }
     found
@@ -251,5 +255,12 @@ THPeligible:    0
         let found = mappings().expect("/proc is mounted");
         assert!(found.iter().any(|mapping| mapping.name == "[stack]"));
         assert!(found.iter().any(|mapping| mapping.modes == "r-xp"));
+    }
+
+    #[test]
+    fn a_field_is_found_by_its_whole_name() {
+        let text = "Pss_Dirty:  1 kB\nPss:            12 kB\n";
+        assert_eq!(field(text, "Pss"), Some(12 << 10));
+        assert_eq!(field(text, "Ps"), None);
     }
 }
