@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use anyhow::{Context, bail};
 use nix::fcntl::{FcntlArg, fcntl};
@@ -56,7 +56,7 @@ pub fn execute_host(
             files::duplicate_onto(fd.as_raw_fd(), number, false)?;
             continue;
         }
-        files::set_close_on_exec(fd.as_fd(), false)?;
+        files::set_close_on_exec(fd.as_raw_fd(), false)?;
         std::mem::forget(fd); // the host's now
     }
     let arguments = [c"pyspawner", &*CString::new(HOST_ARGUMENT)?];
@@ -85,7 +85,7 @@ pub fn host_descriptors() -> Option<HostDescriptors> {
         )
     };
     for fd in [&settings, &command] {
-        files::set_close_on_exec(fd.as_fd(), true).ok()?;
+        files::set_close_on_exec(fd.as_raw_fd(), true).ok()?;
     }
     Some(HostDescriptors { settings, command })
 }

@@ -1,6 +1,6 @@
 //! `pyspawner serve`: a host for clients.
 
-use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::rc::Rc;
 
@@ -54,21 +54,26 @@ impl Arguments {
 
 impl OwnArguments {
     pub(super) fn into_command(self) -> anyhow::Result<Command> {
-        /// Out of the way of the numbers that a host is started with.
-        const ABOVE: RawFd = 10;
         match (self.socket, self.client_fd) {
             (Some(path), _) => Ok(Command::Socket(std::path::absolute(path)?)),
             (None, Some(fd)) => {
-                let fd = files::duplicate_above(fd, ABOVE)
-                    .with_context(|| format!("--client-fd {fd}"))?;
-                // SAFETY: a new descriptor, left open for the host.
-                let owned = std::mem::ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(fd) });
-                files::set_close_on_exec(owned.as_fd(), false)?;
+                let fd = leave_for_host(fd).with_context(|| format!("--client-fd {fd}"))?;
                 Ok(Command::ClientFd(fd))
             }
             (None, None) => unreachable!("clap requires one of them"),
         }
     }
+}
+
+/// Moves a descriptor of the caller's out of the way of the numbers that a host is started with.
+fn leave_for_host(fd: RawFd) -> anyhow::Result<RawFd> {
+    const ABOVE: RawFd = 10;
+    let moved = files::duplicate_above(fd, ABOVE)?;
+    files::set_close_on_exec(moved, false)?;
+    if fd > libc::STDERR_FILENO {
+        files::set_close_on_exec(fd, true)?; // it has done its part
+    }
+    Ok(moved)
 }
 
 /// Where clients come from, open before the interpreter is warm.
@@ -84,7 +89,7 @@ impl Clients {
             Command::ClientFd(fd) => {
                 // SAFETY: `into_command` left it open for this process, and nobody else has it.
                 let fd = unsafe { OwnedFd::from_raw_fd(*fd) };
-                files::set_close_on_exec(fd.as_fd(), true)?;
+                files::set_close_on_exec(fd.as_raw_fd(), true)?;
                 Ok(Self::One(Socket::new(fd).context("--client-fd")?))
             }
         }

@@ -8,24 +8,28 @@
 //! holds. What a child is to get goes through a socket between the two.
 
 use std::cell::{Cell, RefCell};
+use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::clone::network_namespace::Birth;
 use crate::sandbox::enter::ChildDescriptors;
 use crate::sys::files::{Interest, watch};
-use crate::sys::{messages, process};
+use crate::sys::messages::{self, Socket};
+use crate::sys::process;
 
 /// From the I/O thread to the main thread.
 pub enum ToMain {
@@ -61,27 +65,60 @@ pub struct Wanted<'a> {
 }
 
 impl Wanted<'_> {
-    /// In the order in which [`MainEnd::take`] expects them.
-    fn numbers(&self) -> Vec<RawFd> {
+    /// In the order in which [`MainEnd::take`] finds them.
+    fn all(&self) -> [Option<RawFd>; WANTED] {
         let network = match self.network {
             Birth::In(namespace) => Some(namespace),
             Birth::Own | Birth::New => None,
         };
-        let others = [self.order, self.root, self.cgroup, network];
-        std::iter::once(self.control)
-            .chain(others.into_iter().flatten())
-            .map(|descriptor| descriptor.as_raw_fd())
-            .collect()
+        let control = Some(self.control);
+        [control, self.order, self.root, self.cgroup, network]
+            .map(|descriptor| descriptor.map(|descriptor| descriptor.as_raw_fd()))
     }
 }
 
-/// One clone, please. What is sent along: the control socket, and each that is said to be.
+/// How many descriptors a child may get.
+const WANTED: usize = 5;
+
+/// What goes with the descriptors of one request.
+struct Label {
+    number: u64,
+    /// Which of them there are: a bit for each of [`Wanted::all`].
+    present: u8,
+}
+
+impl Label {
+    const LENGTH: usize = size_of::<u64>() + 1;
+
+    fn of(number: u64, wanted: &[Option<RawFd>; WANTED]) -> Self {
+        let bits = wanted.iter().enumerate();
+        let present = bits.map(|(place, descriptor)| u8::from(descriptor.is_some()) << place);
+        Self {
+            number,
+            present: present.sum(),
+        }
+    }
+
+    fn encode(&self) -> [u8; Self::LENGTH] {
+        let mut bytes = [self.present; Self::LENGTH];
+        bytes[..size_of::<u64>()].copy_from_slice(&self.number.to_le_bytes());
+        bytes
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let (number, rest) = bytes.split_first_chunk()?;
+        let &[present] = rest else { return None };
+        Some(Self {
+            number: u64::from_le_bytes(*number),
+            present,
+        })
+    }
+}
+
+/// One clone, please. The descriptors come by the socket, under the same number.
 #[derive(Clone, Copy)]
 pub struct CloneRequest {
     number: u64,
-    has_order: bool,
-    has_root: bool,
-    has_cgroup: bool,
     network: Birth<()>,
     pub purpose: Purpose,
 }
@@ -128,14 +165,18 @@ pub struct Cloned {
     pub has_new_network: bool,
 }
 
-/// How many requests may be under way: what the channels hold, and the socket between the threads (a
-/// message takes a kilobyte or so of `net.core.wmem_default`, which is 208 KiB).
+/// How many requests may be under way: what the channels hold.
 const AT_ONCE: usize = 64;
 
 /// How often a child without a descriptor is asked whether it has ended.
 const LOOK: Duration = Duration::from_millis(100);
 
-type Waiter = oneshot::Sender<Result<ClonedChild, String>>;
+/// Who waits for a reply, and its place among those under way, which is free when the reply has come,
+/// whether or not anybody still waits for it.
+struct Waiter {
+    reply: oneshot::Sender<Result<ClonedChild, String>>,
+    _place: OwnedSemaphorePermit,
+}
 
 /// A child that waits for the host's word.
 pub struct ClonedChild {
@@ -175,28 +216,32 @@ impl MainEnd {
         ]
     }
 
-    /// Takes what was sent along with a request. The error is for the reply.
+    /// Takes what was sent along with a request, and nothing else. The error is for the reply.
     pub fn take(&self, request: CloneRequest) -> Result<CloneOrder, String> {
-        let received = messages::receive_up_to(1, self.descriptors.as_fd(), 0);
-        let message = received.map_err(|error| format!("recvmsg(descriptors): {error}"))?;
-        let owned = message.map_or_else(Vec::new, |message| message.descriptors);
-        let mut numbers = owned.iter().map(AsRawFd::as_raw_fd);
-        let mut next = |is_there: bool| match is_there {
-            true => numbers.next().map(Some).ok_or("a descriptor is missing"),
-            false => Ok(None),
+        let (label, owned) = loop {
+            let (label, owned) = self.receive()?;
+            match label.number.cmp(&request.number) {
+                // Of a request that was never made: nobody waits for it.
+                Ordering::Less => {}
+                Ordering::Equal => break (label, owned),
+                Ordering::Greater => return Err("its descriptors were not sent".to_owned()),
+            }
         };
-        let control = next(true)?.expect("it is there");
-        let (order, root) = (next(request.has_order)?, next(request.has_root)?);
-        let cgroup = next(request.has_cgroup)?;
-        let network = match request.network {
-            Birth::Own => Birth::Own,
-            Birth::New => Birth::New,
-            Birth::In(()) => Birth::In(next(true)?.expect("it is there")),
+        let mut numbers = owned.iter().map(AsRawFd::as_raw_fd);
+        let [control, order, root, cgroup, network] = std::array::from_fn(|place| {
+            let is_present = label.present & 1 << place != 0;
+            is_present.then(|| numbers.next()).flatten()
+        });
+        let network = match (request.network, network) {
+            (Birth::Own, None) => Birth::Own,
+            (Birth::New, None) => Birth::New,
+            (Birth::In(()), Some(namespace)) => Birth::In(namespace),
+            _ => return Err("it has another network namespace than was sent".to_owned()),
         };
         Ok(CloneOrder {
             descriptors: ChildDescriptors {
                 null: self.null.as_raw_fd(),
-                control,
+                control: control.ok_or("its control socket was not sent")?,
                 order,
                 root,
             },
@@ -205,6 +250,23 @@ impl MainEnd {
             purpose: request.purpose,
             _owned: owned,
         })
+    }
+
+    /// The next descriptors, of which none is missing.
+    fn receive(&self) -> Result<(Label, Vec<OwnedFd>), String> {
+        let received =
+            messages::receive_up_to(Label::LENGTH, self.descriptors.as_fd(), libc::MSG_DONTWAIT);
+        let message = received.map_err(|error| format!("recvmsg(descriptors): {error}"))?;
+        let message = message.ok_or("the socket for descriptors is closed")?;
+        let label = Label::decode(&message.bytes).ok_or("descriptors without their label")?;
+        let count = label.present.count_ones() as usize;
+        if message.is_cut || message.descriptors.len() != count {
+            return Err(format!(
+                "{} of {count} descriptors came; hint: RLIMIT_NOFILE, fs.file-max",
+                message.descriptors.len(),
+            ));
+        }
+        Ok((label, message.descriptors))
     }
 
     pub fn ready(&self, result: Result<Prepared, Failure>) {
@@ -271,8 +333,8 @@ pub struct CloneService {
     requests: Sender<ToMain>,
     waiting: Rc<RefCell<HashMap<u64, Waiter>>>,
     next: Rc<Cell<u64>>,
-    room: Rc<Semaphore>,
-    descriptors: Rc<OwnedFd>,
+    room: Arc<Semaphore>,
+    descriptors: Rc<Socket>,
 }
 
 impl CloneService {
@@ -280,19 +342,26 @@ impl CloneService {
     pub fn start(
         end: IoEnd,
     ) -> std::io::Result<(Self, oneshot::Receiver<Result<Prepared, Failure>>)> {
+        let IoEnd {
+            requests,
+            replies,
+            wake,
+            descriptors,
+            others,
+        } = end;
+        let mut descriptors = Socket::new(descriptors)?;
+        descriptors.stop_watching(); // nothing ever comes
         let service = Self {
-            requests: end.requests,
+            requests,
             waiting: Rc::default(),
             next: Rc::default(),
-            room: Rc::new(Semaphore::new(AT_ONCE)),
-            descriptors: Rc::new(end.descriptors),
+            room: Arc::new(Semaphore::new(AT_ONCE)),
+            descriptors: Rc::new(descriptors),
         };
-        let others = end.others;
         let (ready, is_ready) = oneshot::channel();
         let mut ready = Some(ready);
         let waiting = service.waiting.clone();
-        let replies = end.replies;
-        let wake = watch(end.wake, Interest::READABLE)?;
+        let wake = watch(wake, Interest::READABLE)?;
         tokio::task::spawn_local(async move {
             while let Ok(mut awake) = wake.readable().await {
                 // Reset first: what is sent from now on wakes again.
@@ -310,10 +379,7 @@ impl CloneService {
                         }
                         FromMain::Cloned(reply) => {
                             let waiter = waiting.borrow_mut().remove(&reply.number);
-                            let waiter = waiter.expect("a reply to a request");
-                            let child = reply.result.and_then(open_child);
-                            // A waiter that gave up drops the child's pidfd; jobs never do.
-                            waiter.send(child).ok();
+                            pass_on(reply.result, waiter.expect("a reply to a request"));
                         }
                     }
                 }
@@ -324,14 +390,16 @@ impl CloneService {
 
     /// Has one clone made. The child has copies of what is wanted; the caller closes its own.
     pub async fn clone(&self, wanted: Wanted<'_>, purpose: Purpose) -> Result<ClonedChild, String> {
-        let _room = self.room.acquire().await.expect("it is never closed");
-        let number = self.next.get();
-        self.next.set(number + 1);
+        let place = self.room.clone().acquire_owned().await;
+        let place = place.expect("it is never closed");
+        // Before the request, by which the main thread knows that they are there.
+        let number = self
+            .send_descriptors(&wanted.all())
+            .await
+            .map_err(|error| format!("sendmsg(descriptors to the main thread): {error}"))?;
+        let (sender, reply) = oneshot::channel();
         let request = CloneRequest {
             number,
-            has_order: wanted.order.is_some(),
-            has_root: wanted.root.is_some(),
-            has_cgroup: wanted.cgroup.is_some(),
             network: match wanted.network {
                 Birth::Own => Birth::Own,
                 Birth::New => Birth::New,
@@ -339,44 +407,139 @@ impl CloneService {
             },
             purpose,
         };
-        // Before the request, by which the main thread knows that it is there.
-        messages::send(self.descriptors.as_fd(), b"d", &wanted.numbers())
-            .map_err(|errno| format!("sendmsg(descriptors to the main thread): {errno}"))?;
-        let (sender, reply) = oneshot::channel();
-        self.waiting.borrow_mut().insert(number, sender);
         self.requests
             .try_send(ToMain::Clone(request))
             .map_err(|error| format!("the main thread takes no more clones: {error}"))?;
+        let waiter = Waiter {
+            reply: sender,
+            _place: place,
+        };
+        self.waiting.borrow_mut().insert(number, waiter);
         reply
             .await
             .map_err(|_| "the main thread has ended".to_owned())?
     }
+
+    /// Sends them under a new number, the next in the socket as in the channel: nothing comes between
+    /// this and the request.
+    async fn send_descriptors(&self, wanted: &[Option<RawFd>; WANTED]) -> std::io::Result<u64> {
+        let numbers = wanted.iter().flatten().copied().collect::<Vec<_>>();
+        loop {
+            let number = self.next.get();
+            let label = Label::of(number, wanted).encode();
+            match self.descriptors.send_now(&label, &numbers) {
+                Ok(()) => {
+                    self.next.set(number + 1);
+                    return Ok(number);
+                }
+                Err(errno) => self.descriptors.room_after(errno).await?,
+            }
+        }
+    }
 }
 
-/// Opens what a child is held by. One that cannot be held ends by itself, since its control socket is
-/// closed, or already has nothing to do.
-fn open_child(cloned: Cloned) -> Result<ClonedChild, String> {
-    let Cloned {
-        pid,
-        has_new_network,
-    } = cloned;
-    let pidfd = process::open_pidfd(pid).map_err(|errno| {
-        tokio::task::spawn_local(reap_without_descriptor(pid));
-        format!("pidfd_open: {errno}")
-    })?;
-    // If that fails, it is not kept, and ends with the child.
-    let new_network = has_new_network
-        .then(|| std::fs::File::open(format!("/proc/{pid}/ns/net")).ok())
-        .flatten();
-    Ok(ClonedChild {
-        pid,
-        pidfd,
-        new_network: new_network.map(OwnedFd::from),
-    })
+/// Gives a child to whoever asked for it. Without anybody, or with nothing to hold it by, it is ended.
+fn pass_on(cloned: Result<Cloned, String>, waiter: Waiter) {
+    let child = match cloned {
+        Ok(Cloned {
+            pid,
+            has_new_network,
+        }) => match process::open_pidfd(pid) {
+            Ok(pidfd) => Ok(ClonedChild {
+                pid,
+                pidfd,
+                // If that fails, it is not kept, and ends with the child.
+                new_network: has_new_network.then(|| open_network(pid)).flatten(),
+            }),
+            Err(errno) => {
+                let error = format!("pidfd_open: {errno}");
+                tokio::task::spawn_local(async move {
+                    // What the child has may be another's only when it is gone.
+                    end_without_descriptor(pid).await;
+                    waiter.reply.send(Err(error)).ok();
+                });
+                return;
+            }
+        },
+        Err(error) => Err(error),
+    };
+    if let Err(Ok(child)) = waiter.reply.send(child) {
+        tokio::task::spawn_local(end_without_descriptor(child.pid));
+    }
 }
 
-async fn reap_without_descriptor(pid: libc::pid_t) {
-    while waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG)) == Ok(WaitStatus::StillAlive) {
+fn open_network(pid: libc::pid_t) -> Option<OwnedFd> {
+    let file = std::fs::File::open(format!("/proc/{pid}/ns/net"));
+    file.ok().map(OwnedFd::from)
+}
+
+/// Kills and reaps a child by its id, which is its own until then.
+async fn end_without_descriptor(pid: libc::pid_t) {
+    let pid = Pid::from_raw(pid);
+    kill(pid, Signal::SIGKILL).expect("kill of our own child");
+    while waitpid(pid, Some(WaitPidFlag::WNOHANG)) == Ok(WaitStatus::StillAlive) {
         tokio::time::sleep(LOOK).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    /// Sends a file's descriptor as the control socket of that request; what it is called with tells
+    /// them apart.
+    fn send(io: &IoEnd, number: u64, present: u8, descriptors: &[RawFd]) {
+        let label = Label { number, present }.encode();
+        messages::send(io.descriptors.as_fd(), &label, descriptors).expect("there is room");
+    }
+
+    fn request(number: u64) -> CloneRequest {
+        CloneRequest {
+            number,
+            network: Birth::Own,
+            purpose: Purpose::Job,
+        }
+    }
+
+    fn inode(descriptor: RawFd) -> u64 {
+        let path = format!("/proc/self/fd/{descriptor}");
+        std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(path).expect("it is open"))
+    }
+
+    #[test]
+    fn a_request_gets_its_own_descriptors_alone() {
+        let (main, io) = channels().expect("channels");
+        let [old, own, order] = std::array::from_fn(|_| tempfile::tempfile().expect("a file"));
+        send(&io, 6, 0b1, &[old.as_raw_fd()]);
+        send(&io, 7, 0b11, &[own.as_raw_fd(), order.as_raw_fd()]);
+        let taken = main.take(request(7)).expect("it was sent");
+        assert_eq!(inode(taken.descriptors.control), inode(own.as_raw_fd()));
+        let has_order = taken.descriptors.order.expect("it was sent");
+        assert_eq!(inode(has_order), inode(order.as_raw_fd()));
+        assert_eq!((taken.descriptors.root, taken.cgroup), (None, None));
+    }
+
+    #[test]
+    fn a_request_without_its_own_descriptors_gets_none() {
+        let (main, io) = channels().expect("channels");
+        let file = tempfile::tempfile().expect("a file");
+        for (number, present, count, words) in [
+            (9, 0b1, 1, "not sent"),              // a later one's
+            (8, 0b10, 1, "control socket"),       // no control socket
+            (8, 0b11, 1, "1 of 2"),               // fewer than were meant
+            (8, 0b1, 2, "2 of 1"),                // more
+            (8, 0b10001, 2, "network namespace"), // one that it does not want
+        ] {
+            send(&io, number, present, &vec![file.as_raw_fd(); count]);
+            let error = main.take(request(8)).err().expect("it is refused");
+            assert!(error.contains(words), "{error}");
+        }
+        let error = main.take(request(8)).err().expect("it is refused");
+        assert!(
+            error.contains("EAGAIN") || error.contains("unavailable"),
+            "{error}"
+        );
     }
 }

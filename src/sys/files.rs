@@ -88,10 +88,10 @@ pub fn duplicate_above(fd: RawFd, lowest: RawFd) -> Result<RawFd, Errno> {
 }
 
 /// Sets or clears close-on-exec.
-pub fn set_close_on_exec(fd: BorrowedFd<'_>, on: bool) -> Result<(), Errno> {
+pub fn set_close_on_exec(fd: RawFd, on: bool) -> Result<(), Errno> {
     let flags = if on { libc::FD_CLOEXEC } else { 0 };
-    // SAFETY: a valid descriptor and a flag word.
-    check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, flags) }.into()).map(drop)
+    // SAFETY: plain integers; a wrong one is EBADF.
+    check(unsafe { libc::fcntl(fd, libc::F_SETFD, flags) }.into()).map(drop)
 }
 
 /// One `write(2)` that takes no lock, for log lines and signal handlers: both must be able

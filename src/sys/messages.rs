@@ -28,7 +28,7 @@ const CONTROL_SPACE: usize =
 /// A descriptor that the kernel sends along if asked for it (`SO_PASSPIDFD`, Linux 6.5).
 const SCM_PIDFD: libc::c_int = 4;
 
-/// How long room is waited for if no descriptor is left to wait with.
+/// How long room is waited for if nothing tells when there is some.
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// What came with one message.
@@ -205,9 +205,22 @@ impl Socket {
     pub async fn send(&self, bytes: &[u8]) -> Result<()> {
         loop {
             match self.send_now(bytes, &[]) {
-                Err(Errno::EAGAIN) => self.room().await?,
-                other => return Ok(other?),
+                Err(errno) => self.room_after(errno).await?,
+                Ok(()) => return Ok(()),
             }
+        }
+    }
+
+    /// Waits until what could not be sent for want of room may be sent; fails with any other error.
+    pub async fn room_after(&self, errno: Errno) -> Result<()> {
+        match errno {
+            Errno::EAGAIN => self.room().await,
+            // Too many descriptors are under way, of all sockets of this user (`unix(7)`).
+            Errno::ETOOMANYREFS => {
+                tokio::time::sleep(PAUSE).await;
+                Ok(())
+            }
+            other => Err(other.into()),
         }
     }
 
