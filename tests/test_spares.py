@@ -8,7 +8,7 @@ import time
 from contextlib import contextmanager
 
 import pytest
-from conftest import children_of, host_of, is_alive, unslotted, wait_until
+from conftest import children_of, host_of, is_alive, parked, unslotted, wait_until
 
 MOST = 2
 
@@ -35,19 +35,6 @@ def ask(process, *jobs):
     lines = [json.loads(process.stdout.readline()) for _ in jobs]
     assert [line["outcome"] for line in lines] == ["ok"] * len(jobs), lines
     return [line["result"] for line in lines]
-
-
-def parked(process):
-    """The children that wait for a job: in their sandbox, at their control socket."""
-
-    def waits(pid):
-        try:
-            with open(f"/proc/{pid}/status") as status, open(f"/proc/{pid}/syscall") as call:
-                return "Seccomp:\t2" in status.read() and call.read().split()[0] == "47"  # recvmsg
-        except (FileNotFoundError, ProcessLookupError):
-            return False
-
-    return [pid for pid in children_of(host_of(process)) if waits(pid)]
 
 
 def grown(process, *args):

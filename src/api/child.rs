@@ -13,12 +13,11 @@ use tokio::sync::Notify;
 use super::Service;
 use super::protocol::{ChildEvent, ChildRequest, Handover, Spawn};
 use crate::call::{Call, LONGEST_INLINE, Payload};
-use crate::pool::payload::{Job, Own, Stdin, Streams};
-use crate::pool::{Followed, JobReport};
+use crate::pool::Followed;
+use crate::pool::own::Own;
+use crate::pool::payload::{Job, Stdin, Streams};
 use crate::sandbox::Layer;
 use crate::sandbox::assignment::Assignment;
-use crate::sandbox::order::Order;
-use crate::sandbox::root::OwnRoot;
 use crate::sys::messages::Socket;
 
 /// Runs the child, and tells the client on its control socket how it goes.
@@ -108,22 +107,6 @@ fn job(
         let reason = "chroot: the profile leaves out the layer \"root\"".to_owned();
         return Err(ChildEvent::bad_request(reason));
     }
-    let root = spawn.chroot.as_deref().map(OwnRoot::take).transpose();
-    let root = root.map_err(|error| ChildEvent::last(JobReport::refused(error), false))?;
-    let (root, covered) = root.map_or((None, Vec::new()), |root| (Some(root.tree), root.covered));
-    let has_own = root.is_some() || limits.is_some() || !skip_layers.is_empty();
-    let order = if has_own {
-        let order = Order {
-            skip_layers: skip_layers.clone(),
-            limits: limits.clone(),
-            covered,
-        };
-        let sealed = order.seal();
-        let sealed = sealed.map_err(|e| ChildEvent::bad_request(format!("memory file: {e}")))?;
-        Some(sealed)
-    } else {
-        None
-    };
     let call = Call::Pickle {
         id: spawn.id.clone(),
         deadline: timeout.and_then(seconds_since_epoch),
@@ -141,8 +124,7 @@ fn job(
         own: Own {
             limits,
             skip_layers,
-            order,
-            root,
+            chroot: spawn.chroot,
             network,
         },
     })

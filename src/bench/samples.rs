@@ -9,7 +9,8 @@ use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 
 use super::idle;
-use crate::pool::payload::{Arguments, Job, Own, Stdin, Streams, encode};
+use crate::pool::own::Own;
+use crate::pool::payload::{Arguments, Job, Stdin, Streams, encode};
 use crate::pool::{Followed, JobReport, Lap, Outcome, Pool};
 use crate::sandbox::assignment::Assignment;
 

@@ -17,7 +17,8 @@ use super::JobOptions;
 use super::lines::{Line, LineReader, LineWriter};
 use crate::config::{self, Profile};
 use crate::pool::interrupt::Interrupt;
-use crate::pool::payload::{self, Job, JobLine, Own, Stdin, Streams};
+use crate::pool::own::Own;
+use crate::pool::payload::{self, Job, JobLine, Stdin, Streams};
 use crate::pool::{JobReport, Outcome, Pool};
 use crate::sandbox::assignment::Assignment;
 

@@ -158,7 +158,7 @@ pub enum Cgroups {
 }
 
 /// `[profile.NAME.limits]`. What is absent is not limited.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
     /// From the start of a job to its forced end.

@@ -117,7 +117,8 @@ impl HiddenNames {
     }
 }
 
-fn is_remote(name: &Path) -> bool {
+/// Whether to look at a path might take for ever.
+pub fn is_remote(name: &Path) -> bool {
     let nearest = name.ancestors().find(|path| fs::metadata(path).is_ok());
     let found = nearest.and_then(|path| nix::sys::statfs::statfs(path).ok());
     found.is_some_and(|found| REMOTE.contains(&found.filesystem_type().0))

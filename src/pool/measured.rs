@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::Pool;
 use super::child::{self, Child};
 use super::clone_service::Purpose;
-use super::payload::Own;
+use super::own::Own;
 use crate::sandbox::handshake::ChildReport;
 use crate::sys::files::{Interest, watch};
 use crate::sys::process::Ending;

@@ -4,11 +4,13 @@
 pub mod capture;
 pub mod child;
 pub mod clone_service;
+mod demand;
 pub mod hidden_names;
 pub mod interrupt;
 mod measured;
 mod nursery;
 pub mod outcome;
+pub mod own;
 pub mod payload;
 pub mod run_job;
 mod spares;

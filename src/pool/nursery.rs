@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::child::Child;
 use super::clone_service::{CloneService, ClonedChild, Purpose, Wanted};
 use super::outcome::{JobReport, Outcome};
-use super::payload::Own;
+use super::own::Own;
 use crate::config::{Limits, Profile};
 use crate::network::slots::{Place, Slot, Slots, check_place};
 use crate::network::{JobNetwork, Networks};
@@ -111,6 +111,7 @@ impl Nursery {
     }
 
     async fn make_with(&self, own: &Own, purpose: Purpose, host_id: u32) -> Result<Child, Refusal> {
+        let enclosed = own.enclose()?;
         let (control, childs_end) =
             messages::pair().map_err(|error| format!("socketpair: {error}"))?;
         let control = Socket::new(control).map_err(|error| format!("control socket: {error}"))?;
@@ -118,13 +119,13 @@ impl Nursery {
         let place = self.place(own);
         let wanted = Wanted {
             control: childs_end.as_fd(),
-            order: own.order.as_ref().map(AsFd::as_fd),
-            root: own.root.as_ref().map(AsFd::as_fd),
+            order: enclosed.order(),
+            root: enclosed.root(),
             cgroup: cgroup.as_ref().map(JobCgroup::descriptor),
             network: place.birth(),
         };
         let cloned = self.clones.clone(wanted, purpose).await;
-        drop(childs_end);
+        drop((childs_end, enclosed));
         match cloned {
             Ok(cloned) => {
                 let released = self
@@ -224,7 +225,7 @@ impl Nursery {
 
     /// The network namespace of a child to come.
     fn place(&self, own: &Own) -> Place {
-        let is_profiles = own.root.is_none() && own.skip_layers.is_empty();
+        let is_profiles = own.chroot.is_none() && own.skip_layers.is_empty();
         self.slots.place(&self.network_of(own), is_profiles)
     }
 

@@ -6,10 +6,8 @@ use std::time::{Duration, SystemTime};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use super::own::Own;
 use crate::call::Payload;
-use crate::config::Limits;
-use crate::network::JobNetwork;
-use crate::sandbox::Layer;
 use crate::sandbox::assignment::Assignment;
 use crate::sys::files::sealed_memfd;
 
@@ -22,26 +20,6 @@ pub struct Job {
     pub streams: Streams,
     pub timeout: Option<Duration>,
     pub own: Own,
-}
-
-/// What a job has otherwise than its profile says.
-#[derive(Default)]
-pub struct Own {
-    pub limits: Option<Limits>,
-    /// Layers that are left out, besides the profile's.
-    pub skip_layers: Vec<Layer>,
-    /// The same, for the child: [`crate::sandbox::order::Order`].
-    pub order: Option<OwnedFd>,
-    /// A root of its own: a detached tree.
-    pub root: Option<OwnedFd>,
-    pub network: Option<JobNetwork>,
-}
-
-impl Own {
-    /// Whether it has nothing otherwise.
-    pub fn is_profiles(&self) -> bool {
-        self.order.is_none() && self.root.is_none() && self.network.is_none()
-    }
 }
 
 /// What the child reads as standard input.

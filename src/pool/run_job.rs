@@ -14,7 +14,8 @@ use super::hidden_names::HiddenNames;
 use super::interrupt::Interrupt;
 use super::nursery::{Nursery, PATIENCE_AFTER_KILL, Refusal};
 use super::outcome::{JobReport, Outcome, Stop};
-use super::payload::{Job, Own, Stdin, Streams};
+use super::own::Own;
+use super::payload::{Job, Stdin, Streams};
 use super::spares::{Spare, Spares, Starting};
 use super::spoken::Spoken;
 use super::streams::{self, ChildEnds, Ends};
@@ -171,11 +172,10 @@ impl Pool {
         &self,
         mut waiting: Box<Waiting<'a>>,
     ) -> Result<Given<'a>, Box<Waiting<'a>>> {
-        let is_profiles = waiting.job.own.is_profiles();
-        let Some(spares) = self.spares.as_ref().filter(|_| is_profiles) else {
+        let Some(spares) = &self.spares else {
             return Err(waiting);
         };
-        while let Some(mut spare) = spares.take() {
+        while let Some(mut spare) = spares.take(&waiting.job.own) {
             match hand_over(waiting, &mut spare) {
                 Ok((ends, waiting)) => {
                     let child = spare.child;

@@ -1,8 +1,7 @@
 //! Children that are ready before there is a job for them.
 //!
-//! A spare has its whole profile: a job that is to have anything otherwise gets a child of its own.
-//! It is used once. How many are kept follows the need: one more each time a job found none ready,
-//! one less after a while without that, between one and the configured number.
+//! A spare has one complete sandbox, and only a job that is to have the same gets it. It is used once.
+//! How many are kept, and for which sandboxes, follows the need: [`super::demand`].
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -16,15 +15,16 @@ use tokio::time::Instant;
 
 use super::child::Child;
 use super::clone_service::Purpose;
-use super::hidden_names::{Found, HiddenNames};
+use super::demand::{Demand, PATIENCE};
+use super::hidden_names::{Found, HiddenNames, is_remote};
 use super::nursery::{Nursery, Refusal};
-use super::payload::Own;
+use super::own::Own;
 use crate::sandbox::handshake::ChildReport;
+use crate::sandbox::root::Folder;
+use crate::sys::mount_watch::MountWatch;
 
 /// A spare is replaced at this age, so that nothing that changes slowly is very old in a job.
 const OLDEST: Duration = Duration::from_secs(10 * 60);
-/// How long none must have been missed before one fewer is kept.
-const PATIENCE: Duration = Duration::from_secs(60);
 /// Nothing is cloned so soon after a job has begun: its start is still to be told, and while the
 /// address space is copied, this thread waits at its next page fault.
 const PAUSE_BEFORE_CLONE: Duration = Duration::from_millis(1);
@@ -35,10 +35,10 @@ pub struct Spares {
     nursery: Rc<Nursery>,
     /// The oldest first.
     children: RefCell<VecDeque<Spare>>,
+    demand: RefCell<Demand>,
     hidden: HiddenNames,
-    most: usize,
-    wanted: Cell<usize>,
-    last_missed: Cell<Instant>,
+    /// `None`: the kernel does not tell of mounts, and no spare has a chroot of its own.
+    mounts: Option<MountWatch>,
     /// Jobs that have come and do not run yet: they have the processors before spares do.
     starting: Cell<usize>,
     changed: Notify,
@@ -48,10 +48,18 @@ pub struct Spare {
     pub child: Child,
     /// It has said that it waits for its job.
     pub is_ready: bool,
+    own: Rc<Own>,
+    view: View,
     born: Instant,
     is_dead: bool,
-    /// What was out of its sight when it was made.
+}
+
+/// What the host's tree was like where a child's view of it depends on that. A child that was made when it
+/// was the same sees what a new one would.
+#[derive(Clone, Debug, PartialEq)]
+struct View {
     hidden: Found,
+    chroot: Option<(Folder, u64)>,
 }
 
 /// Held while a job is on its way.
@@ -67,13 +75,14 @@ impl Drop for Starting<'_> {
 impl Spares {
     /// Keeps at most so many, and at least one, from now on.
     pub fn start(nursery: Rc<Nursery>, hidden: HiddenNames, most: usize) -> Rc<Self> {
+        let mounts = MountWatch::start()
+            .inspect_err(|error| log::info!("no spare child has a chroot of its own: {error}"));
         let spares = Rc::new(Self {
             nursery,
             children: RefCell::default(),
+            demand: RefCell::new(Demand::new(most, Instant::now())),
             hidden,
-            most,
-            wanted: Cell::new(1),
-            last_missed: Cell::new(Instant::now()),
+            mounts: mounts.ok(),
             starting: Cell::new(0),
             changed: Notify::new(),
         });
@@ -87,16 +96,14 @@ impl Spares {
         Starting(self)
     }
 
-    /// The spare that is furthest on its way, if there is one.
-    pub fn take(&self) -> Option<Spare> {
-        let hidden = self.hidden.look();
+    /// The spare that is furthest on its way to such a job, if there is one.
+    pub fn take(&self, own: &Own) -> Option<Spare> {
+        let view = self.view(own)?;
         let mut children = self.children.borrow_mut();
-        let usable = |spare: &Spare| spare.is_usable(&hidden);
+        let usable = |spare: &Spare| *spare.own == *own && spare.is_usable(&view);
         let ready = children.iter().position(|s| s.is_ready && usable(s));
-        if ready.is_none() {
-            self.last_missed.set(Instant::now());
-            self.wanted.set((self.wanted.get() + 1).min(self.most));
-        }
+        let mut demand = self.demand.borrow_mut();
+        demand.asked(own, ready.is_some(), Instant::now());
         let place = ready.or_else(|| children.iter().position(usable))?;
         self.changed.notify_one();
         children.remove(place)
@@ -106,8 +113,28 @@ impl Spares {
     pub fn are_ready(&self) -> bool {
         let children = self.children.borrow();
         self.starting.get() == 0
-            && children.len() == self.wanted.get()
+            && !children.is_empty()
+            && children.len() == self.demand.borrow().in_all()
             && children.iter().all(|spare| spare.is_ready)
+    }
+
+    /// What such a child would see now; `None` if none can be made beforehand.
+    fn view(&self, own: &Own) -> Option<View> {
+        if !own.can_be_ready() {
+            return None;
+        }
+        let chroot = match &own.chroot {
+            Some(folder) => {
+                // First: what is mounted from now on makes it another view.
+                let mounts = self.mounts.as_ref()?.changes();
+                Some((Folder::find(folder).ok()?, mounts))
+            }
+            None => None,
+        };
+        Some(View {
+            hidden: self.hidden.look(),
+            chroot,
+        })
     }
 
     /// Makes spares when nothing waits for the processors, and takes away those that are of no use.
@@ -118,15 +145,15 @@ impl Spares {
                 continue;
             }
             self.discard_useless().await;
-            let missing = self.children.borrow().len() < self.wanted.get();
-            if missing {
+            if let Some(own) = self.missing() {
                 tokio::time::sleep(PAUSE_BEFORE_CLONE).await;
                 if self.starting.get() > 0 {
                     continue;
                 }
-                if let Err(refusal) = self.make().await {
+                if let Err(refusal) = self.make(&own).await {
                     // The next job is told the same.
                     log::debug!("no spare child: {refusal}");
+                    self.demand.borrow_mut().give_up(&own);
                     tokio::time::sleep(PAUSE_AFTER_FAILURE).await;
                 }
                 continue;
@@ -134,42 +161,79 @@ impl Spares {
             tokio::select! {
                 () = self.changed.notified() => {}
                 () = self.something_happened() => {}
+                () = self.something_was_mounted() => {}
                 () = tokio::time::sleep(PATIENCE) => {}
             }
-            if self.last_missed.get().elapsed() > PATIENCE {
-                self.last_missed.set(Instant::now());
-                self.wanted.set(self.wanted.get().saturating_sub(1).max(1));
-            }
+            self.demand.borrow_mut().pass(Instant::now());
         }
     }
 
-    async fn make(&self) -> Result<(), Refusal> {
-        let hidden = self.hidden.look();
-        let child = self.nursery.make(&Own::default(), Purpose::Spare).await?;
+    /// What there are fewer spares for than are wanted.
+    fn missing(&self) -> Option<Rc<Own>> {
+        let children = self.children.borrow();
+        let there = |own: &Own| children.iter().filter(|spare| *spare.own == *own).count();
+        self.demand.borrow().unmet(there)
+    }
+
+    async fn make(&self, own: &Rc<Own>) -> Result<(), Refusal> {
+        if let Some(folder) = own.chroot.as_deref().filter(|folder| is_remote(folder)) {
+            let folder = folder.display();
+            return Err(format!("{folder} is on a remote file system").into());
+        }
+        let view = self.view(own);
+        let view = view.ok_or_else(|| "its chroot cannot be followed".to_owned())?;
+        let child = self.nursery.make(own, Purpose::Spare).await?;
         self.children.borrow_mut().push_back(Spare {
             child,
             is_ready: false,
-            is_dead: false,
+            own: own.clone(),
+            view,
             born: Instant::now(),
-            hidden,
+            is_dead: false,
         });
         Ok(())
     }
 
     /// Ends those that have died, reported a failure, or grown old, and those that are too many.
     async fn discard_useless(&self) {
-        let hidden = self.hidden.look();
-        loop {
-            let useless = {
-                let mut children = self.children.borrow_mut();
-                let place = children.iter().position(|spare| !spare.is_usable(&hidden));
-                let place = place.or((children.len() > self.wanted.get()).then_some(0));
-                place.and_then(|place| children.remove(place))
-            };
-            let Some(spare) = useless else {
-                return;
-            };
+        while let Some(spare) = self.take_useless() {
             self.nursery.clone().discard(spare.child).await;
+        }
+    }
+
+    fn take_useless(&self) -> Option<Spare> {
+        let mut children = self.children.borrow_mut();
+        let demand = self.demand.borrow();
+        let mut kinds: Vec<(&Own, Option<View>, usize)> = Vec::new();
+        // The oldest of too many.
+        let place = children
+            .iter()
+            .enumerate()
+            .rev()
+            .find_map(|(place, spare)| {
+                let known = kinds.iter().position(|(own, ..)| **own == *spare.own);
+                let known = known.unwrap_or_else(|| {
+                    let own = &*spare.own;
+                    kinds.push((own, self.view(own), demand.of(own)));
+                    kinds.len() - 1
+                });
+                let (_, view, wanted) = &mut kinds[known];
+                let is_usable =
+                    *wanted > 0 && view.as_ref().is_some_and(|view| spare.is_usable(view));
+                *wanted = wanted.saturating_sub(1);
+                (!is_usable).then_some(place)
+            });
+        place.and_then(|place| children.remove(place))
+    }
+
+    /// Waits until something is mounted or unmounted, if that is anything to a spare: a chroot that is
+    /// held by one cannot be taken out of use.
+    async fn something_was_mounted(&self) {
+        let concerns = |spare: &Spare| spare.own.chroot.is_some();
+        let concerned = self.children.borrow().iter().any(concerns);
+        match self.mounts.as_ref().filter(|_| concerned) {
+            Some(mounts) => mounts.changed().await.expect("the runtime runs"),
+            None => std::future::pending().await,
         }
     }
 
@@ -191,8 +255,8 @@ impl Spares {
 }
 
 impl Spare {
-    fn is_usable(&self, hidden: &Found) -> bool {
-        !self.is_dead && self.hidden == *hidden && self.born.elapsed() < OLDEST
+    fn is_usable(&self, view: &View) -> bool {
+        !self.is_dead && self.view == *view && self.born.elapsed() < OLDEST
     }
 
     fn poll_change(&mut self, context: &mut Context<'_>) -> Poll<()> {

@@ -7,6 +7,7 @@ pub mod identity;
 pub mod interfaces;
 pub mod memory;
 pub mod messages;
+pub mod mount_watch;
 pub mod mounts;
 pub mod name_watch;
 pub mod process;

@@ -25,7 +25,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::{chdir, fchdir};
 
 pub use self::kernel::DEVICES;
-pub use self::own::{Covered, OwnRoot, enter_own};
+pub use self::own::{Covered, Folder, OwnRoot, enter_own};
 
 use self::covers::{Covers, closed_folder_above};
 use self::kernel::Devices;

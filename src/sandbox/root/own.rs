@@ -69,6 +69,34 @@ impl OwnRoot {
     }
 }
 
+/// The folder behind a path. While anybody holds a copy of its mount, nothing else is the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Folder {
+    device: u64,
+    inode: u64,
+    mount: u64,
+}
+
+impl Folder {
+    /// What [`OwnRoot::take`] would take now.
+    ///
+    /// # Errors
+    /// With the call that failed, and the folder.
+    pub fn find(folder: &Path) -> Result<Self, SetupError> {
+        let step = |what: &str| {
+            let step = format!("{what} {}", folder.display());
+            move |errno| error(step, errno)
+        };
+        let found = open_folder(folder)?;
+        let seen = fstat(&found).map_err(step("fstat"))?;
+        Ok(Self {
+            device: seen.st_dev,
+            inode: seen.st_ino,
+            mount: mount_id(&found).map_err(step("statx"))?,
+        })
+    }
+}
+
 /// Opens a folder. A link on the way is followed only where jobs cannot have put it: what they can
 /// write to may be on the way, and this thread sees the host's tree.
 fn open_folder(folder: &Path) -> Result<OwnedFd, SetupError> {

@@ -49,6 +49,12 @@ def open_many():
         print(len(held) < 64)
 
 
+def open_files():
+    import resource
+
+    print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+
+
 def facts():
     import pyspawner_host
 

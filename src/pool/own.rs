@@ -1,0 +1,74 @@
+//! What a job has otherwise than its profile says.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+use super::nursery::Refusal;
+use crate::config::Limits;
+use crate::network::JobNetwork;
+use crate::sandbox::Layer;
+use crate::sandbox::order::Order;
+use crate::sandbox::root::OwnRoot;
+
+/// See the module's text. Two jobs of which this is the same have the same sandbox.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Own {
+    pub limits: Option<Limits>,
+    /// Layers that are left out, besides the profile's.
+    pub skip_layers: Vec<Layer>,
+    /// The folder that is the job's root, as it is when its child is made.
+    pub chroot: Option<PathBuf>,
+    pub network: Option<JobNetwork>,
+}
+
+/// The same for one child, to which it is sent.
+#[derive(Default)]
+pub struct Enclosed {
+    order: Option<OwnedFd>,
+    root: Option<OwnedFd>,
+}
+
+impl Own {
+    /// Whether a child can be made so before there is a job for it. Of interfaces with names of the
+    /// caller's there can be but one pair.
+    pub fn can_be_ready(&self) -> bool {
+        !matches!(self.network, Some(JobNetwork::Veth(_)))
+    }
+
+    /// Takes the chroot, and writes down what the child reads.
+    ///
+    /// # Errors
+    /// If the chroot cannot be had, with the call that failed.
+    pub fn enclose(&self) -> Result<Enclosed, Refusal> {
+        let root = self.chroot.as_deref().map(OwnRoot::take).transpose()?;
+        if root.is_none() && self.limits.is_none() && self.skip_layers.is_empty() {
+            return Ok(Enclosed::default());
+        }
+        let (root, covered) = match root {
+            Some(OwnRoot { tree, covered }) => (Some(tree), covered),
+            None => (None, Vec::new()),
+        };
+        let order = Order {
+            skip_layers: self.skip_layers.clone(),
+            limits: self.limits.clone(),
+            covered,
+        };
+        let order = order.seal().map_err(|e| format!("memory file: {e}"))?;
+        Ok(Enclosed {
+            order: Some(order),
+            root,
+        })
+    }
+}
+
+impl Enclosed {
+    /// An [`Order`].
+    pub fn order(&self) -> Option<BorrowedFd<'_>> {
+        self.order.as_ref().map(AsFd::as_fd)
+    }
+
+    /// A detached tree.
+    pub fn root(&self) -> Option<BorrowedFd<'_>> {
+        self.root.as_ref().map(AsFd::as_fd)
+    }
+}
