@@ -168,6 +168,23 @@ def check_leaks(early, late):
     assert late["resident"] <= early["resident"] + 1024, (early, late)
 
 
+@pytest.mark.parametrize("has_thread", [False, True])
+def test_in_the_host_locks_are_renewed_only_where_no_other_thread_could_hold_them(pyspawner, open_folder, has_thread):
+    """The host does what CPython's hooks do in a child, once: :func:`fill_type_cache`."""
+    (open_folder / "locks.py").write_text(
+        "import random, threading, time, pyspawner_host\n"
+        f"if {has_thread}: threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()\n"
+        "random.seed(7)\n"
+        "LOCK, SEEN = threading._active_limbo_lock, []\n"
+        "@pyspawner_host.before_clone\n"
+        "def look(): SEEN.append([threading._active_limbo_lock is LOCK, random.getstate()[1][0]])\n"
+        "def main(): return SEEN[0], random.Random(7).getstate()[1][0]\n"
+    )
+    (is_same, drawn), seeded = pyspawner.value("locks.main", path=open_folder)
+    assert is_same is has_thread
+    assert drawn == seeded, "what a module has seeded stays so in the host"
+
+
 def test_nothing_is_left_behind(pyspawner):
     mounts = len(open("/proc/self/mountinfo").readlines())
     check_leaks(*leaks(pyspawner, 2000))
