@@ -2,7 +2,8 @@
 //!
 //! Spares follow the need: one more of a kind each time a job found none of it ready, one fewer after
 //! a while without that. A kind is what jobs have otherwise than their profile says; it gets spares from
-//! its second job on, since many a chroot is one job's alone.
+//! its second job on, since many a chroot is one job's alone. When there are as many as there may be, a
+//! kind gets one of another's only if it is clearly more in need of it.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -13,8 +14,11 @@ use super::own::Own;
 
 /// How long none must have been missed before one fewer is wanted.
 pub const PATIENCE: Duration = Duration::from_secs(60);
-/// A kind that no job has asked for so long may lose spares to one that is asked for.
-const RECENT: Duration = Duration::from_secs(1);
+/// After so long a job counts half as much.
+const HALF_LIFE: Duration = Duration::from_secs(10);
+/// So many times as many jobs a spare must have elsewhere to be given up here. If that were less, kinds
+/// of which there are as many jobs would take each other's.
+const CLEARLY: f64 = 2.0;
 /// How many kinds are remembered.
 const MOST_KINDS: usize = 16;
 
@@ -28,8 +32,12 @@ pub struct Demand {
 struct Kind {
     own: Rc<Own>,
     wanted: usize,
+    /// How many jobs there were of late, at the time of the last one.
+    jobs: f64,
     last_asked: Instant,
     last_missed: Instant,
+    /// None is made until then.
+    paused_until: Instant,
 }
 
 impl Kind {
@@ -37,9 +45,16 @@ impl Kind {
         Self {
             own: Rc::new(own),
             wanted,
+            jobs: 0.0,
             last_asked: now,
             last_missed: now,
+            paused_until: now,
         }
+    }
+
+    fn jobs_of_late(&self, now: Instant) -> f64 {
+        let half_lives = (now - self.last_asked).as_secs_f64() / HALF_LIFE.as_secs_f64();
+        self.jobs * (-half_lives).exp2()
     }
 }
 
@@ -61,54 +76,84 @@ impl Demand {
         self.kinds.iter().map(|kind| kind.wanted).sum()
     }
 
-    /// The kind of which fewer are there than are wanted; of several the one last asked for.
-    pub fn unmet(&self, there: impl Fn(&Own) -> usize) -> Option<Rc<Own>> {
+    /// The kind of which fewer are there than are wanted, and when one may be made; of several the first
+    /// of which one may.
+    pub fn unmet(&self, there: impl Fn(&Own) -> usize) -> Option<(Rc<Own>, Instant)> {
         let kinds = self.kinds.iter();
         let unmet = kinds.filter(|kind| there(&kind.own) < kind.wanted);
-        let last = unmet.max_by_key(|kind| kind.last_asked);
-        last.map(|kind| kind.own.clone())
+        let first = unmet.min_by_key(|kind| kind.paused_until);
+        first.map(|kind| (kind.own.clone(), kind.paused_until))
     }
 
     /// A job has come, and found a spare ready or not.
     pub fn asked(&mut self, own: &Own, was_ready: bool, now: Instant) {
-        let Some(place) = self.kinds.iter().position(|kind| *kind.own == *own) else {
-            return self.remember(own, now);
+        let known = self.place(own);
+        let Some(place) = known.or_else(|| self.remember(own, now)) else {
+            return;
         };
-        self.kinds[place].last_asked = now;
-        if !was_ready {
-            self.kinds[place].last_missed = now;
+        let kind = &mut self.kinds[place];
+        kind.jobs = kind.jobs_of_late(now) + 1.0;
+        kind.last_asked = now;
+        if was_ready || known.is_none() {
+            return;
+        }
+        kind.last_missed = now;
+        if kind.paused_until <= now {
             self.want_one_more(place, now);
         }
     }
 
-    fn remember(&mut self, own: &Own, now: Instant) {
+    fn place(&self, own: &Own) -> Option<usize> {
+        self.kinds.iter().position(|kind| *kind.own == *own)
+    }
+
+    /// `None` if all that are known have spares.
+    fn remember(&mut self, own: &Own, now: Instant) -> Option<usize> {
         if self.kinds.len() > MOST_KINDS {
             let others = self.kinds.iter().enumerate().skip(1);
-            let oldest = others.min_by_key(|(_, kind)| kind.last_asked);
-            let (place, _) = oldest.expect("there are more than one");
-            self.kinds.remove(place);
+            let without = others.filter(|(_, kind)| kind.wanted == 0);
+            let (oldest, _) = without.min_by_key(|(_, kind)| kind.last_asked)?;
+            self.kinds.remove(oldest);
         }
         self.kinds.push(Kind::new(own.clone(), 0, now));
+        Some(self.kinds.len() - 1)
     }
 
     fn want_one_more(&mut self, place: usize, now: Instant) {
         if self.in_all() >= self.most {
+            let per_spare = |kind: &Kind, spares| kind.jobs_of_late(now) / spares as f64;
+            let gain = per_spare(&self.kinds[place], self.kinds[place].wanted + 1);
             let others = self.kinds.iter_mut().enumerate();
-            let idle = others.filter(|(other, kind)| {
-                *other != place && kind.wanted > 0 && now - kind.last_asked > RECENT
-            });
-            let Some((_, idle)) = idle.min_by_key(|(_, kind)| kind.last_asked) else {
+            let others = others.filter(|(other, kind)| *other != place && kind.wanted > 0);
+            let losses = others.map(|(_, kind)| (per_spare(kind, kind.wanted), kind));
+            let least = losses.min_by(|(one, _), (other, _)| one.total_cmp(other));
+            let Some((loss, other)) = least else { return };
+            if gain <= CLEARLY * loss {
                 return;
-            };
-            idle.wanted -= 1;
+            }
+            other.wanted -= 1;
         }
         self.kinds[place].wanted += 1;
     }
 
-    /// None can be made, and none is wanted until the next job asks.
-    pub fn give_up(&mut self, own: &Own) {
-        for kind in self.kinds.iter_mut().filter(|kind| *kind.own == *own) {
-            kind.wanted = 0;
+    /// Has none made for a while, besides those that are there.
+    pub fn pause(&mut self, own: &Own, until: Instant) {
+        if let Some(place) = self.place(own) {
+            self.kinds[place].paused_until = until;
+        }
+    }
+
+    /// One could not be made. Of the profile's own kind another is tried in a second, since every job
+    /// fails as it did; for others no more are wanted than are there, and none for a while.
+    pub fn failed(&mut self, own: &Own, there: usize, now: Instant) {
+        match self.place(own) {
+            Some(0) => self.pause(own, now + Duration::from_secs(1)),
+            Some(place) => {
+                self.kinds[place].wanted = there.min(self.kinds[place].wanted);
+                self.pause(own, now + PATIENCE);
+                self.want_at_least_one();
+            }
+            None => {}
         }
     }
 
@@ -127,6 +172,10 @@ impl Demand {
             let is_profiles = std::mem::take(&mut first);
             is_profiles || kind.wanted > 0 || now - kind.last_asked <= PATIENCE
         });
+        self.want_at_least_one();
+    }
+
+    fn want_at_least_one(&mut self) {
         if self.in_all() == 0 {
             self.kinds[0].wanted = 1;
         }
@@ -151,6 +200,21 @@ mod tests {
         kinds.map(|own| demand.of(own))
     }
 
+    /// Jobs that come in turn, each finding a spare of its kind if one is wanted: how many did.
+    fn hits(demand: &mut Demand, kinds: &[&Own], apart: Duration, now: &mut Instant) -> Vec<usize> {
+        let mut hits = vec![0; kinds.len()];
+        for _ in 0..20 {
+            for (hit, own) in hits.iter_mut().zip(kinds) {
+                *now += apart;
+                let was_ready = demand.of(own) > 0;
+                *hit += usize::from(was_ready);
+                demand.asked(own, was_ready, *now);
+                demand.pass(*now);
+            }
+        }
+        hits
+    }
+
     #[test]
     fn what_is_missed_is_wanted_up_to_the_most() {
         let start = Instant::now();
@@ -163,7 +227,7 @@ mod tests {
             demand.asked(&own, false, start);
             assert_eq!(demand.of(&own), expected);
         }
-        assert_eq!(demand.unmet(|_| 2).as_deref(), Some(&own));
+        assert_eq!(*demand.unmet(|_| 2).expect("one is missing").0, own);
         assert_eq!(demand.unmet(|_| 3), None);
         let mut now = start;
         for expected in [2, 1, 1] {
@@ -182,35 +246,69 @@ mod tests {
         assert_eq!(wanted(&demand, [&own, &other]), [0, 0]);
         demand.asked(&own, false, start);
         assert_eq!(wanted(&demand, [&own, &other]), [1, 0]);
-        assert_eq!(
-            demand
-                .unmet(|own| usize::from(own.limits.is_none()))
-                .as_deref(),
-            Some(&own)
-        );
+        let unmet = demand.unmet(|own| usize::from(own.limits.is_none()));
+        assert_eq!(*unmet.expect("one is missing").0, own);
     }
 
     #[test]
-    fn there_are_never_more_and_those_not_asked_for_give_way() {
-        let start = Instant::now();
-        let mut demand = Demand::new(2, start);
+    fn kinds_that_are_asked_for_alike_leave_each_other_theirs() {
+        let mut now = Instant::now();
         let (own, a, b) = (Own::default(), limited(7), limited(8));
-        for kind in [&a, &a, &a, &b, &b, &b] {
-            demand.asked(kind, false, start);
+        for (most, kinds) in [(1, &[&own, &a][..]), (2, &[&own, &a, &b])] {
+            let mut demand = Demand::new(most, now);
+            for apart in [10, 100, 1_000, 1_500] {
+                let apart = Duration::from_millis(apart);
+                hits(&mut demand, kinds, apart, &mut now);
+                let hits = hits(&mut demand, kinds, apart, &mut now);
+                let served = hits.iter().filter(|hits| **hits == 20).count();
+                assert_eq!(served, most, "{hits:?} of 20 jobs each, {apart:?} apart");
+            }
         }
-        assert_eq!(
-            wanted(&demand, [&own, &a, &b]),
-            [1, 1, 0],
-            "all were asked for just now"
-        );
-        let later = start + RECENT * 2;
-        demand.asked(&a, true, later);
-        demand.asked(&b, false, later);
-        assert_eq!(wanted(&demand, [&own, &a, &b]), [0, 1, 1]);
-        demand.asked(&b, false, later);
-        assert_eq!(wanted(&demand, [&own, &a, &b]), [0, 1, 1]);
-        demand.give_up(&a);
-        assert_eq!(wanted(&demand, [&own, &a, &b]), [0, 0, 1]);
+    }
+
+    #[test]
+    fn what_is_asked_for_more_gets_more() {
+        let mut now = Instant::now();
+        let (own, a, b) = (Own::default(), limited(7), limited(8));
+        let mut demand = Demand::new(4, now);
+        (0..9).for_each(|_| demand.asked(&a, false, now));
+        assert_eq!(wanted(&demand, [&own, &a]), [0, 4], "it alone is asked for");
+        for _ in 0..20 {
+            now += Duration::from_millis(10);
+            demand.asked(&a, false, now);
+            demand.asked(&b, false, now);
+        }
+        assert_eq!(demand.in_all(), 4);
+        assert!(demand.of(&a) <= 3 && demand.of(&b) >= 1);
+        // A kind of which there are no jobs any more gives way.
+        now += HALF_LIFE * 10;
+        (0..5).for_each(|_| demand.asked(&own, false, now));
+        assert_eq!(wanted(&demand, [&own, &a, &b]), [4, 0, 0]);
+    }
+
+    #[test]
+    fn what_cannot_be_made_is_not_wanted_for_a_while() {
+        let now = Instant::now();
+        let mut demand = Demand::new(3, now);
+        let (own, other) = (Own::default(), limited(7));
+        (0..4).for_each(|_| demand.asked(&other, false, now));
+        assert_eq!(wanted(&demand, [&own, &other]), [0, 3]);
+        demand.failed(&other, 1, now);
+        assert_eq!(wanted(&demand, [&own, &other]), [0, 1], "one is there");
+        let mut none = Demand::new(1, now);
+        (0..4).for_each(|_| none.asked(&other, false, now));
+        none.failed(&other, 0, now);
+        assert_eq!(wanted(&none, [&own, &other]), [1, 0]);
+        demand.asked(&other, false, now);
+        assert_eq!(wanted(&demand, [&own, &other]), [0, 1]);
+        let later = now + PATIENCE;
+        demand.asked(&other, false, later);
+        assert_eq!(wanted(&demand, [&own, &other]), [0, 2]);
+        // The profile's own is only tried again.
+        let mut demand = Demand::new(3, now);
+        demand.failed(&own, 0, now);
+        let (unmet, when) = demand.unmet(|_| 0).expect("one is missing");
+        assert!(*unmet == own && when > now);
     }
 
     #[test]
@@ -235,13 +333,16 @@ mod tests {
     }
 
     #[test]
-    fn kinds_that_come_once_do_not_pile_up() {
+    fn kinds_that_come_once_displace_none_that_has_spares() {
         let start = Instant::now();
         let mut demand = Demand::new(2, start);
+        let used = limited(1000);
+        demand.asked(&used, false, start);
+        demand.asked(&used, false, start);
         for pids in 1..100 {
             demand.asked(&limited(pids), false, start + Duration::from_millis(pids));
         }
         assert_eq!(demand.kinds.len(), MOST_KINDS + 1);
-        assert_eq!((demand.of(&Own::default()), demand.in_all()), (1, 1));
+        assert_eq!((demand.of(&Own::default()), demand.of(&used)), (1, 1));
     }
 }

@@ -8,20 +8,8 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
+use crate::sys::mounts::is_remote;
 use crate::sys::name_watch::{NameWatch, News};
-
-/// Where a look may take for ever (`statfs(2)`).
-const REMOTE: &[libc::c_long] = &[
-    0x6969,      // NFS
-    0x517B,      // SMB
-    0xFE53_4D42, // SMB2
-    0xFF53_4D42, // CIFS
-    0x6573_5546, // FUSE
-    0x0187,      // autofs
-    0x00C3_6400, // Ceph
-    0x5346_414F, // AFS
-    0x0102_1997, // 9P
-];
 
 /// The names, as the host knows them.
 pub struct HiddenNames {
@@ -53,7 +41,7 @@ struct Last {
 impl HiddenNames {
     /// `None` if to look at one of them might take for ever.
     pub fn new(names: Vec<PathBuf>) -> Option<Self> {
-        let remote = names.iter().find(|name| is_remote(name));
+        let remote = names.iter().find(|name| lies_on_remote(name));
         if let Some(name) = remote {
             log::info!(
                 "no spare children are kept, since {}, which is hidden, is on a remote file system",
@@ -117,11 +105,10 @@ impl HiddenNames {
     }
 }
 
-/// Whether to look at a path might take for ever.
-pub fn is_remote(name: &Path) -> bool {
+fn lies_on_remote(name: &Path) -> bool {
     let nearest = name.ancestors().find(|path| fs::metadata(path).is_ok());
     let found = nearest.and_then(|path| nix::sys::statfs::statfs(path).ok());
-    found.is_some_and(|found| REMOTE.contains(&found.filesystem_type().0))
+    found.is_some_and(|found| is_remote(found.filesystem_type()))
 }
 
 #[cfg(test)]

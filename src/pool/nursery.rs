@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::child::Child;
 use super::clone_service::{CloneService, ClonedChild, Purpose, Wanted};
 use super::outcome::{JobReport, Outcome};
-use super::own::Own;
+use super::own::{Enclosed, Own};
 use crate::config::{Limits, Profile};
 use crate::network::slots::{Place, Slot, Slots, check_place};
 use crate::network::{JobNetwork, Networks};
@@ -92,6 +92,16 @@ impl Nursery {
 
     /// Makes a child that goes into its sandbox, and there does what it is for.
     pub async fn make(&self, own: &Own, purpose: Purpose) -> Result<Child, Refusal> {
+        self.make_enclosed(own, own.enclose()?, purpose).await
+    }
+
+    /// The same with what [`Own::enclose`] has taken.
+    pub async fn make_enclosed(
+        &self,
+        own: &Own,
+        enclosed: Enclosed,
+        purpose: Purpose,
+    ) -> Result<Child, Refusal> {
         if self.overdue.get() >= MOST_OVERDUE {
             return Err(Refusal::Other(format!(
                 "{MOST_OVERDUE} children were killed and have not ended; hint: which file system or \
@@ -103,15 +113,20 @@ impl Nursery {
             .borrow_mut()
             .take()
             .ok_or_else(|| "every host uid of the children is in use".to_owned())?;
-        let made = self.make_with(own, purpose, host_id).await;
+        let made = self.make_with(own, enclosed, purpose, host_id).await;
         if made.is_err() {
             self.ids.borrow_mut().give_back(host_id);
         }
         made
     }
 
-    async fn make_with(&self, own: &Own, purpose: Purpose, host_id: u32) -> Result<Child, Refusal> {
-        let enclosed = own.enclose()?;
+    async fn make_with(
+        &self,
+        own: &Own,
+        enclosed: Enclosed,
+        purpose: Purpose,
+        host_id: u32,
+    ) -> Result<Child, Refusal> {
         let (control, childs_end) =
             messages::pair().map_err(|error| format!("socketpair: {error}"))?;
         let control = Socket::new(control).map_err(|error| format!("control socket: {error}"))?;

@@ -8,7 +8,7 @@ use crate::config::Limits;
 use crate::network::JobNetwork;
 use crate::sandbox::Layer;
 use crate::sandbox::order::Order;
-use crate::sandbox::root::OwnRoot;
+use crate::sandbox::root::{Folder, OwnRoot};
 
 /// See the module's text. Two jobs of which this is the same have the same sandbox.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -26,6 +26,8 @@ pub struct Own {
 pub struct Enclosed {
     order: Option<OwnedFd>,
     root: Option<OwnedFd>,
+    /// What its chroot is.
+    pub folder: Option<Folder>,
 }
 
 impl Own {
@@ -44,9 +46,9 @@ impl Own {
         if root.is_none() && self.limits.is_none() && self.skip_layers.is_empty() {
             return Ok(Enclosed::default());
         }
-        let (root, covered) = match root {
-            Some(OwnRoot { tree, covered }) => (Some(tree), covered),
-            None => (None, Vec::new()),
+        let (root, folder, covered) = match root {
+            Some(root) => (Some(root.tree), Some(root.folder), root.covered),
+            None => (None, None, Vec::new()),
         };
         let order = Order {
             skip_layers: self.skip_layers.clone(),
@@ -57,6 +59,7 @@ impl Own {
         Ok(Enclosed {
             order: Some(order),
             root,
+            folder,
         })
     }
 }

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::child::Child;
 use super::clone_service::Purpose;
 use super::demand::{Demand, PATIENCE};
-use super::hidden_names::{Found, HiddenNames, is_remote};
+use super::hidden_names::{Found, HiddenNames};
 use super::nursery::{Nursery, Refusal};
 use super::own::Own;
 use crate::sandbox::handshake::ChildReport;
@@ -28,8 +28,8 @@ const OLDEST: Duration = Duration::from_secs(10 * 60);
 /// Nothing is cloned so soon after a job has begun: its start is still to be told, and while the
 /// address space is copied, this thread waits at its next page fault.
 const PAUSE_BEFORE_CLONE: Duration = Duration::from_millis(1);
-/// How long no spare is made after one could not be.
-const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(1);
+/// None is made so soon after what it would see has changed: there may be more of that.
+const PAUSE_AFTER_CHANGE: Duration = Duration::from_secs(1);
 
 pub struct Spares {
     nursery: Rc<Nursery>,
@@ -59,7 +59,28 @@ pub struct Spare {
 #[derive(Clone, Debug, PartialEq)]
 struct View {
     hidden: Found,
-    chroot: Option<(Folder, u64)>,
+    /// How often something was mounted, if that matters.
+    mounts: Option<u64>,
+    chroot: Option<Folder>,
+}
+
+impl View {
+    /// `None` if to look at the chroot again might take for ever.
+    fn with(mut self, chroot: Option<Folder>) -> Option<Self> {
+        if chroot.as_ref().is_some_and(|folder| folder.is_remote) {
+            return None;
+        }
+        self.chroot = chroot;
+        Some(self)
+    }
+}
+
+enum Useless {
+    /// It did not get ready.
+    Failed,
+    TooOldOrKilled,
+    HasAnotherView,
+    TooMany,
 }
 
 /// Held while a job is on its way.
@@ -120,20 +141,24 @@ impl Spares {
 
     /// What such a child would see now; `None` if none can be made beforehand.
     fn view(&self, own: &Own) -> Option<View> {
+        let view = self.view_around(own)?;
+        let chroot = own.chroot.as_deref().map(Folder::find).transpose();
+        view.with(chroot.ok()?)
+    }
+
+    /// The same but for the chroot itself. Comes first: what changes from now on makes it another view.
+    fn view_around(&self, own: &Own) -> Option<View> {
         if !own.can_be_ready() {
             return None;
         }
-        let chroot = match &own.chroot {
-            Some(folder) => {
-                // First: what is mounted from now on makes it another view.
-                let mounts = self.mounts.as_ref()?.changes();
-                Some((Folder::find(folder).ok()?, mounts))
-            }
+        let mounts = match own.chroot {
+            Some(_) => Some(self.mounts.as_ref()?.changes()),
             None => None,
         };
         Some(View {
             hidden: self.hidden.look(),
-            chroot,
+            mounts,
+            chroot: None,
         })
     }
 
@@ -141,48 +166,66 @@ impl Spares {
     async fn keep(self: Rc<Self>) {
         loop {
             if self.starting.get() > 0 {
-                self.changed.notified().await;
+                tokio::select! {
+                    () = self.changed.notified() => {}
+                    () = self.something_was_mounted() => self.discard_useless(),
+                }
                 continue;
             }
-            self.discard_useless().await;
-            if let Some(own) = self.missing() {
+            let now = Instant::now();
+            self.demand.borrow_mut().pass(now);
+            self.discard_useless();
+            let missing = self.missing();
+            if let Some((own, when)) = &missing
+                && *when <= now
+            {
                 tokio::time::sleep(PAUSE_BEFORE_CLONE).await;
                 if self.starting.get() > 0 {
                     continue;
                 }
-                if let Err(refusal) = self.make(&own).await {
-                    // The next job is told the same.
+                if let Err(refusal) = self.make(own).await {
                     log::debug!("no spare child: {refusal}");
-                    self.demand.borrow_mut().give_up(&own);
-                    tokio::time::sleep(PAUSE_AFTER_FAILURE).await;
+                    self.failed(own);
                 }
                 continue;
             }
+            let later = now + PATIENCE;
+            let next = missing.map_or(later, |(_, when)| when.min(later));
             tokio::select! {
                 () = self.changed.notified() => {}
                 () = self.something_happened() => {}
-                () = self.something_was_mounted() => {}
-                () = tokio::time::sleep(PATIENCE) => {}
+                () = self.something_was_mounted() => self.discard_useless(),
+                () = tokio::time::sleep_until(next) => {}
             }
-            self.demand.borrow_mut().pass(Instant::now());
         }
     }
 
-    /// What there are fewer spares for than are wanted.
-    fn missing(&self) -> Option<Rc<Own>> {
+    /// What there are fewer spares for than are wanted, and when one may be made.
+    fn missing(&self) -> Option<(Rc<Own>, Instant)> {
+        self.demand.borrow().unmet(|own| self.count(own))
+    }
+
+    fn count(&self, own: &Own) -> usize {
         let children = self.children.borrow();
-        let there = |own: &Own| children.iter().filter(|spare| *spare.own == *own).count();
-        self.demand.borrow().unmet(there)
+        let of_kind = children
+            .iter()
+            .filter(|spare| *spare.own == *own && !spare.is_dead);
+        of_kind.count()
+    }
+
+    fn failed(&self, own: &Own) {
+        let there = self.count(own);
+        self.demand.borrow_mut().failed(own, there, Instant::now());
     }
 
     async fn make(&self, own: &Rc<Own>) -> Result<(), Refusal> {
-        if let Some(folder) = own.chroot.as_deref().filter(|folder| is_remote(folder)) {
-            let folder = folder.display();
-            return Err(format!("{folder} is on a remote file system").into());
-        }
-        let view = self.view(own);
+        let around = self.view_around(own);
+        let enclosed = own.enclose()?;
+        // Of the very folder that was taken: its path may lead elsewhere for a moment.
+        let view = around.and_then(|around| around.with(enclosed.folder.clone()));
         let view = view.ok_or_else(|| "its chroot cannot be followed".to_owned())?;
-        let child = self.nursery.make(own, Purpose::Spare).await?;
+        let purpose = Purpose::Spare;
+        let child = self.nursery.make_enclosed(own, enclosed, purpose).await?;
         self.children.borrow_mut().push_back(Spare {
             child,
             is_ready: false,
@@ -195,35 +238,47 @@ impl Spares {
     }
 
     /// Ends those that have died, reported a failure, or grown old, and those that are too many.
-    async fn discard_useless(&self) {
-        while let Some(spare) = self.take_useless() {
-            self.nursery.clone().discard(spare.child).await;
+    fn discard_useless(&self) {
+        while let Some((spare, why)) = self.take_useless() {
+            match why {
+                Useless::Failed => self.failed(&spare.own),
+                Useless::HasAnotherView => {
+                    let until = Instant::now() + PAUSE_AFTER_CHANGE;
+                    self.demand.borrow_mut().pause(&spare.own, until);
+                }
+                Useless::TooMany | Useless::TooOldOrKilled => {}
+            }
+            tokio::task::spawn_local(self.nursery.clone().discard(spare.child));
         }
     }
 
-    fn take_useless(&self) -> Option<Spare> {
+    fn take_useless(&self) -> Option<(Spare, Useless)> {
         let mut children = self.children.borrow_mut();
         let demand = self.demand.borrow();
         let mut kinds: Vec<(&Own, Option<View>, usize)> = Vec::new();
         // The oldest of too many.
-        let place = children
-            .iter()
-            .enumerate()
-            .rev()
-            .find_map(|(place, spare)| {
-                let known = kinds.iter().position(|(own, ..)| **own == *spare.own);
-                let known = known.unwrap_or_else(|| {
-                    let own = &*spare.own;
-                    kinds.push((own, self.view(own), demand.of(own)));
-                    kinds.len() - 1
-                });
-                let (_, view, wanted) = &mut kinds[known];
-                let is_usable =
-                    *wanted > 0 && view.as_ref().is_some_and(|view| spare.is_usable(view));
-                *wanted = wanted.saturating_sub(1);
-                (!is_usable).then_some(place)
+        let mut newest_first = children.iter().enumerate().rev();
+        let (place, why) = newest_first.find_map(|(place, spare)| {
+            let known = kinds.iter().position(|(own, ..)| **own == *spare.own);
+            let known = known.unwrap_or_else(|| {
+                let own = &*spare.own;
+                kinds.push((own, self.view(own), demand.of(own)));
+                kinds.len() - 1
             });
-        place.and_then(|place| children.remove(place))
+            let (_, view, wanted) = &mut kinds[known];
+            let why = match view {
+                _ if spare.is_dead && !spare.is_ready => Useless::Failed,
+                _ if spare.is_dead || spare.born.elapsed() >= OLDEST => Useless::TooOldOrKilled,
+                view if view.as_ref() != Some(&spare.view) => Useless::HasAnotherView,
+                _ if *wanted == 0 => Useless::TooMany,
+                _ => {
+                    *wanted -= 1;
+                    return None;
+                }
+            };
+            Some((place, why))
+        })?;
+        children.remove(place).map(|spare| (spare, why))
     }
 
     /// Waits until something is mounted or unmounted, if that is anything to a spare: a chroot that is

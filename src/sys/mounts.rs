@@ -7,6 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use nix::errno::Errno;
+use nix::sys::statfs::FsType;
 
 use super::check;
 
@@ -18,6 +19,24 @@ const FSOPEN_CLOEXEC: libc::c_uint = 1;
 const FSCONFIG_SET_STRING: libc::c_uint = 1;
 const FSCONFIG_CMD_CREATE: libc::c_uint = 6;
 const FSMOUNT_CLOEXEC: libc::c_uint = 1;
+
+/// Where a look may take for ever (`statfs(2)`).
+const REMOTE: &[libc::c_long] = &[
+    0x6969,      // NFS
+    0x517B,      // SMB
+    0xFE53_4D42, // SMB2
+    0xFF53_4D42, // CIFS
+    0x6573_5546, // FUSE
+    0x0187,      // autofs
+    0x00C3_6400, // Ceph
+    0x5346_414F, // AFS
+    0x0102_1997, // 9P
+];
+
+/// Whether another machine or program answers for a file system: perhaps never.
+pub fn is_remote(kind: FsType) -> bool {
+    REMOTE.contains(&kind.0)
+}
 
 fn c_path(path: &Path) -> Result<CString, Errno> {
     CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::EINVAL)

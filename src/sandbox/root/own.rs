@@ -8,6 +8,7 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2, readlinkat};
 use nix::mount::{MntFlags, umount2};
 use nix::sys::stat::{Mode, fstat};
+use nix::sys::statfs::fstatfs;
 use serde::{Deserialize, Serialize};
 
 use super::covers::Shelf;
@@ -15,7 +16,7 @@ use super::mountinfo::{self, Mounts};
 use super::steps::{error, io_error};
 use super::{UNTRUSTED, copy_restricted, enter_tree, is_folder};
 use crate::sandbox::layer::{Layer, Layers, SetupError};
-use crate::sys::mounts::mount_id;
+use crate::sys::mounts::{is_remote, mount_id};
 
 const FOLDER: OFlag = OFlag::O_PATH
     .union(OFlag::O_DIRECTORY)
@@ -30,6 +31,8 @@ pub struct OwnRoot {
     pub tree: OwnedFd,
     /// The kernel's file systems in it: children cover them.
     pub covered: Vec<Covered>,
+    /// What was copied.
+    pub folder: Folder,
 }
 
 /// A mount that a child covers.
@@ -57,7 +60,11 @@ impl OwnRoot {
             // The tree itself does not tell what is mounted in it.
             let now = kernel_mounts_in(&found, &proc, folder)?;
             if now == covered {
-                return Ok(Self { tree, covered });
+                return Ok(Self {
+                    tree,
+                    covered,
+                    folder: Folder::of(&found, folder)?,
+                });
             }
             covered = now;
         }
@@ -75,6 +82,8 @@ pub struct Folder {
     device: u64,
     inode: u64,
     mount: u64,
+    /// Whether to look at it might take for ever.
+    pub is_remote: bool,
 }
 
 impl Folder {
@@ -83,16 +92,21 @@ impl Folder {
     /// # Errors
     /// With the call that failed, and the folder.
     pub fn find(folder: &Path) -> Result<Self, SetupError> {
+        Self::of(&open_folder(folder)?, folder)
+    }
+
+    fn of(found: &OwnedFd, folder: &Path) -> Result<Self, SetupError> {
         let step = |what: &str| {
             let step = format!("{what} {}", folder.display());
             move |errno| error(step, errno)
         };
-        let found = open_folder(folder)?;
-        let seen = fstat(&found).map_err(step("fstat"))?;
+        let seen = fstat(found).map_err(step("fstat"))?;
+        let kind = fstatfs(found).map_err(step("fstatfs"))?.filesystem_type();
         Ok(Self {
             device: seen.st_dev,
             inode: seen.st_ino,
-            mount: mount_id(&found).map_err(step("statx"))?,
+            mount: mount_id(found).map_err(step("statx"))?,
+            is_remote: is_remote(kind),
         })
     }
 }
@@ -231,5 +245,40 @@ impl Covered {
         }
         let is_folder = is_folder(&found)?;
         shelf.cover(found.into(), is_folder).map_err(step("cover"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+
+    use super::*;
+
+    /// Else a spare could have another root than its path leads to when its job comes.
+    #[test]
+    fn what_is_said_of_a_folder_is_of_the_one_that_was_copied() {
+        let base = tempfile::tempdir().expect("a folder");
+        let [one, other] = ["one", "other"].map(|name| base.path().join(name));
+        [&one, &other].map(|folder| std::fs::create_dir(folder).expect("writable"));
+        let is_done = AtomicBool::new(false);
+        let mut both = std::collections::HashSet::new();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_done.load(Ordering::Relaxed) {
+                    let exchange = RenameFlags::RENAME_EXCHANGE;
+                    renameat2(AT_FDCWD, &one, AT_FDCWD, &other, exchange).expect("one file system");
+                }
+            });
+            for _ in 0..500 {
+                let root = OwnRoot::take(&one).expect("it is always there");
+                let copied = fstat(&root.tree).expect("a folder");
+                assert_eq!(root.folder.inode, copied.st_ino);
+                both.insert(copied.st_ino);
+            }
+            is_done.store(true, Ordering::Relaxed);
+        });
+        assert_eq!(both.len(), 2, "they never changed places");
     }
 }
