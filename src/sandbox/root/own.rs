@@ -261,7 +261,9 @@ mod tests {
     fn what_is_said_of_a_folder_is_of_the_one_that_was_copied() {
         let base = tempfile::tempdir().expect("a folder");
         let [one, other] = ["one", "other"].map(|name| base.path().join(name));
-        [&one, &other].map(|folder| std::fs::create_dir(folder).expect("writable"));
+        for folder in [&one, &other] {
+            std::fs::create_dir(folder).expect("writable");
+        }
         let is_done = AtomicBool::new(false);
         let mut both = std::collections::HashSet::new();
         std::thread::scope(|scope| {
