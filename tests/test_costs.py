@@ -91,3 +91,5 @@ def test_mappings_of_a_child(pyspawner):
     mappings, libraries = pyspawner.value("costs.mappings", flags=PRELOAD, spares=0)
     assert libraries > 100
     assert mappings <= 4 * libraries
+    shared, own = pyspawner.value("costs.relocated", flags=PRELOAD, spares=0)
+    assert shared > 100 and own == 0

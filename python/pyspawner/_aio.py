@@ -11,7 +11,7 @@ from . import _host
 from ._child import Outcome, ended, started
 from ._config import SandboxConfig
 from ._host import Joined, Link, PathLike, Wanted
-from ._protocol import KILL, LONGEST, Launch, say, spawn_request
+from ._protocol import LONGEST, Launch, kill, say, spawn_request
 
 
 class AsyncChildProcess:
@@ -42,10 +42,7 @@ class AsyncChildProcess:
 
     def kill(self) -> None:
         """End the child with SIGKILL, and with it all that it started. Does nothing once it has ended."""
-        try:
-            say(self._control, KILL)
-        except OSError:
-            pass  # it has ended, or the host has, and with it the child
+        kill(self._control)
 
     async def wait(self) -> Tuple[int, int]:
         """Wait for the child's end: its process id and its status, as ``os.waitpid`` gives them."""

@@ -14,7 +14,7 @@ from typing import Any, Dict, List, Optional, Tuple
 
 from ._errors import HostDied, ProtocolError, refusal
 from ._host import receive
-from ._protocol import KILL, Launch, decode, say
+from ._protocol import Launch, decode, kill
 
 # A pipe that is ready takes so many bytes without making the writer wait.
 _ROOM = select.PIPE_BUF
@@ -133,10 +133,7 @@ class ChildProcess:
         """End the child with SIGKILL, and with it all that it started. Does nothing once it has ended."""
         self._check_process()
         with self._closing:
-            try:
-                say(self._control, KILL)
-            except OSError:
-                pass  # it has ended, or the host has, and with it the child
+            kill(self._control)
 
     def wait(self, options: int = 0) -> Tuple[int, int]:
         """Wait for the child's end: its process id and its status, as ``os.waitpid`` gives them.

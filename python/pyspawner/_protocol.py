@@ -35,7 +35,7 @@ def encode(message_type: str, **values: Any) -> bytes:
     return message
 
 
-KILL = encode("kill")
+_KILL = encode("kill")
 
 
 def decode(message: bytes) -> Dict[str, Any]:
@@ -84,6 +84,14 @@ def say(connection: socket.socket, message: bytes) -> None:
     connection.send(message, socket.MSG_NOSIGNAL)
 
 
+def kill(control: socket.socket) -> None:
+    """Have a child ended, by its control socket."""
+    try:
+        say(control, _KILL)
+    except OSError:
+        pass  # it has ended or was refused, or the host has ended, and with it the child
+
+
 class Launch:
     """What a child is asked for with: the request, its arguments, the host's ends of its streams; and
     the caller's ends.
@@ -123,10 +131,7 @@ class Launch:
         # Whoever waited for the child has given up: nobody else knows of it. If it was never asked
         # for, nobody reads this.
         if self.control is not None:
-            try:
-                say(self.control, KILL)
-            except OSError:
-                pass  # it is refused, or the host has ended
+            kill(self.control)
         self.close()
 
     def send(self, connection: socket.socket) -> None:

@@ -6,10 +6,11 @@
 //! what is in small pages after the warm-up is collapsed (`MADV_COLLAPSE`, Linux 6.1).
 //!
 //! Each mapping costs a microsecond each way, too, and a library has five: its header, code, constants,
-//! what the loader has relocated, variables. The first three become one.
+//! what the loader has relocated, variables. The first three become one, and the fourth is shared.
 //!
 //! A child's own new memory comes in small pages, as anywhere: it may need but little.
 
+use std::collections::HashSet;
 use std::ffi::c_void;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,6 +19,7 @@ use std::sync::{Mutex, PoisonError};
 use nix::errno::Errno;
 use pyo3::ffi;
 
+use crate::sys::files::sealed_memfd;
 use crate::sys::memory::{self, HUGE_PAGE, Mapping};
 
 /// Address space set aside for Python's arenas. Only what is in use costs memory.
@@ -132,6 +134,7 @@ pub fn compact() -> std::io::Result<()> {
     let mappings = memory::mappings()?;
     collapse(&mappings);
     join_libraries(&mappings);
+    share_relocated(&mappings);
     Ok(())
 }
 
@@ -184,5 +187,38 @@ fn join_libraries(mappings: &[Mapping]) {
                 read_only.name
             );
         }
+    }
+}
+
+/// Maps what the loader has relocated and then made read-only (RELRO) from a memory file. Clones share that
+/// as they share a library's code: they get no page table entries for it, and no part in the records by which
+/// the kernel finds all who have a page of a parent's own.
+fn share_relocated(mappings: &[Mapping]) {
+    let code = mappings.iter().filter(|mapping| mapping.modes == "r-xp");
+    let libraries: HashSet<_> = code.filter_map(|code| code.file.as_ref()).collect();
+    let is_librarys = |mapping: &Mapping| {
+        let file = mapping.file.as_ref();
+        file.is_some_and(|file| libraries.contains(file))
+    };
+    let is_relocated =
+        |mapping: &&Mapping| mapping.modes == "r--p" && mapping.own > 0 && is_librarys(mapping);
+    let relocated: Vec<_> = mappings.iter().filter(is_relocated).collect();
+    let contents = relocated.iter().map(|mapping| {
+        let Range { start, end } = mapping.range;
+        // SAFETY: it is mapped, as `join_libraries` says, readable, and nobody can write to it.
+        unsafe { std::slice::from_raw_parts(start as *const u8, end - start) }
+    });
+    let contents: Vec<&[u8]> = contents.collect();
+    let file = match sealed_memfd("pyspawner-relocated", &contents) {
+        Ok(file) => file,
+        Err(error) => return log::debug!("a memory file for what was relocated: {error}"),
+    };
+    let mut offset = 0;
+    for mapping in relocated {
+        // SAFETY: there is the same in that part of the file, which nobody can change.
+        if let Err(errno) = unsafe { memory::map_over(mapping.range.clone(), &file, offset) } {
+            log::debug!("mmap(MAP_FIXED) over {}: {errno}", mapping.name);
+        }
+        offset += mapping.range.len();
     }
 }

@@ -1,6 +1,7 @@
 //! Mappings: of which clones receive nothing, and of which they receive much.
 
 use std::ops::Range;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr::NonNull;
 
 use nix::errno::Errno;
@@ -120,6 +121,29 @@ pub unsafe fn collapse(range: Range<usize>) -> Result<(), Errno> {
     let base = range.start as *mut libc::c_void;
     // SAFETY: the content stays; the rest is the caller's promise.
     Errno::result(unsafe { libc::madvise(base, range.len(), libc::MADV_COLLAPSE) }).map(drop)
+}
+
+/// Maps a part of a file over a range, read-only (`mmap(2)`, MAP_FIXED).
+///
+/// # Safety
+/// The range must be mapped read-only, and hold what that part of the file holds.
+pub unsafe fn map_over(range: Range<usize>, file: &OwnedFd, offset: usize) -> Result<(), Errno> {
+    let flags = libc::MAP_PRIVATE | libc::MAP_FIXED;
+    // SAFETY: for who reads the range nothing changes; the rest is the caller's promise.
+    let base = unsafe {
+        libc::mmap(
+            range.start as *mut libc::c_void,
+            range.len(),
+            libc::PROT_READ,
+            flags,
+            file.as_raw_fd(),
+            offset as libc::off_t,
+        )
+    };
+    if base == libc::MAP_FAILED {
+        return Err(Errno::last());
+    }
+    Ok(())
 }
 
 /// One of this process's mappings.

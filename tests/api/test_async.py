@@ -8,13 +8,21 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
+from contextlib import contextmanager
 
 import pyspawner
 import pytest
+from clients import JOBS
 from conftest import ROOT, children_of, host_of, is_alive, wait_until
 
-JOBS = Path(__file__).parent / "jobs"
+
+@contextmanager
+def no_descriptor_left():
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd"))
+    yield
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 @pytest.fixture
@@ -46,11 +54,8 @@ def test_a_cancelled_spawn_leaves_no_child(run):
         assert await child.communicate() == (b"fine\n", b"")
         await asyncio.get_running_loop().run_in_executor(None, wait_until, lambda: children_of(host) == [], 5)
 
-    gc.collect()
-    before = len(os.listdir("/proc/self/fd"))
-    run(work)
-    gc.collect()
-    assert len(os.listdir("/proc/self/fd")) == before
+    with no_descriptor_left():
+        run(work)
 
 
 def test_spawns_cancelled_at_any_time_leave_nothing(run):
@@ -71,11 +76,8 @@ def test_spawns_cancelled_at_any_time_leave_nothing(run):
         assert len(held) < 60
         await asyncio.get_running_loop().run_in_executor(None, wait_until, lambda: children_of(host) == [], 10)
 
-    gc.collect()
-    before = len(os.listdir("/proc/self/fd"))
-    run(work)
-    gc.collect()
-    assert len(os.listdir("/proc/self/fd")) == before
+    with no_descriptor_left():
+        run(work)
 
 
 def test_a_cancelled_communicate_loses_nothing(run):

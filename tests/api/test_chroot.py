@@ -9,12 +9,11 @@ import os
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import pytest
+from clients import JOBS
 from conftest import ROOT, skipping
 
-JOBS = Path(__file__).parent / "jobs"
 
 PROGRAM = """
 import os, sys

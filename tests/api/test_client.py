@@ -342,11 +342,11 @@ def test_close_leaves_children_to_finish():
 
 
 def test_children_outlive_a_client_that_has_parted(open_folder):
-    process, pids = start_program("client.close(); os._exit(0)", seconds=3)
+    process, pids = start_program("client.close(); os._exit(0)", seconds=6)
     assert process.wait() == 0
     time.sleep(0.5)
     assert all(map(is_alive, pids))
-    wait_until(lambda: not any(map(is_alive, pids)), 10)
+    wait_until(lambda: not any(map(is_alive, pids)), 20)
     process.stdout.close()
 
 

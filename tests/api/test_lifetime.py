@@ -9,14 +9,13 @@ import tempfile
 import textwrap
 import threading
 import time
-from pathlib import Path
 
 import pyspawner
 import pytest
+from clients import JOBS
 from conftest import ROOT, is_alive, wait_until
 from test_client import interpreters, open_client
 
-JOBS = Path(__file__).parent / "jobs"
 
 BEGIN = f"""
 import atexit, gc, os, signal, sys, time
@@ -283,13 +282,13 @@ def test_kill_while_others_close(client, monkeypatch):
     entered, may_go_on = threading.Event(), threading.Event()
     closed_meanwhile = []
 
-    def slow(control, message):
+    def slow(control):
         number = control.fileno()
         entered.set()
         may_go_on.wait(5)
         closed_meanwhile.append(control.fileno() != number)
 
-    monkeypatch.setattr("pyspawner._child.say", slow)
+    monkeypatch.setattr("pyspawner._child.kill", slow)
     killer = threading.Thread(target=child.kill)
     killer.start()
     entered.wait(5)

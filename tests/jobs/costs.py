@@ -15,5 +15,19 @@ def mappings():
     return len(lines), len(libraries)
 
 
+def relocated():
+    """How many mappings of relocated and read-only memory are shared, and how many are the process's own."""
+    shared = own = 0
+    with open("/proc/self/smaps") as file:
+        for line in file:
+            words = line.split()
+            if "-" in words[0]:
+                is_read_only, name = words[1] == "r--p", words[-1]
+                shared += is_read_only and "pyspawner-relocated" in line
+            elif words[0] == "Anonymous:" and is_read_only and ".so" in name:
+                own += int(words[1]) > 0
+    return shared, own
+
+
 def write():
     print("x", end="", flush=True)
