@@ -19,6 +19,7 @@ need newuidmap uidmap
 need ip iproute2
 need /usr/sbin/nft nftables
 need strace strace
+need bindfs bindfs
 python=${PYTHON:-python3}
 has_shared_library() {
     "$1" -c 'import sysconfig, sys, venv, ensurepip

@@ -135,6 +135,18 @@ def open_folder():
         yield Path(folder)
 
 
+@pytest.fixture
+def remote_folder(open_folder):
+    """A folder on a file system that a program serves (FUSE), in :func:`open_folder`."""
+    served, folder = open_folder / "served", open_folder / "remote"
+    for path in (served, folder):
+        path.mkdir()
+        path.chmod(0o755)
+    subprocess.run(["bindfs", served, folder], check=True)
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
 @pytest.fixture(scope="session")
 def has_control_groups():
     """Whether jobs get control groups here by themselves (cgroup v2 with its controllers)."""

@@ -129,6 +129,19 @@ def test_a_file_that_the_host_hides_later_is_in_no_spares_sight(pyspawner, open_
         assert line["result"] == ("first" if is_put_back else "second"), "this job had its spare before"
 
 
+@pytest.mark.parametrize("is_remote", [True, False])
+def test_none_are_kept_where_to_look_at_a_hidden_name_may_take_for_ever(pyspawner, remote_folder, is_remote):
+    secret = (remote_folder if is_remote else remote_folder.parent / "served") / "secret"
+    secret.write_text("secret")
+    config = f'[profile.default]\nhide = ["{secret}"]\n'
+    with host_with_spares(pyspawner, "basic.echo", config=config) as process:
+        assert ask(process, [1])[0]["args"] == [1]
+        if not is_remote:
+            wait_until(lambda: parked(process))
+        time.sleep(0.5)
+        assert bool(children_of(host_of(process))) is not is_remote
+
+
 def test_nothing_is_left_of_many(pyspawner):
     with host_with_spares(pyspawner, "basic.echo") as process:
         grown(process, 1)

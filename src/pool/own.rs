@@ -3,12 +3,11 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
-use super::nursery::Refusal;
 use crate::config::Limits;
 use crate::network::JobNetwork;
-use crate::sandbox::Layer;
 use crate::sandbox::order::Order;
 use crate::sandbox::root::{Folder, OwnRoot};
+use crate::sandbox::{Layer, SetupError};
 
 /// See the module's text. Two jobs of which this is the same have the same sandbox.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -41,7 +40,7 @@ impl Own {
     ///
     /// # Errors
     /// If the chroot cannot be had, with the call that failed.
-    pub fn enclose(&self) -> Result<Enclosed, Refusal> {
+    pub fn enclose(&self) -> Result<Enclosed, SetupError> {
         let root = self.chroot.as_deref().map(OwnRoot::take).transpose()?;
         if root.is_none() && self.limits.is_none() && self.skip_layers.is_empty() {
             return Ok(Enclosed::default());
@@ -55,7 +54,9 @@ impl Own {
             limits: self.limits.clone(),
             covered,
         };
-        let order = order.seal().map_err(|e| format!("memory file: {e}"))?;
+        let order = order.seal().map_err(|error| {
+            SetupError::from_io(Layer::Descriptors, "memfd_create(order)", &error)
+        })?;
         Ok(Enclosed {
             order: Some(order),
             root,

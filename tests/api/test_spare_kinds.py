@@ -228,6 +228,18 @@ def settled_one(client):
     return parked(client._process)
 
 
+def test_a_chroot_on_a_remote_file_system_is_of_no_spare(client, remote_folder):
+    """To look whether it is the same may take for ever."""
+    (remote_folder / "here").mkdir()
+    for _ in range(4):
+        assert run(client, pyspawner.SandboxConfig(chroot_dir=remote_folder), "listing", "/")[1] == "['here']"
+    assert "fuse" not in mounts_of(settled_one(client)[0])
+    # The control: the same folder, as it is served.
+    local = pyspawner.SandboxConfig(chroot_dir=remote_folder.parent / "served")
+    spares = grow(client, local, "listing", "/")
+    assert run(client, local, "listing", "/")[0] in spares
+
+
 def test_named_interfaces_are_of_no_spare(client):
     config = pyspawner.SandboxConfig(network=pyspawner.NetworkConfig("pyspawn-t0", "pyspawn-t1"))
     for _ in range(3):
