@@ -73,7 +73,7 @@ fn prepare(settings: &HostSettings, io_thread: libc::pid_t) -> Result<Children, 
     let reserved = warm_image::prepare().context("reserving address space for the interpreter");
     reserved.map_err(failure("setup"))?;
     let warm = warm::warm(settings).map_err(failure("preload"))?;
-    let compact = warm_image::compact().context("/proc/self/smaps");
+    let compact = warm_image::compact().context("/proc/self/smaps, mmap(MAP_FIXED)");
     compact.map_err(failure("setup"))?;
     prepare_children(settings, io_thread, warm).map_err(failure("setup"))
 }

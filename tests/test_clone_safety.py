@@ -168,12 +168,13 @@ def check_leaks(early, late):
     assert late["resident"] <= early["resident"] + 1024, (early, late)
 
 
-@pytest.mark.parametrize("has_thread", [False, True])
-def test_in_the_host_locks_are_renewed_only_where_no_other_thread_could_hold_them(pyspawner, open_folder, has_thread):
+@pytest.mark.parametrize("thread", ["", "running", "not started"])
+def test_in_the_host_locks_are_renewed_only_where_there_is_no_other_thread(pyspawner, open_folder, thread):
     """The host does what CPython's hooks do in a child, once: :func:`fill_type_cache`."""
     (open_folder / "locks.py").write_text(
         "import random, threading, time, pyspawner_host\n"
-        f"if {has_thread}: threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()\n"
+        f"if {thread!r}: thread = threading.Thread(target=time.sleep, args=(1000,), daemon=True)\n"
+        f"if {thread!r} == 'running': thread.start()\n"
         "random.seed(7)\n"
         "LOCK, SEEN = threading._active_limbo_lock, []\n"
         "@pyspawner_host.before_clone\n"
@@ -181,8 +182,19 @@ def test_in_the_host_locks_are_renewed_only_where_no_other_thread_could_hold_the
         "def main(): return SEEN[0], random.Random(7).getstate()[1][0]\n"
     )
     (is_same, drawn), seeded = pyspawner.value("locks.main", path=open_folder)
-    assert is_same is has_thread
+    assert is_same is bool(thread)
     assert drawn == seeded, "what a module has seeded stays so in the host"
+
+
+def test_a_handler_with_another_kind_of_lock_is_no_obstacle(pyspawner, open_folder):
+    """CPython's hook for `logging` fails then, in children without an effect on them."""
+    (open_folder / "handler.py").write_text(
+        "import logging, multiprocessing\n"
+        "handler = logging.StreamHandler()\n"
+        "handler.lock = multiprocessing.RLock()\n"
+        "def main(): return hasattr(handler.lock, '_at_fork_reinit')\n"
+    )
+    assert pyspawner.value("handler.main", path=open_folder) is False
 
 
 def test_nothing_is_left_behind(pyspawner):

@@ -77,6 +77,22 @@ def test_killed_spares_are_noticed(pyspawner):
             assert ask(process, [number])[0]["args"] == [number]
 
 
+def test_spares_that_end_by_themselves_are_not_made_again_and_again(pyspawner, open_folder):
+    (open_folder / "ends.py").write_text(
+        "import os, threading, pyspawner_host\n"
+        "@pyspawner_host.after_clone\n"
+        "def end(): threading.Timer(0.01, os._exit, [0]).start()\n"
+        "def main(): pass\n"
+    )
+    made = set()
+    with host_with_spares(pyspawner, "ends.main", path=open_folder) as process:
+        end = time.monotonic() + 2.5
+        while time.monotonic() < end:
+            made.update(children_of(host_of(process)))
+            time.sleep(0.001)
+    assert 1 < len(made) < 8
+
+
 def test_a_spare_has_the_streams_and_hooks_of_no_job(pyspawner, open_folder):
     (open_folder / "hooked.py").write_text(
         "import os, pyspawner_host\n"

@@ -129,13 +129,13 @@ extern "C" fn free_arena(_: *mut c_void, arena: *mut c_void, size: usize) {
 /// dearer.
 ///
 /// # Errors
-/// If the mappings of this process cannot be read.
+/// If the mappings of this process cannot be read, or may have lost some.
 pub fn compact() -> std::io::Result<()> {
     let mappings = memory::mappings()?;
     collapse(&mappings);
     join_libraries(&mappings);
-    share_relocated(&mappings);
-    Ok(())
+    // As they are now: a thread of a preloaded module may have unloaded a library.
+    share_relocated(&memory::mappings()?)
 }
 
 /// Puts what is in small pages into huge ones.
@@ -193,7 +193,10 @@ fn join_libraries(mappings: &[Mapping]) {
 /// Maps what the loader has relocated and then made read-only (RELRO) from a memory file. Clones share that
 /// as they share a library's code: they get no page table entries for it, and no part in the records by which
 /// the kernel finds all who have a page of a parent's own.
-fn share_relocated(mappings: &[Mapping]) {
+///
+/// # Errors
+/// If something may not be mapped any more.
+fn share_relocated(mappings: &[Mapping]) -> std::io::Result<()> {
     let code = mappings.iter().filter(|mapping| mapping.modes == "r-xp");
     let libraries: HashSet<_> = code.filter_map(|code| code.file.as_ref()).collect();
     let is_librarys = |mapping: &Mapping| {
@@ -211,14 +214,16 @@ fn share_relocated(mappings: &[Mapping]) {
     let contents: Vec<&[u8]> = contents.collect();
     let file = match sealed_memfd("pyspawner-relocated", &contents) {
         Ok(file) => file,
-        Err(error) => return log::debug!("a memory file for what was relocated: {error}"),
+        Err(error) => {
+            log::debug!("a memory file for what was relocated: {error}");
+            return Ok(());
+        }
     };
     let mut offset = 0;
     for mapping in relocated {
         // SAFETY: there is the same in that part of the file, which nobody can change.
-        if let Err(errno) = unsafe { memory::map_over(mapping.range.clone(), &file, offset) } {
-            log::debug!("mmap(MAP_FIXED) over {}: {errno}", mapping.name);
-        }
+        unsafe { memory::map_over(mapping.range.clone(), &file, offset) }?;
         offset += mapping.range.len();
     }
+    Ok(())
 }

@@ -116,9 +116,17 @@ def fill_type_cache():
     _, _, arguments = unpickle(pickle.dumps([]), "", None)
     arguments()
     _encode([])
-    # In a clone the other threads are gone. Here their locks would be taken from them.
-    if threading.active_count() == 1 and len(sys._current_frames()) == 1:
+    if _is_the_only_thread():
         _run_fork_hooks()
+
+
+def _is_the_only_thread():
+    """Whether a clone would lose nothing by it that other threads do not run there.
+
+    The hooks take locks from other threads, and call those stopped that were made, but not started.
+    """
+    others = set(getattr(threading, "_dangling", ())) - {threading.main_thread()}
+    return not others and threading.active_count() == 1 and len(sys._current_frames()) == 1
 
 
 def _run_fork_hooks():
@@ -129,7 +137,10 @@ def _run_fork_hooks():
     for module, name in _FORK_HOOKS.items():
         hook = getattr(sys.modules.get(module), name, None)
         if getattr(hook, "__module__", None) == module:
-            hook()
+            try:
+                hook()
+            except Exception:
+                pass  # a handler's lock of another kind; in children Python says so, and goes on
 
 
 _FORK_HOOKS = {"threading": "_after_fork", "logging": "_after_at_fork_child_reinit_locks"}

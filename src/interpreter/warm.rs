@@ -50,9 +50,10 @@ pub fn warm(settings: &HostSettings) -> anyhow::Result<Warm> {
                 .map_err(|error| anyhow!("warm_up {warm_up} failed:\n{}", describe(py, &error)))?;
         }
         let random_states = RandomStates::find(py).context("after the warm-up")?;
-        job_module(py)?
-            .call_method0("fill_type_cache")
-            .map_err(|error| anyhow!("filling the type cache:\n{}", describe(py, &error)))?;
+        if let Err(error) = job_module(py)?.call_method0("fill_type_cache") {
+            // Each child does it for itself then.
+            log::debug!("filling the type cache: {}", describe(py, &error));
+        }
         let needed = freeze(py).context("after the warm-up")?;
         let descriptors = open_descriptors()?
             .into_iter()

@@ -28,8 +28,8 @@ const OLDEST: Duration = Duration::from_secs(10 * 60);
 /// Nothing is cloned so soon after a job has begun: its start is still to be told, and while the
 /// address space is copied, this thread waits at its next page fault.
 const PAUSE_BEFORE_CLONE: Duration = Duration::from_millis(1);
-/// None is made so soon after what it would see has changed: there may be more of that.
-const PAUSE_AFTER_CHANGE: Duration = Duration::from_secs(1);
+/// None is made so soon after one has died, or what it would see has changed: there may be more of that.
+const PAUSE_AFTER_LOSS: Duration = Duration::from_secs(1);
 
 pub struct Spares {
     nursery: Rc<Nursery>,
@@ -78,8 +78,10 @@ impl View {
 enum Useless {
     /// It did not get ready.
     Failed,
-    TooOldOrKilled,
+    /// It did, and was killed or ended.
+    Died,
     HasAnotherView,
+    TooOld,
     TooMany,
 }
 
@@ -242,11 +244,11 @@ impl Spares {
         while let Some((spare, why)) = self.take_useless() {
             match why {
                 Useless::Failed => self.failed(&spare.own),
-                Useless::HasAnotherView => {
-                    let until = Instant::now() + PAUSE_AFTER_CHANGE;
+                Useless::Died | Useless::HasAnotherView => {
+                    let until = Instant::now() + PAUSE_AFTER_LOSS;
                     self.demand.borrow_mut().pause(&spare.own, until);
                 }
-                Useless::TooMany | Useless::TooOldOrKilled => {}
+                Useless::TooOld | Useless::TooMany => {}
             }
             tokio::task::spawn_local(self.nursery.clone().discard(spare.child));
         }
@@ -256,9 +258,10 @@ impl Spares {
         let mut children = self.children.borrow_mut();
         let demand = self.demand.borrow();
         let mut kinds: Vec<(&Own, Option<View>, usize)> = Vec::new();
-        // The oldest of too many.
-        let mut newest_first = children.iter().enumerate().rev();
-        let (place, why) = newest_first.find_map(|(place, spare)| {
+        // Of too many the oldest, and those first that are not ready.
+        let newest_first = children.iter().enumerate().rev();
+        let (ready, others): (Vec<_>, Vec<_>) = newest_first.partition(|(_, spare)| spare.is_ready);
+        let (place, why) = ready.into_iter().chain(others).find_map(|(place, spare)| {
             let known = kinds.iter().position(|(own, ..)| **own == *spare.own);
             let known = known.unwrap_or_else(|| {
                 let own = &*spare.own;
@@ -268,7 +271,8 @@ impl Spares {
             let (_, view, wanted) = &mut kinds[known];
             let why = match view {
                 _ if spare.is_dead && !spare.is_ready => Useless::Failed,
-                _ if spare.is_dead || spare.born.elapsed() >= OLDEST => Useless::TooOldOrKilled,
+                _ if spare.is_dead => Useless::Died,
+                _ if spare.born.elapsed() >= OLDEST => Useless::TooOld,
                 view if view.as_ref() != Some(&spare.view) => Useless::HasAnotherView,
                 _ if *wanted == 0 => Useless::TooMany,
                 _ => {

@@ -125,6 +125,9 @@ pub unsafe fn collapse(range: Range<usize>) -> Result<(), Errno> {
 
 /// Maps a part of a file over a range, read-only (`mmap(2)`, MAP_FIXED).
 ///
+/// # Errors
+/// Of `mmap(2)`; before Linux 6.12 nothing may be mapped there then.
+///
 /// # Safety
 /// The range must be mapped read-only, and hold what that part of the file holds.
 pub unsafe fn map_over(range: Range<usize>, file: &OwnedFd, offset: usize) -> Result<(), Errno> {
