@@ -78,7 +78,7 @@ impl View {
 enum Useless {
     /// It did not get ready.
     Failed,
-    /// It did, and was killed or ended.
+    /// It did, and has ended since.
     Died,
     HasAnotherView,
     TooOld,
@@ -269,16 +269,19 @@ impl Spares {
                 kinds.len() - 1
             });
             let (_, view, wanted) = &mut kinds[known];
-            let why = match view {
-                _ if spare.is_dead && !spare.is_ready => Useless::Failed,
-                _ if spare.is_dead => Useless::Died,
-                _ if spare.born.elapsed() >= OLDEST => Useless::TooOld,
-                view if view.as_ref() != Some(&spare.view) => Useless::HasAnotherView,
-                _ if *wanted == 0 => Useless::TooMany,
-                _ => {
-                    *wanted -= 1;
-                    return None;
-                }
+            let why = if spare.is_dead && !spare.is_ready {
+                Useless::Failed
+            } else if spare.is_dead {
+                Useless::Died
+            } else if view.as_ref() != Some(&spare.view) {
+                Useless::HasAnotherView
+            } else if spare.born.elapsed() >= OLDEST {
+                Useless::TooOld
+            } else if *wanted == 0 {
+                Useless::TooMany
+            } else {
+                *wanted -= 1;
+                return None;
             };
             Some((place, why))
         })?;
