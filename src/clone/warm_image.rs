@@ -158,10 +158,13 @@ fn filled_part(mapping: &Mapping) -> Option<Range<usize>> {
     (is_own && is_heap && is_filled && !inner.is_empty()).then_some(inner)
 }
 
+fn is_code(mapping: &Mapping) -> bool {
+    mapping.modes == "r-xp"
+}
+
 /// Gives a library's header and constants the modes of the code between them, so that the kernel has
 /// one mapping instead of three. So linkers laid out libraries until 2018 (`ld -z noseparate-code`).
 fn join_libraries(mappings: &[Mapping]) {
-    let is_code = |mapping: &Mapping| mapping.modes == "r-xp";
     let joins = |one: &Mapping, other: &Mapping| {
         // What the loader has written to is no part of the file any more.
         is_code(one) && other.modes == "r--p" && other.own == 0
@@ -197,7 +200,7 @@ fn join_libraries(mappings: &[Mapping]) {
 /// # Errors
 /// If something may not be mapped any more.
 fn share_relocated(mappings: &[Mapping]) -> std::io::Result<()> {
-    let code = mappings.iter().filter(|mapping| mapping.modes == "r-xp");
+    let code = mappings.iter().filter(|mapping| is_code(mapping));
     let libraries: HashSet<_> = code.filter_map(|code| code.file.as_ref()).collect();
     let is_librarys = |mapping: &Mapping| {
         let file = mapping.file.as_ref();

@@ -440,31 +440,35 @@ impl CloneService {
 
 /// Gives a child to whoever asked for it. Without anybody, or with nothing to hold it by, it is ended.
 fn pass_on(cloned: Result<Cloned, String>, waiter: Waiter) {
-    let child = match cloned {
-        Ok(Cloned {
-            pid,
-            has_new_network,
-        }) => match process::open_pidfd(pid) {
-            Ok(pidfd) => Ok(ClonedChild {
-                pid,
-                pidfd,
-                // If that fails, it is not kept, and ends with the child.
-                new_network: has_new_network.then(|| open_network(pid)).flatten(),
-            }),
-            Err(errno) => {
-                let error = format!("pidfd_open: {errno}");
-                tokio::task::spawn_local(async move {
-                    // What the child has may be another's only when it is gone.
-                    end_without_descriptor(pid).await;
-                    waiter.reply.send(Err(error)).ok();
-                });
-                return;
-            }
-        },
-        Err(error) => Err(error),
+    let Cloned {
+        pid,
+        has_new_network,
+    } = match cloned {
+        Ok(cloned) => cloned,
+        Err(error) => {
+            waiter.reply.send(Err(error)).ok();
+            return;
+        }
     };
-    if let Err(Ok(child)) = waiter.reply.send(child) {
-        tokio::task::spawn_local(end_without_descriptor(child.pid));
+    let pidfd = match process::open_pidfd(pid) {
+        Ok(pidfd) => pidfd,
+        Err(errno) => {
+            tokio::task::spawn_local(async move {
+                // What the child has may be another's only when it is gone.
+                end_without_descriptor(pid).await;
+                waiter.reply.send(Err(format!("pidfd_open: {errno}"))).ok();
+            });
+            return;
+        }
+    };
+    let child = ClonedChild {
+        pid,
+        pidfd,
+        // If that fails, it is not kept, and ends with the child.
+        new_network: has_new_network.then(|| open_network(pid)).flatten(),
+    };
+    if waiter.reply.send(Ok(child)).is_err() {
+        tokio::task::spawn_local(end_without_descriptor(pid));
     }
 }
 

@@ -68,8 +68,7 @@ impl Demand {
     }
 
     pub fn of(&self, own: &Own) -> usize {
-        let kind = self.kinds.iter().find(|kind| *kind.own == *own);
-        kind.map_or(0, |kind| kind.wanted)
+        self.place(own).map_or(0, |place| self.kinds[place].wanted)
     }
 
     pub fn in_all(&self) -> usize {

@@ -143,10 +143,7 @@ pub unsafe fn map_over(range: Range<usize>, file: &OwnedFd, offset: usize) -> Re
             offset as libc::off_t,
         )
     };
-    if base == libc::MAP_FAILED {
-        return Err(Errno::last());
-    }
-    Ok(())
+    Errno::result(base).map(drop)
 }
 
 /// One of this process's mappings.

@@ -37,10 +37,10 @@ def run(client, config, *args):
     return child.pid, said(child)
 
 
-def settled(client):
-    """The spares, once there is nothing else."""
+def settled(client, count=MOST):
+    """The spares, once there are so many and nothing else."""
     host = host_of(client._process)
-    wait_until(lambda: len(parked(client._process)) == len(children_of(host)) == MOST)
+    wait_until(lambda: len(parked(client._process)) == len(children_of(host)) == count)
     return parked(client._process)
 
 
@@ -166,7 +166,7 @@ def test_what_fails_on_its_way_is_not_tried_again_and_again(hooked, root):
     for _ in range(3):
         with pytest.raises(pyspawner.SandboxSetupError, match="told to"):
             run(hooked, pyspawner.SandboxConfig(chroot_dir=failing), "echo")
-    settled_one(hooked)
+    settled(hooked, 1)
     before = last_pid()
     time.sleep(1)
     assert last_pid() - before < 20
@@ -222,18 +222,12 @@ def test_chroots_of_one_job_each_are_not_kept_and_displace_none(client, root):
     assert run(client, config, "open_files")[0] in spares
 
 
-def settled_one(client):
-    host = host_of(client._process)
-    wait_until(lambda: len(parked(client._process)) == len(children_of(host)) == 1)
-    return parked(client._process)
-
-
 def test_a_chroot_on_a_remote_file_system_is_of_no_spare(client, remote_folder):
     """To look whether it is the same may take for ever."""
     (remote_folder / "here").mkdir()
     for _ in range(4):
         assert run(client, pyspawner.SandboxConfig(chroot_dir=remote_folder), "listing", "/")[1] == "['here']"
-    assert "fuse" not in mounts_of(settled_one(client)[0])
+    assert "fuse" not in mounts_of(settled(client, 1)[0])
     # The control: the same folder, as it is served.
     local = pyspawner.SandboxConfig(chroot_dir=remote_folder.parent / "served")
     spares = grow(client, local, "listing", "/")
@@ -244,7 +238,7 @@ def test_named_interfaces_are_of_no_spare(client):
     config = pyspawner.SandboxConfig(network=pyspawner.NetworkConfig("pyspawn-t0", "pyspawn-t1"))
     for _ in range(3):
         run(client, config, "echo")
-    assert len(settled_one(client)) == 1
+    assert len(settled(client, 1)) == 1
     assert not os.path.exists("/sys/class/net/pyspawn-t0")
 
 

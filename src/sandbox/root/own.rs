@@ -52,18 +52,19 @@ impl OwnRoot {
     /// With the call that failed, and the folder.
     pub fn take(folder: &Path) -> Result<Self, SetupError> {
         let found = open_folder(folder)?;
+        let identity = Folder::of(&found, folder)?;
         let proc =
             open("/proc", FOLDER, Mode::empty()).map_err(|e| error("open /proc".into(), e))?;
-        let mut covered = kernel_mounts_in(&found, &proc, folder)?;
+        let mut covered = kernel_mounts_in(&found, &identity, &proc, folder)?;
         for _ in 0..ATTEMPTS {
             let tree = copy_restricted(&found, folder, UNTRUSTED)?;
             // The tree itself does not tell what is mounted in it.
-            let now = kernel_mounts_in(&found, &proc, folder)?;
+            let now = kernel_mounts_in(&found, &identity, &proc, folder)?;
             if now == covered {
                 return Ok(Self {
                     tree,
                     covered,
-                    folder: Folder::of(&found, folder)?,
+                    folder: identity,
                 });
             }
             covered = now;
@@ -96,10 +97,7 @@ impl Folder {
     }
 
     fn of(found: &OwnedFd, folder: &Path) -> Result<Self, SetupError> {
-        let step = |what: &str| {
-            let step = format!("{what} {}", folder.display());
-            move |errno| error(step, errno)
-        };
+        let step = |what| failed(what, folder);
         let seen = fstat(found).map_err(step("fstat"))?;
         let kind = fstatfs(found).map_err(step("fstatfs"))?.filesystem_type();
         Ok(Self {
@@ -111,14 +109,17 @@ impl Folder {
     }
 }
 
+/// The error of a step that concerns a folder.
+fn failed(what: &str, folder: &Path) -> impl FnOnce(Errno) -> SetupError {
+    let step = format!("{what} {}", folder.display());
+    move |errno| error(step, errno)
+}
+
 /// Opens a folder. A link on the way is followed only where jobs cannot have put it: what they can
 /// write to may be on the way, and this thread sees the host's tree.
 fn open_folder(folder: &Path) -> Result<OwnedFd, SetupError> {
     const MOST_LINKS: u32 = 40;
-    let step = |what: &str| {
-        let step = format!("{what} {}", folder.display());
-        move |errno| error(step, errno)
-    };
+    let step = |what| failed(what, folder);
     if !folder.is_absolute() {
         return Err(step("a chroot that is not absolute:")(Errno::EINVAL));
     }
@@ -177,32 +178,31 @@ fn is_kept_from_others(folder: &OwnedFd, root: &OwnedFd) -> Result<bool, Errno> 
 /// The kernel's file systems that a copy of `found` brings along.
 fn kernel_mounts_in(
     found: &OwnedFd,
+    identity: &Folder,
     proc: &OwnedFd,
     folder: &Path,
 ) -> Result<Vec<Covered>, SetupError> {
-    let step = |what: &str| {
-        let step = format!("{what} {}", folder.display());
-        move |errno| error(step, errno)
-    };
+    let step = |what| failed(what, folder);
     // Mounts are told by their paths, so the folder's is needed: what it is now.
     let link = format!("thread-self/fd/{}", found.as_raw_fd());
     let real: PathBuf = readlinkat(proc, &*link)
         .map_err(step("readlink of"))?
         .into();
     let mounts = Mounts::read(proc)?;
-    let device = fstat(found).map_err(step("fstat"))?.st_dev;
-    if mounts.is_kernels(device) {
+    if mounts.is_kernels(identity.device) {
         let step = format!("{}: {}", mountinfo::IN_A_KERNELS, folder.display());
         return Err(error(step, Errno::EINVAL));
     }
-    let on = mount_id(found).map_err(step("statx"))?;
-    let below = mounts.kernels_below(on, &real).into_iter().map(|mount| {
-        let path = mount.place.strip_prefix(&real).ok()?;
-        (!path.as_os_str().is_empty()).then(|| Covered {
-            path: path.into(),
-            device: mount.device,
-        })
-    });
+    let below = mounts
+        .kernels_below(identity.mount, &real)
+        .into_iter()
+        .map(|mount| {
+            let path = mount.place.strip_prefix(&real).ok()?;
+            (!path.as_os_str().is_empty()).then(|| Covered {
+                path: path.into(),
+                device: mount.device,
+            })
+        });
     let below: Option<Vec<_>> = below.collect();
     below.ok_or_else(|| step("copy what is mounted over:")(Errno::EBUSY))
 }
