@@ -14,20 +14,20 @@ use crate::call::Payload;
 use crate::clone::network_namespace::Birth;
 use crate::clone::private_memory::spawn_private_thread;
 use crate::clone::warm_image;
-use crate::clone::{CloneError, Cloner};
+use crate::clone::inherited::{Before, Held, Inherited, StreamCopy};
+use crate::clone::{self, CloneError, CloneSpec, Cloner};
 use crate::config::HostSettings;
 use crate::interpreter::call::Entry;
-use crate::interpreter::{host_module, warm};
+use crate::interpreter::{host_module, threads, warm};
 use crate::pool::clone_service::{
     self, CloneOrder, Cloned, Failure, IoEnd, MainEnd, Prepared, Purpose, ToMain,
 };
 use crate::pool::interrupt;
 use crate::sandbox::assignment::{self, Assigned};
-use crate::sandbox::enter::{self, NEVER_STARTED};
+use crate::sandbox::enter::{self, Control, NEVER_STARTED};
 use crate::sandbox::handshake::ChildReport;
 use crate::sandbox::{Layer, Sandbox, SetupError};
-use crate::sys::clone3::Side;
-use crate::sys::process;
+use crate::sys::{files, process, stdio};
 
 /// What the I/O thread runs. It ends the process when it is done.
 pub type IoMain = fn(IoEnd, OwnedFd);
@@ -40,12 +40,18 @@ pub fn serve(
 ) -> anyhow::Result<Infallible> {
     interrupt::block_signals().context("blocking signals")?;
     let (main_end, io_end) = clone_service::channels().context("eventfd, socketpair")?;
-    spawn_private_thread(Box::new(move || io_main(io_end, command)))?;
+    spawn_private_thread(Box::new(move || {
+        // It fails only for a wrong argument.
+        interrupt::block_all_signals().unwrap_or_else(|errno| panic!("sigprocmask: {errno}"));
+        io_main(io_end, command);
+    }))?;
     let Ok(ToMain::IoThread(io_thread)) = main_end.requests.recv() else {
         anyhow::bail!("the I/O thread did not start");
     };
     // SAFETY: the settings have been read, and the command belongs to the I/O thread.
     unsafe { main_end.own_descriptors() }.context("unshare(CLONE_FILES), close_range")?;
+
+    separate_streams().context("standard streams")?;
 
     match prepare(settings, io_thread) {
         Ok(mut children) => {
@@ -62,6 +68,25 @@ pub fn serve(
     }
 }
 
+/// Has what preloaded modules print go to standard error, and gives them nothing to read: standard input and output
+/// are the command's, for `map`'s jobs and records and for `run`'s job. Only this thread's table of descriptors is
+/// changed.
+fn separate_streams() -> anyhow::Result<()> {
+    let null = std::fs::File::open("/dev/null")?;
+    files::duplicate_onto(null.as_raw_fd(), libc::STDIN_FILENO, false)?;
+    let stderr = libc::STDERR_FILENO;
+    // By an open file of its own where that is as good, so that what a module keeps of standard output is told
+    // from what it keeps of standard error. In a file the two would overwrite each other.
+    let is_file = std::fs::metadata("/proc/thread-self/fd/2").is_ok_and(|found| found.is_file());
+    let anew = match is_file {
+        true => None,
+        false => std::fs::File::options().append(true).open("/proc/thread-self/fd/2").ok(),
+    };
+    let source = anew.as_ref().map_or(stderr, AsRawFd::as_raw_fd);
+    files::duplicate_onto(source, libc::STDOUT_FILENO, false)?;
+    Ok(())
+}
+
 /// Makes everything ready for the first clone.
 fn prepare(settings: &HostSettings, io_thread: libc::pid_t) -> Result<Children, Failure> {
     let failure = |kind| {
@@ -70,25 +95,37 @@ fn prepare(settings: &HostSettings, io_thread: libc::pid_t) -> Result<Children, 
             detail: format!("{error:#}"),
         }
     };
+    let before = Before::note().context("/proc/thread-self/fd, open_tree /dev/null");
+    let before = before.map_err(failure("setup"))?;
     let reserved = warm_image::prepare().context("reserving address space for the interpreter");
     reserved.map_err(failure("setup"))?;
     let warm = warm::warm(settings).map_err(failure("preload"))?;
+    // A module may have unblocked them.
+    interrupt::block_signals().context("blocking signals").map_err(failure("setup"))?;
+    // What is left in the buffers of streams would be written by each child.
+    stdio::flush_all();
+    let inherited = before.compare().context("/proc/thread-self/fd, /proc/self/smaps");
+    let inherited = inherited.map_err(failure("setup"))?;
     let compact = warm_image::compact().context("/proc/self/smaps, mmap(MAP_FIXED)");
     compact.map_err(failure("setup"))?;
-    prepare_children(settings, io_thread, warm).map_err(failure("setup"))
+    prepare_children(settings, io_thread, warm, inherited).map_err(failure("setup"))
 }
 
 fn prepare_children(
     settings: &HostSettings,
     io_thread: libc::pid_t,
     warm: warm::Warm,
+    inherited: Inherited,
 ) -> anyhow::Result<Children> {
-    let cloner = Cloner::new(&[io_thread])?;
+    let mut cloner = Cloner::new(&[io_thread], inherited)?;
     log_warm_state(settings, &warm.report, &cloner)?;
     let sandbox = Sandbox::prepare(&settings.profile, &warm.needed)?;
     for layer in sandbox.layers.skipped() {
         log::warn!("layer {layer} is skipped by the configuration: the sandbox is weaker");
     }
+    let has_threads = !cloner.foreign_threads()?.is_empty();
+    let may_change = has_threads || host_module::has_before_clone();
+    cloner.inherited.seal(may_change).context("/proc/thread-self/fd")?;
     Ok(Children {
         cloner,
         sandbox,
@@ -112,30 +149,41 @@ fn log_warm_state(
         report.resident >> 20,
         crate::clone::fork_protocol::handler_count(),
     );
-    for descriptor in &report.descriptors {
-        log::info!("a preloaded module left {descriptor} open; children do not receive it");
-    }
-    for mapping in &report.shared_memory {
-        log::warn!(
-            "a preloaded module left writable memory that all children share with each other and \
-             with the host: {mapping}; hint: close it, or make it in the jobs"
-        );
-    }
-    if settings.strict && !report.shared_memory.is_empty() {
-        anyhow::bail!(
-            "strict: preloaded modules left shared memory: {:?}",
-            report.shared_memory
-        );
-    }
+    log_inherited(&cloner.inherited);
     let threads = cloner.foreign_threads()?;
+    let threads: Vec<String> = Python::attach(|py| threads.iter().map(|t| threads::name(py, t)).collect());
     for thread in &threads {
-        log::info!("a preloaded module left thread {:?} running", thread.name);
+        log::info!("a preloaded module left {thread} running");
     }
     if settings.strict && !threads.is_empty() {
-        let names: Vec<_> = threads.iter().map(|thread| thread.name.as_str()).collect();
-        anyhow::bail!("strict: preloaded modules left threads running: {names:?}");
+        anyhow::bail!("strict: preloaded modules left threads running: {}", threads.join(", "));
     }
     Ok(())
+}
+
+/// Says once what of the preloaded objects does not work in jobs as it does here.
+fn log_inherited(inherited: &Inherited) {
+    for (name, is_out_of_reach) in inherited.shared_memory() {
+        match is_out_of_reach {
+            true => log::warn!("jobs cannot use {name}, which a preloaded module has mapped"),
+            false => log::info!("each job has a copy of its own of shared memory: {name}"),
+        }
+    }
+    inherited.with_held(|held| {
+        let mut limited = Vec::new();
+        for Held { number, target, remark } in held {
+            match remark {
+                Some(remark) => limited.push(format!("{target} (descriptor {number}): {remark}")),
+                None => log::info!("a preloaded module holds {target} open (descriptor {number})"),
+            }
+        }
+        if !limited.is_empty() {
+            log::warn!(
+                "what preloaded modules hold open works otherwise in jobs: {}",
+                limited.join("; ")
+            );
+        }
+    });
 }
 
 struct Children {
@@ -172,17 +220,35 @@ impl Children {
         })?;
         self.sandbox.renew().map_err(|error| error.to_string())?;
         let (network, new_network) = self.network_of(request)?;
-        let flags = self.sandbox.clone_flags(network.is_some());
-        let cloned = self.cloner.clone_host(py, flags, request.cgroup, network);
+        let mut own = request.numbers();
+        own.extend(new_network.as_ref().map(AsRawFd::as_raw_fd));
+        let cloned = self.cloner.clone_host(
+            py,
+            &CloneSpec {
+                flags: self.sandbox.clone_flags(network.is_some()),
+                cgroup: request.cgroup,
+                network,
+                descriptors: &request.descriptors,
+                own: &own,
+            },
+        );
         match cloned {
-            Ok(Side::Parent { pid, .. }) => Ok(Cloned {
+            Ok(clone::Cloned::Parent { pid }) => Ok(Cloned {
                 pid,
                 has_new_network: new_network.is_some(),
             }),
-            Ok(Side::Child) => {
+            Ok(clone::Cloned::Child(made_own)) => {
                 // A panic must not unwind into the frames of the host, whose channels it would
                 // close: they have locks that another thread may have held.
-                let life = || self.live(py, request);
+                let child = Child {
+                    host: self,
+                    control: Control::of(&request.descriptors),
+                    stream_copies: self.cloner.inherited.stream_copies(),
+                };
+                let life = || match made_own {
+                    Ok(()) => child.live(py, request),
+                    Err(error) => child.refuse(&ChildReport::SetupFailed(error)),
+                };
                 let status = std::panic::catch_unwind(std::panic::AssertUnwindSafe(life));
                 // To take this process apart takes the kernel a millisecond or more, in which it
                 // lets nobody else have the processor: first those who wait for what was written.
@@ -190,6 +256,10 @@ impl Children {
                 process::exit_now(status.unwrap_or(NEVER_STARTED))
             }
             Err(CloneError::NetworkNamespace(error)) => Err(error.to_string()),
+            Err(error @ CloneError::BusyThread { tid, .. }) => {
+                let more = threads::stack(py, tid).unwrap_or_default();
+                Err(format!("clone: {error}{more}"))
+            }
             Err(error) => Err(format!("clone: {error}")),
         }
     }
@@ -217,80 +287,89 @@ impl Children {
         let new = new.map_err(|error| error.to_string())?;
         Ok((new.as_ref().map(AsRawFd::as_raw_fd), new))
     }
+}
 
-    /// A child's whole life. Returns its exit status.
+/// A child of this host, in its own process.
+struct Child<'a> {
+    host: &'a Children,
+    control: Control,
+    stream_copies: Vec<StreamCopy>,
+}
+
+impl Child<'_> {
+    /// Its whole life. Returns its exit status.
     fn live(&self, py: Python<'_>, request: &CloneOrder) -> i32 {
-        if let Err(error) = enter::enter(
-            &self.sandbox,
-            &request.descriptors,
-            request.cgroup.is_some(),
-        ) {
-            return refuse(ChildReport::SetupFailed(error));
+        let sandbox = &self.host.sandbox;
+        if let Err(error) =
+            enter::enter(sandbox, &request.descriptors, request.cgroup.is_some())
+        {
+            return self.refuse(&ChildReport::SetupFailed(error));
         }
         match request.purpose {
             Purpose::Job | Purpose::Spare => self.serve(py, request.purpose),
             Purpose::Probe => self.check_reach(),
-            Purpose::Floor | Purpose::BareClone => say_ready(),
+            Purpose::Floor | Purpose::BareClone => self.say_ready(),
         }
     }
 
     /// Waits for a job in the sandbox, and runs it.
     fn serve(&self, py: Python<'_>, purpose: Purpose) -> i32 {
-        if let Err(text) = self.entry.become_own(py) {
-            return refuse(ChildReport::HookFailed(format!("after_clone:\n{text}")));
+        if let Err(text) = self.host.entry.become_own(py) {
+            return self.refuse(&ChildReport::HookFailed(format!("after_clone:\n{text}")));
         }
         if purpose == Purpose::Spare
             && let Err(report) = self.rehearse(py)
         {
-            return refuse(report);
+            return self.refuse(&report);
         }
-        if !enter::report(&ChildReport::Ready) {
+        if !self.control.report(&ChildReport::Ready) {
             return NEVER_STARTED;
         }
         // Threads that hooks have started go on meanwhile.
-        let assigned = match py.detach(assignment::wait) {
+        let (control, copies) = (self.control, &self.stream_copies);
+        let assigned = match py.detach(|| assignment::wait(control.descriptor(), copies)) {
             Ok(Some(assigned)) => assigned,
             Ok(None) => return NEVER_STARTED,
-            Err(error) => return refuse(ChildReport::SetupFailed(error)),
+            Err(error) => return self.refuse(&ChildReport::SetupFailed(error)),
         };
         self.run_job(py, assigned)
     }
 
     /// Does what [`Self::run_job`] does, short of a job: the first time takes ten times as long.
     fn rehearse(&self, py: Python<'_>) -> Result<(), ChildReport> {
-        let assigned = assignment::rehearse().map_err(ChildReport::SetupFailed)?;
-        if let Some(assigned) = assigned {
+        let assigned = assignment::rehearse(&self.stream_copies);
+        if let Some(assigned) = assigned.map_err(ChildReport::SetupFailed)? {
             read_arguments(assigned.payload)?;
         }
-        self.entry.rehearse(py).map_err(ChildReport::HookFailed)?;
-        assignment::end_rehearsal().map_err(ChildReport::SetupFailed)
+        let entry = &self.host.entry;
+        entry.rehearse(py).map_err(ChildReport::HookFailed)?;
+        assignment::end_rehearsal(&self.stream_copies).map_err(ChildReport::SetupFailed)
     }
 
     fn run_job(&self, py: Python<'_>, assigned: Assigned) -> i32 {
         let payload = match read_arguments(assigned.payload) {
             Ok(payload) => payload,
-            Err(report) => return refuse(report),
+            Err(report) => return self.refuse(&report),
         };
-        let job = self
-            .entry
-            .prepare(py, assigned.call, &payload, assigned.wants_result);
-        let job = match job {
+        let entry = &self.host.entry;
+        let job = match entry.prepare(py, assigned.call, &payload) {
             Ok(job) => job,
-            Err(text) => return refuse(ChildReport::InvalidJob(text)),
+            Err(text) => return self.refuse(&ChildReport::InvalidJob(text)),
         };
         // From here on the job's code runs, and must not find the control socket.
-        if !enter::report(&ChildReport::Started) || enter::close_private_descriptors().is_err() {
+        if !self.control.report(&ChildReport::Started) || self.control.close().is_err() {
             return NEVER_STARTED;
         }
-        self.entry.call(py, &job, assigned.wants_result)
+        entry.call(py, &job)
     }
 
     /// Whether this child can read what its interpreter will need.
     fn check_reach(&self) -> i32 {
-        if self.sandbox.layers.has(Layer::Root) && self.sandbox.profile.shows_host_tree() {
-            for path in &self.needed {
+        let sandbox = &self.host.sandbox;
+        if sandbox.layers.has(Layer::Root) && sandbox.profile.shows_host_tree() {
+            for path in &self.host.needed {
                 if let Err(error) = reach(path) {
-                    return refuse(ChildReport::HookFailed(format!(
+                    return self.refuse(&ChildReport::HookFailed(format!(
                         "root: children cannot read {}: {error}; hint: open it to others \
                          (chmod o+rX), every file that is to be imported included",
                         path.display()
@@ -298,15 +377,21 @@ impl Children {
                 }
             }
         }
-        say_ready()
+        self.say_ready()
     }
-}
 
-/// For a child that has nothing else to do.
-fn say_ready() -> i32 {
-    match enter::report(&ChildReport::Ready) {
-        true => 0,
-        false => NEVER_STARTED,
+    /// For a child that has nothing else to do.
+    fn say_ready(&self) -> i32 {
+        match self.control.report(&ChildReport::Ready) {
+            true => 0,
+            false => NEVER_STARTED,
+        }
+    }
+
+    fn refuse(&self, report: &ChildReport) -> i32 {
+        // If nobody reads the report, the host is gone; there is nothing else to tell.
+        self.control.report(report);
+        NEVER_STARTED
     }
 }
 
@@ -323,10 +408,4 @@ fn reach(path: &std::path::Path) -> std::io::Result<()> {
     } else {
         std::fs::File::open(path).map(drop)
     }
-}
-
-fn refuse(report: ChildReport) -> i32 {
-    // If nobody reads the report, the host is gone; there is nothing else to tell.
-    enter::report(&report);
-    NEVER_STARTED
 }

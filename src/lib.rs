@@ -30,6 +30,7 @@ pub mod logging;
 pub mod network;
 pub mod pool;
 pub mod record;
+pub mod result_channel;
 pub mod sandbox;
 pub mod sys;
 pub mod unprivileged;

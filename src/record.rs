@@ -3,9 +3,6 @@
 //! Everything on this channel was written by the job's own process, which runs code that
 //! nobody trusts: the host takes it for what the job says, never for what is so.
 
-/// The descriptor of the channel in a child that is asked for a result.
-pub const RESULT_FD: std::os::fd::RawFd = 3;
-
 /// `child_main`'s return value, as JSON.
 pub const RESULT: u8 = b'R';
 /// The name of the system call that ended the job.

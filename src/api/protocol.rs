@@ -12,6 +12,7 @@ use crate::config::Limits;
 use crate::network::JobNetwork;
 use crate::pool::{JobReport, Outcome};
 use crate::sandbox::Layer;
+use crate::sandbox::enter::NEVER_STARTED;
 use crate::sys::messages::LONGEST;
 use crate::sys::process::Ending;
 
@@ -251,6 +252,7 @@ impl ChildEvent {
         let status = match report.ending {
             Some(Ending::Exited(status)) => status << 8,
             Some(Ending::Signaled(signal)) => signal,
+            Some(Ending::Lost) => NEVER_STARTED << 8,
             None => libc::SIGKILL, // it was killed, and has not ended
         };
         if started {

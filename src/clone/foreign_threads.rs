@@ -1,14 +1,14 @@
 //! The threads that preloaded modules started, and the proof that they slept.
 //!
 //! A clone copies the locks that other threads hold, and the child would wait for them for
-//! ever. A thread that is blocked in one of a few system calls holds none of the C
-//! library's. That it was so at the very moment of the clone is shown afterwards: if a
+//! ever. A thread that waits for others in a system call holds none of the C library's that a child
+//! could not release. That it was so at the very moment of the clone is shown afterwards: if a
 //! thread is in the same system call as before and was not scheduled in between, it did not
 //! run. (`proc_pid_syscall(5)`, `proc_pid_status(5)`: context switches.)
 
 use std::cell::RefCell;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 
 use nix::dir::Dir;
 use nix::errno::Errno;
@@ -17,13 +17,15 @@ use nix::sys::stat::{Mode, fstat};
 
 use super::CloneError;
 use super::scratch::Scratch;
+use super::thread_code::CodeMap;
+use crate::sys::descriptors::borrow;
 use crate::sys::files::read_whole;
 
 /// More than any of a thread's files has: `status` names up to some thousand groups.
 const MOST: usize = 64 << 10;
 
-/// System calls in which a thread waits without holding a lock of the C library.
-/// Not among them: reads and writes, since stdio makes them with a stream locked.
+/// System calls in which a thread waits for others. Whoever waits there holds at most the lock of a C stream, which
+/// children release ([`crate::sys::stdio::renew_locks`]), as `fork(3)` does.
 const WAITING_CALLS: &[libc::c_long] = &[
     libc::SYS_futex,
     libc::SYS_futex_waitv,
@@ -37,6 +39,23 @@ const WAITING_CALLS: &[libc::c_long] = &[
     libc::SYS_rt_sigsuspend,
     libc::SYS_accept,
     libc::SYS_accept4,
+    libc::SYS_connect,
+    libc::SYS_recvfrom,
+    libc::SYS_recvmsg,
+    libc::SYS_recvmmsg,
+    libc::SYS_sendto,
+    libc::SYS_sendmsg,
+    libc::SYS_sendmmsg,
+    libc::SYS_wait4,
+    libc::SYS_waitid,
+    libc::SYS_flock,
+    libc::SYS_semop,
+    libc::SYS_semtimedop,
+    libc::SYS_msgrcv,
+    libc::SYS_msgsnd,
+    libc::SYS_mq_timedreceive,
+    libc::SYS_mq_timedsend,
+    libc::SYS_io_getevents,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_epoll_wait,
     #[cfg(target_arch = "x86_64")]
@@ -47,11 +66,43 @@ const WAITING_CALLS: &[libc::c_long] = &[
     libc::SYS_pause,
 ];
 
-/// A thread and the name it gave itself.
+/// The same, if their descriptor is no file: the loader and the resolver read files with locks held.
+const TRANSFERS: &[libc::c_long] = &[
+    libc::SYS_read,
+    libc::SYS_readv,
+    libc::SYS_write,
+    libc::SYS_writev,
+];
+
+/// Whether a line of `/proc/PID/task/TID/syscall` shows a thread that waits for others.
+fn is_waiting(call: &str) -> bool {
+    let mut words = call.split(' ');
+    let Some(number) = words.next().and_then(|number| number.parse().ok()) else {
+        return false; // running, or in no call
+    };
+    if WAITING_CALLS.contains(&number) {
+        return true;
+    }
+    let descriptor = words.next().and_then(|word| word.strip_prefix("0x"));
+    let descriptor = descriptor.and_then(|hex| RawFd::from_str_radix(hex, 16).ok());
+    TRANSFERS.contains(&number) && descriptor.is_some_and(is_no_file)
+}
+
+/// Whether reading it waits for somebody, rather than for a disk. Threads of preloaded modules share this thread's table.
+fn is_no_file(number: RawFd) -> bool {
+    // SAFETY: if it is closed meanwhile, it cannot be looked at.
+    let kind = fstat(unsafe { borrow(number) }).map(|status| status.st_mode & libc::S_IFMT);
+    matches!(kind, Ok(libc::S_IFIFO | libc::S_IFSOCK | libc::S_IFCHR | 0))
+}
+
+/// A thread that a preloaded module started.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ThreadName {
+pub struct ForeignThread {
     pub tid: libc::pid_t,
+    /// The name it gave itself.
     pub name: String,
+    /// The library whose code it runs, if that is not Python's or the C library's.
+    pub library: Option<String>,
 }
 
 /// A thread as it was seen asleep.
@@ -102,8 +153,7 @@ impl ForeignThreads {
                 self.listed.borrow_mut().clear();
                 return Ok(Err(self.busy(tid, "it has ended")));
             };
-            let number = call.split(' ').next().and_then(|n| n.parse().ok());
-            if number.is_none_or(|n: libc::c_long| !WAITING_CALLS.contains(&n)) {
+            if !is_waiting(&call) {
                 return Ok(Err(self.busy(tid, &call)));
             }
             sleepers.push(Sleeper {
@@ -130,15 +180,26 @@ impl ForeignThreads {
         Ok(Err(self.busy(tid, "it ran while the clone was made")))
     }
 
-    /// The foreign threads by name.
-    pub fn names(&self) -> io::Result<Vec<ThreadName>> {
+    /// The foreign threads, each with the library that it runs.
+    ///
+    /// # Errors
+    /// If threads or mappings cannot be read.
+    pub fn describe(&self) -> io::Result<Vec<ForeignThread>> {
         self.list()?;
         let tids = self.listed.borrow();
-        let names = tids.iter().map(|&tid| ThreadName {
-            tid,
-            name: self.name(tid),
+        let code = match tids.is_empty() {
+            true => None,
+            false => Some(CodeMap::read()?),
+        };
+        let described = tids.iter().map(|&tid| {
+            let call = self.read(tid, "syscall").ok().flatten();
+            ForeignThread {
+                tid,
+                name: self.name(tid),
+                library: code.as_ref().zip(call).and_then(|(code, call)| code.library_of(&call)),
+            }
         });
-        Ok(names.collect())
+        Ok(described.collect())
     }
 
     /// With as many threads as before, and all of those there still, there is no other.
@@ -198,16 +259,38 @@ impl ForeignThreads {
     }
 
     fn busy(&self, tid: libc::pid_t, state: &str) -> CloneError {
+        let number = state.split(' ').next().and_then(|word| word.parse().ok());
         CloneError::BusyThread {
             name: self.name(tid),
             tid,
-            state: match state {
-                "running" => "it is running".to_owned(),
-                other => match other.split(' ').next().and_then(|n| n.parse::<i64>().ok()) {
-                    Some(number) => format!("it is in system call {number}"),
-                    None => other.to_owned(),
-                },
+            state: match number {
+                Some(number) => format!("it was in {}", call_name(number)),
+                None if state == "running" => "it was running".to_owned(),
+                None => state.to_owned(),
             },
+        }
+    }
+}
+
+fn call_name(number: i32) -> String {
+    let call = libseccomp::ScmpSyscall::from(number);
+    call.get_name().map_or_else(|_| format!("system call {number}"), |name| format!("{name}(2)"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_waits_for_others_is_told_from_who_reads_a_file() {
+        let (pipe, _other) = nix::unistd::pipe().expect("a pipe");
+        let file = std::fs::File::open("/proc/self/exe").expect("a file");
+        let read = |number: RawFd| format!("{} {number:#x} 0x7f00", libc::SYS_read);
+        assert!(is_waiting(&read(std::os::fd::AsRawFd::as_raw_fd(&pipe))));
+        assert!(!is_waiting(&read(std::os::fd::AsRawFd::as_raw_fd(&file))));
+        assert!(is_waiting(&format!("{} 0x3 0x0", libc::SYS_recvfrom)));
+        for call in ["running", "-1 0x7f00 0x0", &format!("{} 0x0", libc::SYS_mmap)] {
+            assert!(!is_waiting(call), "{call}");
         }
     }
 }

@@ -10,21 +10,26 @@
 pub mod clone_lock;
 pub mod foreign_threads;
 pub mod fork_protocol;
+pub mod inherited;
 pub mod network_namespace;
 pub mod private_memory;
 mod scratch;
+mod thread_code;
 pub mod warm_image;
 
+use std::cell::Cell;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use pyo3::prelude::*;
 
-use crate::sandbox::SetupError;
+use crate::sandbox::{Layer, SetupError};
 use crate::sys::clone3::{Birth, Side, ThreadState, clone3};
-use crate::sys::process;
-use foreign_threads::ForeignThreads;
+use crate::sys::process::ChildSignal;
+use crate::sys::{process, stdio};
+use foreign_threads::{ForeignThread, ForeignThreads};
+use inherited::{ChildDescriptors, Inherited};
 use network_namespace::Home;
 
 /// How long a clone waits for the threads of preloaded modules to fall asleep.
@@ -47,14 +52,19 @@ pub enum CloneError {
     )]
     ThreadState(Errno),
     #[error(
-        "thread {name:?} (tid {tid}) of a preloaded module did not stay asleep during the clone \
-         ({state}); hint: stop it in a before_clone hook, or do not start it while preloading"
+        "thread {name:?} (tid {tid}) of a preloaded module did not wait for others while the clone was \
+         made ({state}), so it may have held a lock that the child would wait for for ever; hint: stop \
+         it in a before_clone hook, or do not start it while preloading"
     )]
     BusyThread {
         name: String,
         tid: libc::pid_t,
         state: String,
     },
+    #[error("opening what preloaded modules hold open, for a child: {0}")]
+    Inherited(Errno),
+    #[error("sigaction(SIGCHLD): {0}")]
+    Signal(Errno),
     #[error("looking at the threads of this process in /proc/self/task: {0}")]
     Threads(std::io::Error),
     #[error(transparent)]
@@ -76,10 +86,36 @@ fn hint(errno: Errno) -> &'static str {
     }
 }
 
+/// What one clone is to be.
+pub struct CloneSpec<'a> {
+    /// `CLONE_NEW*`.
+    pub flags: u64,
+    /// The folder of the control group to be born in.
+    pub cgroup: Option<RawFd>,
+    /// The network namespace to be born in.
+    pub network: Option<RawFd>,
+    pub descriptors: &'a ChildDescriptors,
+    /// Descriptors that are open for this clone alone.
+    pub own: &'a [RawFd],
+}
+
+/// The two sides of a clone.
+pub enum Cloned {
+    Parent {
+        pid: libc::pid_t,
+    },
+    /// The error: preloaded objects' descriptors and memory could not be made the child's own, so it must report
+    /// that and end.
+    Child(Result<(), SetupError>),
+}
+
 /// Makes clones of the calling thread's process.
 pub struct Cloner {
     thread: ThreadState,
     foreign: ForeignThreads,
+    pub inherited: Inherited,
+    /// What children do at SIGCHLD, if the host cannot do the same.
+    childs_signal: Cell<Option<ChildSignal>>,
     /// `None`: this thread could not come back from another network namespace.
     home: Option<Home>,
 }
@@ -87,10 +123,12 @@ pub struct Cloner {
 impl Cloner {
     /// `own_threads` are the threads besides the calling one that follow the rules of
     /// [`clone_lock`]. The calling thread is the only one that may clone later.
-    pub fn new(own_threads: &[libc::pid_t]) -> Result<Self, CloneError> {
+    pub fn new(own_threads: &[libc::pid_t], inherited: Inherited) -> Result<Self, CloneError> {
         Ok(Self {
             thread: ThreadState::of_this_thread().map_err(CloneError::ThreadState)?,
             foreign: ForeignThreads::new(own_threads).map_err(CloneError::Threads)?,
+            inherited,
+            childs_signal: Cell::default(),
             home: Home::find()
                 .inspect_err(|errno| {
                     log::info!("each child's network namespace is made anew: {errno}");
@@ -100,8 +138,8 @@ impl Cloner {
     }
 
     /// The threads that neither this project nor the main program started.
-    pub fn foreign_threads(&self) -> Result<Vec<foreign_threads::ThreadName>, CloneError> {
-        self.foreign.names().map_err(CloneError::Threads)
+    pub fn foreign_threads(&self) -> Result<Vec<ForeignThread>, CloneError> {
+        self.foreign.describe().map_err(CloneError::Threads)
     }
 
     /// Makes a network namespace for clones to be born into; `None` if that is not possible here.
@@ -116,8 +154,8 @@ impl Cloner {
             .is_some_and(|home| home.is_as_new(network))
     }
 
-    /// Clones this process, into the control group of that folder and into that network namespace,
-    /// if these are named. In the child, all fork handlers have run when this returns.
+    /// Clones this process. In the child, descriptors and shared memory are its own and all fork handlers have
+    /// run when this returns.
     ///
     /// The parent's answer may come after the child has started to run, so the child must
     /// wait for the host's word before it does anything that matters: a clone during which
@@ -125,20 +163,31 @@ impl Cloner {
     pub fn clone_host(
         &self,
         _attached: Python<'_>,
-        flags: u64,
-        cgroup: Option<RawFd>,
-        network: Option<RawFd>,
-    ) -> Result<Side, CloneError> {
+        spec: &CloneSpec<'_>,
+    ) -> Result<Cloned, CloneError> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             // SAFETY: this thread holds the GIL, as the hooks of fork(2) require.
             unsafe { pyo3::ffi::PyOS_BeforeFork() };
             fork_protocol::prepare();
-            let attempt = self.clone_once(flags, cgroup, network);
-            match attempt {
-                Ok(Attempt::Child) => {
+            match self.clone_once(spec) {
+                Ok(Attempt::Child {
+                    opened,
+                    threads_are_gone,
+                }) => {
                     private_memory::forget_in_child();
                     warm_image::in_child();
+                    // Before any handler: those of libuv close descriptors and make others.
+                    let made_own = self.inherited.make_own(&opened, spec.descriptors);
+                    // The host's owners; in this process their numbers are others' by now.
+                    std::mem::forget(opened);
+                    if made_own.is_err() {
+                        return Ok(Cloned::Child(made_own));
+                    }
+                    if threads_are_gone {
+                        // SAFETY: this is the only thread, and the others slept where they do not change the list.
+                        unsafe { stdio::renew_locks() };
+                    }
                     fork_protocol::after_in_child();
                     if let Err(errno) = self.thread.restore_robust_list() {
                         // Robust mutexes would not be released at this child's death.
@@ -147,14 +196,14 @@ impl Cloner {
                     }
                     // SAFETY: as PyOS_BeforeFork; the child's only thread.
                     unsafe { pyo3::ffi::PyOS_AfterFork_Child() };
-                    return Ok(Side::Child);
+                    return Ok(Cloned::Child(self.restore_child_signal()));
                 }
                 parent => {
                     fork_protocol::after_in_parent();
                     // SAFETY: as PyOS_BeforeFork.
                     unsafe { pyo3::ffi::PyOS_AfterFork_Parent() };
                     match parent? {
-                        Attempt::Made(side) => return Ok(side),
+                        Attempt::Made { pid } => return Ok(Cloned::Parent { pid }),
                         Attempt::Disturbed(busy) if Instant::now() > deadline => {
                             return Err(busy);
                         }
@@ -205,41 +254,61 @@ impl Cloner {
         side.map_err(|errno| CloneError::Clone { flags, errno })
     }
 
-    fn clone_once(
-        &self,
-        flags: u64,
-        cgroup: Option<RawFd>,
-        network: Option<RawFd>,
-    ) -> Result<Attempt, CloneError> {
+    fn restore_child_signal(&self) -> Result<(), SetupError> {
+        let Some(signal) = self.childs_signal.get() else {
+            return Ok(());
+        };
+        process::restore_child_signal(&signal)
+            .map_err(|errno| SetupError::new(Layer::Descriptors, "sigaction(SIGCHLD)", errno))
+    }
+
+    fn clone_once(&self, spec: &CloneSpec<'_>) -> Result<Attempt, CloneError> {
         let asleep = match self.foreign.asleep()? {
             Ok(asleep) => asleep,
             Err(busy) => return Ok(Attempt::Disturbed(busy)),
         };
-        let birth = Birth { pid: None, cgroup };
+        // While the foreign threads sleep, so that the table is as the child will have it.
+        // A module or a hook may have had children's statuses thrown away.
+        if let Some(signal) = process::take_child_statuses().map_err(CloneError::Signal)? {
+            self.childs_signal.set(Some(signal));
+        }
+        let opened = self.inherited.open(spec.own);
+        let opened = opened.map_err(CloneError::Inherited)?;
+        let birth = Birth {
+            pid: None,
+            cgroup: spec.cgroup,
+        };
         let side = {
             let _no_shared_state_is_in_use = clone_lock::hold();
             // SAFETY: the I/O thread is outside of everything that the clone lock guards,
             // foreign threads are shown below to have slept, and the caller runs the fork
             // handlers on both sides.
-            unsafe { self.clone_into(network, flags, birth) }
+            unsafe { self.clone_into(spec.network, spec.flags, birth) }
         };
         let Side::Parent { pid, pidfd } = side? else {
-            return Ok(Attempt::Child);
+            return Ok(Attempt::Child {
+                opened,
+                threads_are_gone: !asleep.is_empty(),
+            });
         };
         let undisturbed = self.foreign.still(&asleep);
         if !matches!(undisturbed, Ok(Ok(()))) {
             discard(&pidfd);
         }
         Ok(match undisturbed? {
-            Ok(()) => Attempt::Made(Side::Parent { pid, pidfd }),
+            Ok(()) => Attempt::Made { pid },
             Err(busy) => Attempt::Disturbed(busy),
         })
     }
 }
 
 enum Attempt {
-    Child,
-    Made(Side),
+    Child {
+        opened: Vec<OwnedFd>,
+        /// Whether threads of preloaded modules did not come along.
+        threads_are_gone: bool,
+    },
+    Made { pid: libc::pid_t },
     Disturbed(CloneError),
 }
 

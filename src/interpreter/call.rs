@@ -6,6 +6,7 @@ use pyo3::types::{PyBytes, PyCFunction, PyDict, PyTuple};
 use super::random_states::RandomStates;
 use super::{describe, host_module, job_module};
 use crate::call::Call;
+use crate::result_channel;
 
 /// The functions that a child needs, resolved in the host.
 pub struct Entry {
@@ -64,7 +65,6 @@ impl Entry {
         py: Python<'_>,
         call: Call,
         payload: &[u8],
-        has_result_channel: bool,
     ) -> Result<PreparedJob, String> {
         let payload = PyBytes::new(py, payload);
         let prepared = match call {
@@ -75,7 +75,7 @@ impl Entry {
         let (id, deadline, arguments) = prepared
             .extract::<(String, Option<f64>, Py<PyAny>)>(py)
             .map_err(|error| error.to_string())?;
-        host_module::set_job(id, deadline, has_result_channel);
+        host_module::set_job(id, deadline);
         Ok(PreparedJob { arguments })
     }
 
@@ -85,7 +85,7 @@ impl Entry {
             id: String::new(),
             deadline: None,
         };
-        let job = self.prepare(py, call, NO_ARGUMENTS, false)?;
+        let job = self.prepare(py, call, NO_ARGUMENTS)?;
         let rehearsed = self.rehearse.call1(py, (&job.arguments,));
         host_module::forget_job();
         rehearsed.map(drop).map_err(|error| describe(py, &error))
@@ -93,8 +93,8 @@ impl Entry {
 
     /// Calls `child_main(*args, **kwargs)` and ends as an interpreter ends. Returns the exit
     /// status.
-    pub fn call(&self, py: Python<'_>, job: &PreparedJob, has_result_channel: bool) -> i32 {
-        let status = result_sender(py, has_result_channel).and_then(|sender| {
+    pub fn call(&self, py: Python<'_>, job: &PreparedJob) -> i32 {
+        let status = result_sender(py).and_then(|sender| {
             let arguments = (&self.child_main, &job.arguments, sender);
             self.call.call1(py, arguments)?.extract(py)
         });
@@ -105,9 +105,9 @@ impl Entry {
     }
 }
 
-/// A Python function that writes the result record, or `None`.
-fn result_sender(py: Python<'_>, has_result_channel: bool) -> PyResult<Py<PyAny>> {
-    if !has_result_channel {
+/// A Python function that writes the result record, or `None` if nobody asks for a result.
+fn result_sender(py: Python<'_>) -> PyResult<Py<PyAny>> {
+    if result_channel::number().is_none() {
         return Ok(py.None());
     }
     let send = |arguments: &Bound<'_, PyTuple>, _: Option<&Bound<'_, PyDict>>| -> PyResult<()> {

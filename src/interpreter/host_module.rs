@@ -8,8 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
-use crate::record;
-use crate::record::RESULT_FD;
+use crate::{record, result_channel};
 use crate::sys::files::write_once;
 
 static STATE: Mutex<State> = Mutex::new(State {
@@ -28,7 +27,6 @@ struct State {
 struct CurrentJob {
     id: String,
     deadline: Option<f64>,
-    has_result_channel: bool,
 }
 
 fn state() -> std::sync::MutexGuard<'static, State> {
@@ -96,21 +94,26 @@ fn progress(fraction: f64, text: &str) -> PyResult<()> {
         return Err(PyValueError::new_err("fraction must be from 0.0 to 1.0"));
     }
     let state = state();
-    if state.job.as_ref().is_none_or(|job| !job.has_result_channel) {
+    let (Some(_), Some(channel)) = (&state.job, result_channel::number()) else {
         return Ok(());
-    }
+    };
     let text = &text[..text.floor_char_boundary(1000)];
     let json = serde_json::json!({ "fraction": fraction, "text": text }).to_string();
     // Written at once while `state` is locked, and below PIPE_BUF: no record is torn.
     let mut frame = [0; 4096];
     let length = record::frame_into(&mut frame, record::PROGRESS, json.as_bytes());
-    write_once(RESULT_FD, &frame[..length]);
+    write_once(channel, &frame[..length]);
     Ok(())
 }
 
 /// Runs the hooks of `before_clone`.
 pub fn run_before_clone(py: Python<'_>) -> PyResult<()> {
     run(py, |state| &state.before_clone)
+}
+
+/// Whether there are any.
+pub fn has_before_clone() -> bool {
+    !state().before_clone.is_empty()
 }
 
 /// Runs the hooks of `after_clone`.
@@ -124,12 +127,8 @@ fn run(py: Python<'_>, choose: fn(&State) -> &Vec<Py<PyAny>>) -> PyResult<()> {
 }
 
 /// Makes the job known to `job_id` and `deadline`.
-pub fn set_job(id: String, deadline: Option<f64>, has_result_channel: bool) {
-    state().job = Some(CurrentJob {
-        id,
-        deadline,
-        has_result_channel,
-    });
+pub fn set_job(id: String, deadline: Option<f64>) {
+    state().job = Some(CurrentJob { id, deadline });
 }
 
 /// Takes that back.
@@ -149,9 +148,10 @@ pub fn send_result(json: &[u8]) -> std::io::Result<()> {
     let length = u32::try_from(json.len())
         .map_err(|_| std::io::Error::other("the result is larger than 4 GiB"))?;
     let _no_progress_between = state();
+    let channel = result_channel::number().ok_or(std::io::ErrorKind::NotConnected)?;
     // SAFETY: the number is this process's result channel by convention; whatever the job
     // put there instead is the job's own, and is not closed here.
-    let mut channel = std::mem::ManuallyDrop::new(unsafe { std::fs::File::from_raw_fd(RESULT_FD) });
+    let mut channel = std::mem::ManuallyDrop::new(unsafe { std::fs::File::from_raw_fd(channel) });
     channel.write_all(&record::header(record::RESULT, length))?;
     channel.write_all(json)
 }

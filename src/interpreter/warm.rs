@@ -1,6 +1,6 @@
 //! From nothing to a warm interpreter: initialise, import, warm up, freeze.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -27,10 +27,6 @@ pub struct Warm {
 pub struct Report {
     pub imports: Vec<(String, Duration)>,
     pub total: Duration,
-    /// Descriptors that preloaded modules left open, as what they point to.
-    pub descriptors: Vec<String>,
-    /// Writable memory that a clone shares with its parent, as the kernel names it.
-    pub shared_memory: Vec<String>,
     /// Resident memory in bytes.
     pub resident: u64,
 }
@@ -38,7 +34,6 @@ pub struct Report {
 /// Makes the interpreter warm. Errors carry the Python traceback.
 pub fn warm(settings: &HostSettings) -> anyhow::Result<Warm> {
     let start = Instant::now();
-    let descriptors_before = open_descriptors()?;
     initialise(&settings.python)?;
     Python::attach(|py| {
         extend_path(py, &settings.path)?;
@@ -55,19 +50,12 @@ pub fn warm(settings: &HostSettings) -> anyhow::Result<Warm> {
             log::debug!("filling the type cache: {}", describe(py, &error));
         }
         let needed = freeze(py).context("after the warm-up")?;
-        let descriptors = open_descriptors()?
-            .into_iter()
-            .filter(|descriptor| !descriptors_before.contains(descriptor))
-            .map(|(_, target)| target)
-            .collect();
         Ok(Warm {
             entry: Entry::new(py, child_main, random_states)?,
             needed: needed.into_iter().chain(settings.path.clone()).collect(),
             report: Report {
                 imports,
                 total: start.elapsed(),
-                descriptors,
-                shared_memory: crate::sys::memory::shared_writable()?,
                 resident: crate::sys::memory::resident(nix::unistd::getpid().as_raw())?,
             },
         })
@@ -143,14 +131,23 @@ fn extend_path(py: Python<'_>, folders: &[PathBuf]) -> anyhow::Result<()> {
         path.call_method1("insert", (0, folder.as_os_str()))?;
     }
     path.call_method1("insert", (0, ""))?;
-    PyModule::from_code(
-        py,
-        &CString::new(include_str!("job.py")).expect("source code without null bytes"),
-        c"<pyspawner>",
-        c"_pyspawner_job",
-    )?
-    .setattr("__file__", "<pyspawner>")?;
+    for (name, source) in PYTHON_HALVES {
+        PyModule::from_code(py, source, c"<pyspawner>", name)?.setattr("__file__", "<pyspawner>")?;
+    }
     Ok(())
+}
+
+/// The Python halves of this project, as modules of their own in every interpreter.
+const PYTHON_HALVES: [(&CStr, &CStr); 2] = [
+    (c"_pyspawner_job", source(concat!(include_str!("job.py"), "\0"))),
+    (c"_pyspawner_threads", source(concat!(include_str!("threads.py"), "\0"))),
+];
+
+const fn source(text: &str) -> &CStr {
+    match CStr::from_bytes_with_nul(text.as_bytes()) {
+        Ok(source) => source,
+        Err(_) => panic!("source code with null bytes"),
+    }
 }
 
 fn import_all(py: Python<'_>, modules: &[String]) -> anyhow::Result<Vec<(String, Duration)>> {
@@ -191,24 +188,4 @@ fn freeze(py: Python<'_>) -> PyResult<Vec<PathBuf>> {
     }
     needed.retain(|path| path.is_absolute() && path.exists());
     Ok(needed)
-}
-
-/// The open descriptors by number, with what they point to.
-fn open_descriptors() -> std::io::Result<Vec<(u32, String)>> {
-    let mut descriptors = Vec::new();
-    for entry in std::fs::read_dir("/proc/self/fd")? {
-        let entry = entry?;
-        // The descriptor of this very listing is gone when its link is read.
-        if let (Some(number), Ok(target)) = (
-            entry
-                .file_name()
-                .to_str()
-                .and_then(|name| name.parse().ok()),
-            std::fs::read_link(entry.path()),
-        ) && !target.ends_with("fd")
-        {
-            descriptors.push((number, target.to_string_lossy().into_owned()));
-        }
-    }
-    Ok(descriptors)
 }

@@ -100,7 +100,11 @@ pub(super) async fn reap(pidfd: &AsyncFd<OwnedFd>) -> Reaped {
             Ok(Some(reaped)) => return reaped,
             Ok(None) => ready.clear_ready(),
             Err(Errno::EINTR) => {}
-            Err(errno) => panic!("waitid of our own child: {errno}"),
+            // Its end is certain, since the descriptor tells of it.
+            Err(errno) => {
+                log::error!("waitid of a child that has ended: {errno}; hint: does something have SIGCHLD ignored?");
+                return Reaped::LOST;
+            }
         }
     }
 }

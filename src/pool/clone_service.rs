@@ -26,7 +26,7 @@ use nix::unistd::Pid;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::clone::network_namespace::Birth;
-use crate::sandbox::enter::ChildDescriptors;
+use crate::clone::inherited::ChildDescriptors;
 use crate::sys::files::{Interest, watch};
 use crate::sys::messages::{self, Socket};
 use crate::sys::process;
@@ -130,7 +130,14 @@ pub struct CloneOrder {
     pub network: Birth<RawFd>,
     pub purpose: Purpose,
     /// They are open until the clone has copies.
-    _owned: Vec<OwnedFd>,
+    owned: Vec<OwnedFd>,
+}
+
+impl CloneOrder {
+    /// The numbers that are open for this clone alone.
+    pub fn numbers(&self) -> Vec<RawFd> {
+        self.owned.iter().map(AsRawFd::as_raw_fd).collect()
+    }
 }
 
 /// From the main thread to the I/O thread.
@@ -203,9 +210,8 @@ impl MainEnd {
     /// # Safety
     /// No owner of another descriptor than this end's may be on this thread.
     pub unsafe fn own_descriptors(&self) -> Result<(), Errno> {
-        let mut kept = self.numbers();
         // SAFETY: as this function.
-        unsafe { process::own_descriptors(&mut kept) }
+        unsafe { process::own_descriptors(&self.numbers()) }
     }
 
     fn numbers(&self) -> [RawFd; 3] {
@@ -248,7 +254,7 @@ impl MainEnd {
             cgroup,
             network,
             purpose: request.purpose,
-            _owned: owned,
+            owned,
         })
     }
 

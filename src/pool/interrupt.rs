@@ -18,6 +18,12 @@ pub fn block_signals() -> nix::Result<()> {
     sigprocmask(SigmaskHow::SIG_BLOCK, Some(&signals()), None)
 }
 
+/// Blocks all signals for the calling thread: a handler of a preloaded module's must not run on it, nor a default
+/// action that such a module restored end the process (SIGPIPE).
+pub fn block_all_signals() -> nix::Result<()> {
+    sigprocmask(SigmaskHow::SIG_BLOCK, Some(&SigSet::all()), None)
+}
+
 /// Those that the host was not started to ignore (`nohup`). Asked once, before Python sets
 /// handlers of its own.
 fn signals() -> SigSet {

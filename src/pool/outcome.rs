@@ -36,6 +36,8 @@ pub enum Outcome {
     Cancelled,
 }
 
+const LOST: &str = "how it ended is not known: SIGCHLD was ignored in the host, by a preloaded module's hook";
+
 /// What the host did to end a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stop {
@@ -91,6 +93,7 @@ impl Outcome {
                 (Self::BlockedSyscall, blocked_call.map(str::to_owned))
             }
             (None, Ending::Signaled(_)) => (Self::Signaled, None),
+            (None, Ending::Lost) => (Self::SetupFailed, Some(LOST.to_owned())),
         }
     }
 }

@@ -441,6 +441,7 @@ fn classify(
             let detail = match reaped.ending {
                 Ending::Exited(status) => format!("exited with status {status}"),
                 Ending::Signaled(signal) => format!("was ended by signal {signal}"),
+                Ending::Lost => "ended, nobody knows how,".to_owned(),
             };
             let detail = format!("the child {detail} on its way into the sandbox");
             JobReport::not_run(Outcome::SetupFailed, detail)

@@ -3,16 +3,16 @@
 //! It is parked at its control socket until the host hands over the job's streams and arguments, so
 //! that a child can be ready before there is a job for it.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::enter::CONTROL_FD;
 use super::layer::{Layer, SetupError};
-use super::{at, processes, seccomp};
+use super::{at, processes};
 use crate::call::{Call, Payload};
-use crate::record::RESULT_FD;
+use crate::clone::inherited::StreamCopy;
+use crate::result_channel;
 use crate::sys::{files, messages};
 
 /// What the host says of a job. With it come the arguments, unless they are in a file, and the
@@ -50,7 +50,6 @@ impl Handed {
 pub struct Assigned {
     pub call: Call,
     pub payload: Payload,
-    pub wants_result: bool,
 }
 
 impl Assignment {
@@ -63,38 +62,49 @@ impl Assignment {
     }
 }
 
-/// Waits for the job. `None`: there is no host any more.
-pub fn wait() -> Result<Option<Assigned>, SetupError> {
-    // SAFETY: `enter` put the control socket there, and it is open until the job's code runs.
-    take(unsafe { BorrowedFd::borrow_raw(CONTROL_FD) })
+/// Waits for the job at the control socket. `None`: there is no host any more.
+///
+/// `copies` are the numbers at which preloaded objects keep a standard stream.
+pub fn wait(
+    control: BorrowedFd<'_>,
+    copies: &[StreamCopy],
+) -> Result<Option<Assigned>, SetupError> {
+    take(control, copies)
 }
 
 /// Takes a job that consists of the descriptors that are there already, so that what that writes to
 /// is this child's own when its job comes (a first write to a page that is shared with the host
 /// takes as long as several system calls). Standard output leads nowhere from here on, until
 /// [`end_rehearsal`].
-pub fn rehearse() -> Result<Option<Assigned>, SetupError> {
+pub fn rehearse(copies: &[StreamCopy]) -> Result<Option<Assigned>, SetupError> {
     let (mouth, ear) = messages::pair().map_err(|error| failed("socketpair", &error))?;
+    let null = libc::STDIN_FILENO; // as the clone has left it
     let handed = Handed {
-        stdin: libc::STDIN_FILENO,
-        stdout: libc::STDIN_FILENO, // enter() made it /dev/null
+        stdin: null,
+        stdout: null,
         stderr: libc::STDERR_FILENO,
         payload: None,
-        result: Some(RESULT_FD),
+        result: Some(null),
     };
     let assignment = Assignment::default().encode(&Payload::Inline(Vec::new()));
     messages::send(mouth.as_fd(), &assignment, &handed.numbers())
         .map_err(at(Layer::Descriptors, "sendmsg(rehearsal)"))?;
-    take(ear.as_fd())
+    take(ear.as_fd(), copies)
 }
 
 /// Undoes what a rehearsal has changed.
-pub fn end_rehearsal() -> Result<(), SetupError> {
-    seccomp::report_blocked_calls_to(false);
-    duplicate(libc::STDERR_FILENO, libc::STDOUT_FILENO)
+pub fn end_rehearsal(copies: &[StreamCopy]) -> Result<(), SetupError> {
+    if let Some(channel) = result_channel::number() {
+        result_channel::set(None);
+        nix::unistd::close(channel).map_err(at(Layer::Descriptors, "close"))?;
+    }
+    place(libc::STDERR_FILENO, libc::STDOUT_FILENO, copies)
 }
 
-fn take(control: BorrowedFd<'_>) -> Result<Option<Assigned>, SetupError> {
+fn take(
+    control: BorrowedFd<'_>,
+    copies: &[StreamCopy],
+) -> Result<Option<Assigned>, SetupError> {
     let failed = at(Layer::Descriptors, "decoding the assignment");
     let received = messages::receive_up_to(LONGEST, control, 0);
     let Some(message) = received.map_err(|error| self::failed("recvmsg(assignment)", &error))?
@@ -118,30 +128,36 @@ fn take(control: BorrowedFd<'_>) -> Result<Option<Assigned>, SetupError> {
         Some(bytes) => Payload::Inline(bytes.to_vec()),
         None => Payload::File(next()?),
     };
-    let result = descriptors.next();
+    let result = descriptors.next().map(raise).transpose()?;
+    result_channel::set(result);
     for (source, number) in [(&stdin, 0), (&stdout, 1), (&stderr, 2)] {
-        place(source, number)?;
+        place(source.as_raw_fd(), number, copies)?;
     }
-    match &result {
-        Some(result) => place(result, RESULT_FD)?,
-        // It was kept free for this until now.
-        None => nix::unistd::close(RESULT_FD).map_err(at(Layer::Descriptors, "close"))?,
-    }
-    seccomp::report_blocked_calls_to(result.is_some());
     processes::take_name(assignment.process_name.as_deref())?;
     Ok(Some(Assigned {
         call: assignment.call,
         payload,
-        wants_result: result.is_some(),
     }))
 }
 
-fn place(source: &OwnedFd, number: RawFd) -> Result<(), SetupError> {
-    duplicate(source.as_raw_fd(), number)
+/// Moves the result channel out of the way of the job's own files. Programs that the job executes do not get it.
+fn raise(channel: OwnedFd) -> Result<RawFd, SetupError> {
+    match files::duplicate_above(channel.as_raw_fd(), result_channel::LOWEST) {
+        Ok(number) => Ok(number),
+        // The limit of open files is lower. It stays where it is, close-on-exec as it came.
+        Err(Errno::EINVAL) => Ok(channel.into_raw_fd()),
+        Err(errno) => Err(at(Layer::Descriptors, "fcntl(F_DUPFD)")(errno)),
+    }
 }
 
-fn duplicate(source: RawFd, number: RawFd) -> Result<(), SetupError> {
-    files::duplicate_onto(source, number, false).map_err(at(Layer::Descriptors, "dup3"))
+/// Puts a stream at its number, and wherever else it is expected.
+fn place(source: RawFd, stream: RawFd, copies: &[StreamCopy]) -> Result<(), SetupError> {
+    let failed = at(Layer::Descriptors, "dup3");
+    files::duplicate_onto(source, stream, false).map_err(&failed)?;
+    for copy in copies.iter().filter(|copy| copy.stream == stream) {
+        files::duplicate_onto(source, copy.number, true).map_err(&failed)?;
+    }
+    Ok(())
 }
 
 fn failed(step: &'static str, error: &std::io::Error) -> SetupError {

@@ -9,7 +9,6 @@
 use std::fs::File;
 use std::io::{Read, Seek};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicI32, Ordering};
 
 use anyhow::Context;
 use libseccomp::{
@@ -20,7 +19,7 @@ use serde::Deserialize;
 
 use super::at;
 use super::layer::{Layer, Layers, SetupError};
-use crate::record::{self, RESULT_FD};
+use crate::{record, result_channel};
 use crate::sys::seccomp as sys;
 
 const POLICY: &str = include_str!("seccomp_policy.toml");
@@ -125,13 +124,6 @@ impl Program {
     }
 }
 
-/// Tells the handler whether it writes the name of a blocked call to the result channel, or a line
-/// to stderr.
-pub fn report_blocked_calls_to(has_result_channel: bool) {
-    let channel = if has_result_channel { RESULT_FD } else { -1 };
-    RESULT_CHANNEL.store(channel, Ordering::Relaxed);
-}
-
 fn compile_for(arch: ScmpArch) -> anyhow::Result<Vec<libc::sock_filter>> {
     let policy: Policy = toml::from_str(POLICY)?;
     let mut filter = ScmpFilterContext::new(ScmpAction::Errno(libc::ENOSYS))?;
@@ -198,9 +190,6 @@ fn export(filter: &ScmpFilterContext) -> anyhow::Result<Vec<libc::sock_filter>> 
     Ok(instructions.collect())
 }
 
-/// Where the handler writes: the result channel's descriptor, or -1 for a line on stderr.
-static RESULT_CHANNEL: AtomicI32 = AtomicI32::new(-1);
-
 /// Names by number, looked up before the first clone: a handler may not allocate.
 fn call_names() -> &'static [String] {
     static NAMES: OnceLock<Vec<String>> = OnceLock::new();
@@ -226,18 +215,17 @@ extern "C" fn report_and_end(
     let name = call_names()
         .get(number as usize)
         .map_or("unknown", String::as_str);
-    let channel = RESULT_CHANNEL.load(Ordering::Relaxed);
     let mut line = [0u8; 128];
-    let length = if channel < 0 {
-        let parts = [b"pyspawner: blocked system call: ", name.as_bytes(), b"\n"];
-        record::concat_into(&mut line, &parts)
-    } else {
-        record::frame_into(&mut line, record::BLOCKED, name.as_bytes())
-    };
-    let fd = if channel < 0 {
-        libc::STDERR_FILENO
-    } else {
-        channel
+    let (fd, length) = match result_channel::number() {
+        Some(channel) => (
+            channel,
+            record::frame_into(&mut line, record::BLOCKED, name.as_bytes()),
+        ),
+        None => {
+            let parts = [b"pyspawner: blocked system call: ", name.as_bytes(), b"\n"];
+            let length = record::concat_into(&mut line, &parts);
+            (libc::STDERR_FILENO, length)
+        }
     };
     crate::sys::files::write_once(fd, &line[..length]);
     sys::call(RESERVED_NUMBER);

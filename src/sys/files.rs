@@ -63,15 +63,23 @@ pub fn read_whole<'a>(
     Ok(&buffer[..length])
 }
 
-/// Closes every descriptor from `first` up (`close_range(2)`, Linux 5.9).
-pub fn close_from(first: RawFd) -> Result<(), Errno> {
-    close_range(first, RawFd::MAX)
-}
-
-/// Closes every descriptor from `first` to `last` (`close_range(2)`).
+/// Closes every descriptor from `first` to `last` (`close_range(2)`, Linux 5.9).
 pub fn close_range(first: RawFd, last: RawFd) -> Result<(), Errno> {
     // SAFETY: plain integers; the caller says that nothing between them is in use.
     check(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) }).map(drop)
+}
+
+/// Closes every descriptor but those of `kept`, which need not all be open.
+pub fn close_all_but(kept: &mut [RawFd]) -> Result<(), Errno> {
+    kept.sort_unstable();
+    let mut first = 0;
+    for &mut number in kept {
+        if number > first {
+            close_range(first, number - 1)?;
+        }
+        first = first.max(number + 1);
+    }
+    close_range(first, RawFd::MAX)
 }
 
 /// `dup3(2)` onto another number, one that this process fixes by convention.

@@ -1,12 +1,13 @@
 //! Mappings: of which clones receive nothing, and of which they receive much.
 
 use std::ops::Range;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
 
 use nix::errno::Errno;
 use nix::fcntl::AT_FDCWD;
 
+use super::check;
 use super::files::read_whole;
 
 /// Rounds down to a page boundary.
@@ -146,6 +147,58 @@ pub unsafe fn map_over(range: Range<usize>, file: &OwnedFd, offset: usize) -> Re
     Errno::result(base).map(drop)
 }
 
+/// Maps a part of a file over a range so that what is written stays in this process (`mmap(2)`, MAP_PRIVATE).
+///
+/// # Safety
+/// The range must be mapped, from that part of the file.
+pub unsafe fn map_private(
+    range: Range<usize>,
+    protection: libc::c_int,
+    file: RawFd,
+    offset: usize,
+) -> Result<(), Errno> {
+    let (base, flags) = (range.start as *mut libc::c_void, libc::MAP_PRIVATE | libc::MAP_FIXED);
+    let offset = offset as libc::off_t;
+    // SAFETY: for who reads the range nothing changes; the rest is the caller's promise.
+    let base = unsafe { libc::mmap(base, range.len(), protection, flags, file, offset) };
+    Errno::result(base).map(drop)
+}
+
+/// Puts a private copy of a range in its place (`mremap(2)`, MREMAP_FIXED).
+///
+/// # Safety
+/// The range must be mapped, page-aligned, and used by no other thread meanwhile.
+pub unsafe fn copy_in_place(range: Range<usize>, protection: libc::c_int) -> Result<(), Errno> {
+    let base = range.start as *mut libc::c_void;
+    let copy = map(range.len())?.as_ptr();
+    // SAFETY: source and copy are mapped over their whole length and do not overlap; then the copy takes the
+    // source's place as a whole.
+    unsafe {
+        if protection & libc::PROT_READ == 0 {
+            check(libc::mprotect(base, range.len(), libc::PROT_READ).into())?;
+        }
+        copy.copy_from_nonoverlapping(base.cast(), range.len());
+        let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+        let moved = libc::mremap(copy.cast(), range.len(), range.len(), flags, base);
+        if moved == libc::MAP_FAILED {
+            return Err(Errno::last());
+        }
+        check(libc::mprotect(base, range.len(), protection).into()).map(drop)
+    }
+}
+
+/// Takes what is mapped at a range away; the addresses stay taken, and every use of them is SIGSEGV.
+///
+/// # Safety
+/// The range must be mapped and page-aligned.
+pub unsafe fn close_off(range: Range<usize>) -> Result<(), Errno> {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
+    let base = range.start as *mut libc::c_void;
+    // SAFETY: by this function's contract; what used the range is told by a signal.
+    let base = unsafe { libc::mmap(base, range.len(), libc::PROT_NONE, flags, -1, 0) };
+    Errno::result(base).map(drop)
+}
+
 /// One of this process's mappings.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Mapping {
@@ -160,6 +213,10 @@ pub struct Mapping {
     pub name: String,
     /// The bytes in memory that are this process's own.
     pub own: usize,
+    /// Whether a clone shares it with its parent, and both may write to it, or come to may (`VmFlags`: `sh`, `mw`).
+    is_shared: bool,
+    /// Whether it is of huge pages alone (hugetlbfs).
+    pub is_huge: bool,
 }
 
 /// The mappings of this process in the order of their addresses (`proc_pid_smaps(5)`).
@@ -179,6 +236,12 @@ fn parse_smaps(smaps: &str) -> Vec<Mapping> {
             && let Some(mapping) = found.last_mut()
         {
             mapping.own = own as usize;
+        } else if let Some(flags) = line.strip_prefix("VmFlags:")
+            && let Some(mapping) = found.last_mut()
+        {
+            let has = |flag: &str| flags.split_whitespace().any(|word| word == flag);
+            mapping.is_shared = has("sh") && has("mw");
+            mapping.is_huge = has("ht");
         }
     }
     found
@@ -200,11 +263,23 @@ fn parse_mapping(line: &str) -> Option<Mapping> {
         file: (inode != 0).then(|| (device.to_owned(), inode)),
         offset: number(offset)?,
         name: name.trim_start().to_owned(),
-        own: 0,
+        ..Mapping::default()
     })
 }
 
 impl Mapping {
+    /// Whether it is memory that a clone and its parent can both write to, or make writable (`mprotect(2)`).
+    pub fn is_shared_with_clones(&self) -> bool {
+        self.is_shared
+    }
+
+    /// `PROT_*`, as `mmap(2)` takes it.
+    pub fn protection(&self) -> libc::c_int {
+        let bits = [('r', libc::PROT_READ), ('w', libc::PROT_WRITE), ('x', libc::PROT_EXEC)];
+        let bits = bits.iter().filter(|(mode, _)| self.modes.contains(*mode));
+        bits.fold(libc::PROT_NONE, |all, (_, bit)| all | bit)
+    }
+
     /// Whether `next` goes on where this one ends, in memory and in the file.
     pub fn continues_in(&self, next: &Self) -> bool {
         self.file.is_some()
@@ -212,20 +287,6 @@ impl Mapping {
             && self.range.end == next.range.start
             && self.offset + self.range.len() == next.offset
     }
-}
-
-/// The writable mappings of this process that a clone would share with it, by range and file.
-///
-/// # Errors
-/// If the mappings cannot be read.
-pub fn shared_writable() -> std::io::Result<Vec<String>> {
-    let mut found = mappings()?;
-    found.retain(|mapping| mapping.modes.get(1..2) == Some("w") && mapping.modes.ends_with('s'));
-    let described = found.iter().map(|Mapping { range, name, .. }| {
-        let Range { start, end } = range;
-        format!("{start:x}-{end:x} {name}")
-    });
-    Ok(described.collect())
 }
 
 /// Lets read-only memory be executed.

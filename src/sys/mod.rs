@@ -2,6 +2,7 @@
 //! in the form needed here. Nothing in this module decides anything.
 
 pub mod clone3;
+pub mod descriptors;
 pub mod files;
 pub mod identity;
 pub mod interfaces;
@@ -12,6 +13,7 @@ pub mod mounts;
 pub mod name_watch;
 pub mod process;
 pub mod seccomp;
+pub mod stdio;
 
 use nix::errno::Errno;
 

@@ -2,7 +2,7 @@
 
 use std::ffi::{CStr, CString};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -33,6 +33,43 @@ const REMOTE: &[libc::c_long] = &[
     0x0102_1997, // 9P
 ];
 
+/// File systems whose files are interfaces of the kernel's: to open one is to ask the kernel something,
+/// often about the very process that opened it (`statfs(2)`, `linux/magic.h`).
+const KERNELS: &[libc::c_long] = &[
+    0x9FA0,      // proc
+    0x6265_6572, // sysfs
+    0x6462_6720, // debugfs
+    0x7472_6163, // tracefs
+    0x7363_6673, // securityfs
+    0x6265_6570, // configfs
+    0x0027_E0EB, // cgroup
+    0x6367_7270, // cgroup2
+    0xCAFE_4A11, // bpf
+    0x6E73_6673, // namespaces
+    0x5049_4446, // pidfd
+    0x0904_1934, // anonymous inodes
+    0x5345_434D, // secretmem
+    0x444D_4142, // dma-buf
+    0x6165_676C, // pstore
+    0xDE5E_81E4, // efivarfs
+    0xF97C_FF8C, // selinux
+    0x4341_5D53, // smack
+    0x5A3C_69F0, // AppArmor
+    0x4249_4E4D, // binfmt_misc
+    0x1CD1,      // devpts
+    0x1980_0202, // mqueue
+    0x6573_5543, // fusectl
+    0x6759_6969, // rpc_pipefs
+    0x6E66_7364, // nfsd
+    0x0765_5821, // resctrl
+    0xABBA_1974, // xenfs
+];
+
+/// Whether the kernel answers for a file system's files.
+pub fn is_kernels(kind: FsType) -> bool {
+    KERNELS.contains(&kind.0)
+}
+
 /// Whether another machine or program answers for a file system: perhaps never.
 pub fn is_remote(kind: FsType) -> bool {
     REMOTE.contains(&kind.0)
@@ -59,6 +96,11 @@ pub fn copy_found(found: &OwnedFd) -> Result<OwnedFd, Errno> {
 /// folder itself if it has no name.
 pub fn copy_within(mount: &OwnedFd, name: &CStr) -> Result<OwnedFd, Errno> {
     clone_tree(mount.as_raw_fd(), name, libc::AT_EMPTY_PATH)
+}
+
+/// A detached copy of the mount of an open file, of which that file is the root.
+pub fn copy_of_file(file: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    clone_tree(file.as_raw_fd(), c"", libc::AT_EMPTY_PATH)
 }
 
 fn clone_tree(folder: RawFd, path: &CStr, flags: libc::c_int) -> Result<OwnedFd, Errno> {

@@ -13,6 +13,17 @@ use super::{check, files};
 pub enum Ending {
     Exited(i32),
     Signaled(i32),
+    /// Nobody knows: the kernel reaped it because something had SIGCHLD ignored.
+    Lost,
+}
+
+impl Reaped {
+    /// Of a process whose status was lost.
+    pub const LOST: Self = Self {
+        ending: Ending::Lost,
+        cpu: Duration::ZERO,
+        max_rss: 0,
+    };
 }
 
 /// A reaped process: how it ended and what it used, its own waited-for children included.
@@ -97,6 +108,33 @@ pub fn keep_child_statuses() {
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
 }
 
+/// What a process does at SIGCHLD.
+#[derive(Clone, Copy)]
+pub struct ChildSignal(libc::sigaction);
+
+/// Gives SIGCHLD its default action if its present one has the kernel reap children by itself (SIG_IGN,
+/// SA_NOCLDWAIT: their status would be lost), and returns that.
+pub fn take_child_statuses() -> Result<Option<ChildSignal>, Errno> {
+    // SAFETY: all-zero is a valid sigaction, which a null action only fills in.
+    let action = unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        check(libc::sigaction(libc::SIGCHLD, std::ptr::null(), &raw mut action).into())?;
+        action
+    };
+    let loses = action.sa_sigaction == libc::SIG_IGN || action.sa_flags & libc::SA_NOCLDWAIT != 0;
+    if loses {
+        keep_child_statuses();
+    }
+    Ok(loses.then_some(ChildSignal(action)))
+}
+
+/// Has the process do at SIGCHLD what it did once.
+pub fn restore_child_signal(ChildSignal(action): &ChildSignal) -> Result<(), Errno> {
+    // SAFETY: it was read from the kernel, and a handler is code of a library that stays loaded.
+    let done = unsafe { libc::sigaction(libc::SIGCHLD, action, std::ptr::null_mut()) };
+    check(done.into()).map(drop)
+}
+
 /// Waits for any signal (all must be blocked): its number, and whether the kernel sent it, as it
 /// does for a key at the terminal (`sigwaitinfo(2)`, `SI_KERNEL`).
 pub fn wait_for_signal() -> Result<(i32, bool), Errno> {
@@ -121,17 +159,10 @@ pub fn unshare(flags: libc::c_int) -> Result<(), Errno> {
 ///
 /// # Safety
 /// No owner of another descriptor may be used or dropped on this thread, or on one that it starts.
-pub unsafe fn own_descriptors(kept: &mut [RawFd]) -> Result<(), Errno> {
+pub unsafe fn own_descriptors(kept: &[RawFd]) -> Result<(), Errno> {
     unshare(libc::CLONE_FILES)?;
-    kept.sort_unstable();
-    let mut first = libc::STDERR_FILENO + 1;
-    for &mut number in kept {
-        if number > first {
-            files::close_range(first, number - 1)?;
-        }
-        first = first.max(number + 1);
-    }
-    files::close_from(first)
+    let streams = [libc::STDIN_FILENO, libc::STDOUT_FILENO, libc::STDERR_FILENO];
+    files::close_all_but(&mut [&streams, kept].concat())
 }
 
 /// A descriptor of a child of this process that nobody has reaped (`pidfd_open(2)`).

@@ -494,6 +494,7 @@ fn report() -> impl Strategy<Value = JobReport> {
     let ending = option::of(prop_oneof![
         (0..256i32).prop_map(Ending::Exited),
         (1..65i32).prop_map(Ending::Signaled),
+        Just(Ending::Lost),
     ]);
     let outcome = select(vec![
         Outcome::Ok,
@@ -645,6 +646,9 @@ fn an_event_on_a_child_fits_into_a_message() {
             }
             Some(Ending::Signaled(signal)) => {
                 prop_assert!(libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == signal);
+            }
+            Some(Ending::Lost) => {
+                prop_assert!(libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == NEVER_STARTED);
             }
             None => prop_assert!(libc::WIFSIGNALED(status)),
         }

@@ -1,0 +1,227 @@
+//! What a clone receives of preloaded objects besides private memory: descriptors and shared memory. None of it
+//! may stay common to jobs, or to a job and the host.
+
+mod descriptors;
+mod shared_memory;
+mod stand_ins;
+
+use std::cell::RefCell;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
+use nix::unistd::{Whence, lseek};
+
+pub use descriptors::Held;
+use descriptors::{StandIn, Survey, Table, restricted};
+use shared_memory::SharedRange;
+
+use crate::sandbox::{Layer, SetupError};
+use crate::sys::descriptors::offset;
+use crate::sys::files::{close_all_but, duplicate_onto};
+
+/// What preloaded objects hold, and what children get in its place.
+pub struct Inherited {
+    table: Table,
+    /// What stands in for what a job cannot use: an O_PATH descriptor, which has no state of its own.
+    unusable: OwnedFd,
+    /// pyspawner's own numbers.
+    own: Vec<RawFd>,
+    survey: RefCell<Survey>,
+    shared: Vec<SharedRange>,
+    /// Whether the table may change between clones, as hooks and threads of preloaded modules may.
+    may_change: bool,
+}
+
+/// A number of the child at which it finds one of the job's standard streams.
+#[derive(Clone, Copy, Debug)]
+pub struct StreamCopy {
+    pub number: RawFd,
+    pub stream: RawFd,
+}
+
+/// pyspawner's own descriptors in a child. Numbers, not owners: the clone holds copies of them all.
+#[derive(Clone, Copy, Debug)]
+pub struct ChildDescriptors {
+    /// Stands in for the job's standard input.
+    pub null: RawFd,
+    pub control: RawFd,
+    /// What this child is to get otherwise than its profile says.
+    pub order: Option<RawFd>,
+    /// A detached tree, as `open_tree(2)` gives it: a root of the child's own.
+    pub root: Option<RawFd>,
+}
+
+impl ChildDescriptors {
+    /// Those that the child keeps for its way in.
+    fn kept(&self) -> impl Iterator<Item = RawFd> {
+        [Some(self.control), self.order, self.root]
+            .into_iter()
+            .flatten()
+    }
+}
+
+/// The numbers that are open before the first module is imported.
+pub struct Before {
+    table: Table,
+    own: Vec<RawFd>,
+    unusable: OwnedFd,
+}
+
+impl Before {
+    /// # Errors
+    /// If the table cannot be read.
+    pub fn note() -> nix::Result<Self> {
+        let table = Table::open()?;
+        let null = open(
+            "/dev/null",
+            OFlag::O_PATH | OFlag::O_CLOEXEC,
+            Mode::empty(),
+        )?;
+        let unusable = restricted(null.as_fd())?;
+        drop(null);
+        let own = table.numbers()?;
+        Ok(Self {
+            table,
+            own,
+            unusable,
+        })
+    }
+
+    /// Looks at what there is after the warm-up.
+    ///
+    /// # Errors
+    /// If table or mappings cannot be read.
+    pub fn compare(self) -> std::io::Result<Inherited> {
+        let Self {
+            table,
+            own,
+            unusable,
+        } = self;
+        let survey = RefCell::new(Survey::make(&table, &own, None)?);
+        let shared = SharedRange::find_all()?;
+        Ok(Inherited {
+            table,
+            unusable,
+            own,
+            survey,
+            shared,
+            may_change: false,
+        })
+    }
+}
+
+impl Inherited {
+    /// What preloaded objects hold, by number.
+    pub fn with_held<T>(&self, look: impl FnOnce(&[Held]) -> T) -> T {
+        look(&self.survey.borrow().held)
+    }
+
+    /// The memory that children have a copy of, and the memory that they cannot reach.
+    pub fn shared_memory(&self) -> impl Iterator<Item = (&str, bool)> {
+        let shared = self.shared.iter();
+        shared.map(|range| (&*range.name, range.is_out_of_reach()))
+    }
+
+    /// Comes last of all preparations: what is open now and was not held after the warm-up is pyspawner's own.
+    /// With `may_change` the table is compared again before each clone.
+    ///
+    /// # Errors
+    /// If the table cannot be read.
+    pub fn seal(&mut self, may_change: bool) -> nix::Result<()> {
+        let survey = self.survey.get_mut();
+        let known: Vec<RawFd> = survey.numbers().collect();
+        self.own = self.table.numbers()?;
+        self.own.retain(|number| !known.contains(number));
+        self.may_change = may_change;
+        Ok(())
+    }
+
+    /// Before a clone, in the host: looks again if need be, and opens the files that the child is to have.
+    /// `own` are the descriptors that were made for this clone.
+    ///
+    /// # Errors
+    /// Of reading the table and of `open(2)`.
+    pub fn open(&self, own: &[RawFd]) -> nix::Result<Vec<OwnedFd>> {
+        if self.may_change {
+            self.look_again(own)?;
+        }
+        let survey = self.survey.borrow();
+        let mut opened = Vec::new();
+        for stand_in in &survey.stand_ins {
+            if let StandIn::Opened {
+                number,
+                through,
+                flags,
+            } = *stand_in
+            {
+                let file = self.table.open_anew(through, flags)?;
+                let offset = offset(number)?;
+                if offset != 0 {
+                    lseek(&file, offset, Whence::SeekSet)?;
+                }
+                opened.push(file);
+            }
+        }
+        Ok(opened)
+    }
+
+    fn look_again(&self, own: &[RawFd]) -> nix::Result<()> {
+        let numbers = self.table.numbers()?;
+        let earlier = self.survey.borrow();
+        let sources = earlier.own_numbers();
+        let own: Vec<_> = self.own.iter().chain(own).copied().chain(sources).collect();
+        let mut known: Vec<_> = own.iter().copied().chain(earlier.numbers()).collect();
+        known.sort_unstable();
+        known.dedup();
+        if known == numbers {
+            return Ok(());
+        }
+        let survey = Survey::make(&self.table, &own, Some(&earlier))?;
+        drop(earlier);
+        self.survey.replace(survey);
+        Ok(())
+    }
+
+    /// In a child that has just been cloned, before any handler: puts the stand-ins in place, makes shared memory
+    /// its own, and closes all but these and the child's own descriptors.
+    ///
+    /// # Errors
+    /// With the step that failed; the child must not go on then.
+    pub fn make_own(&self, opened: &[OwnedFd], own: &ChildDescriptors) -> Result<(), SetupError> {
+        for range in &self.shared {
+            range.make_private().map_err(|errno| {
+                let step = format!("mmap of a private copy of {}", range.name);
+                SetupError::new(Layer::Descriptors, step, errno)
+            })?;
+        }
+        duplicate_onto(own.null, libc::STDIN_FILENO, false).map_err(at("dup3"))?;
+        // Numbers from here on: their owners are the host's, and what nobody needs is closed below.
+        let opened: Vec<RawFd> = opened.iter().map(AsRawFd::as_raw_fd).collect();
+        let survey = self.survey.borrow();
+        let unusable = self.unusable.as_raw_fd();
+        stand_ins::place(&survey.stand_ins, &opened, unusable).map_err(|failed| {
+            let step = format!("{} (in place of descriptor {})", failed.step, failed.number);
+            SetupError::new(Layer::Descriptors, step, failed.errno)
+        })?;
+        let streams = [libc::STDIN_FILENO, libc::STDOUT_FILENO, libc::STDERR_FILENO];
+        let kept = streams.into_iter().chain(own.kept());
+        let mut kept: Vec<RawFd> = kept.chain(survey.numbers()).collect();
+        close_all_but(&mut kept).map_err(at("close_range"))
+    }
+
+    /// Where a child's standard streams must be put as well.
+    pub fn stream_copies(&self) -> Vec<StreamCopy> {
+        let survey = self.survey.borrow();
+        let copies = survey.stand_ins.iter().filter_map(|stand_in| match *stand_in {
+            StandIn::Stream { number, stream } => Some(StreamCopy { number, stream }),
+            _ => None,
+        });
+        copies.collect()
+    }
+}
+
+fn at(step: &'static str) -> impl Fn(Errno) -> SetupError {
+    move |errno| SetupError::new(Layer::Descriptors, step, errno)
+}

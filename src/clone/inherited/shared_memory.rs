@@ -1,0 +1,110 @@
+//! Gives each child a private copy of the memory that a clone would share with the host.
+//!
+//! A lock of `multiprocessing` lies in such memory: a job that took it and ended would stop every later one.
+//! What is not plain memory (a device's registers, the rings of io_uring) is out of a child's reach.
+
+use std::ops::Range;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::{Mode, SFlag, fstat};
+
+use crate::sys::memory::{self, Mapping};
+
+/// A range that clones share with the host and that they may write to.
+#[derive(Debug)]
+pub struct SharedRange {
+    range: Range<usize>,
+    protection: libc::c_int,
+    how: How,
+    /// What the kernel calls it.
+    pub name: String,
+}
+
+#[derive(Debug)]
+enum How {
+    /// Mapped again, privately, from the file behind it: costs nothing until it is used.
+    FromFile { file: OwnedFd, offset: usize },
+    /// Copied byte by byte.
+    ByCopy,
+    /// Nothing but the addresses stays.
+    OutOfReach,
+}
+
+impl SharedRange {
+    /// All of this process's.
+    ///
+    /// # Errors
+    /// If the mappings cannot be read.
+    pub fn find_all() -> std::io::Result<Vec<Self>> {
+        let mappings = memory::mappings()?;
+        let shared = mappings.into_iter().filter(Mapping::is_shared_with_clones);
+        Ok(shared.map(Self::of).collect())
+    }
+
+    fn of(mapping: Mapping) -> Self {
+        let file = file_behind(&mapping);
+        let is_memory = match &file {
+            Some(file) => fstat(file).is_ok_and(|status| {
+                status.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFREG.bits()
+            }),
+            None => is_memory_by_name(&mapping.name),
+        };
+        let how = match file {
+            _ if !is_memory => How::OutOfReach,
+            Some(file) if !mapping.is_huge => How::FromFile {
+                file,
+                offset: mapping.offset,
+            },
+            _ => How::ByCopy,
+        };
+        Self {
+            protection: mapping.protection(),
+            range: mapping.range,
+            how,
+            name: mapping.name,
+        }
+    }
+
+    pub fn is_out_of_reach(&self) -> bool {
+        matches!(self.how, How::OutOfReach)
+    }
+
+    /// In a child that has just been cloned: makes the range its own.
+    ///
+    /// # Errors
+    /// Of `mmap(2)`, `mprotect(2)` and `mremap(2)`.
+    pub fn make_private(&self) -> Result<(), Errno> {
+        let range = self.range.clone();
+        // SAFETY: the range is mapped, since the host keeps what was mapped at the end of the warm-up. What it
+        // holds stays (or, out of reach, can only be used by a driver's library, which then ends by SIGSEGV), and
+        // this is the only thread.
+        unsafe {
+            match &self.how {
+                How::FromFile { file, offset } => {
+                    memory::map_private(range, self.protection, file.as_raw_fd(), *offset)
+                }
+                How::ByCopy => memory::copy_in_place(range, self.protection),
+                How::OutOfReach => memory::close_off(range),
+            }
+        }
+    }
+}
+
+/// The file that is mapped, if this process may open it so (`proc_pid_map_files(5)`: CAP_SYS_ADMIN or
+/// CAP_CHECKPOINT_RESTORE in the initial user namespace).
+fn file_behind(mapping: &Mapping) -> Option<OwnedFd> {
+    let Range { start, end } = mapping.range;
+    let path = format!("/proc/self/map_files/{start:x}-{end:x}");
+    // O_NONBLOCK: to open a device may wait.
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
+    open(&*path, flags, Mode::empty()).ok()
+}
+
+/// Without a look at the file: anonymous and System V shared memory, memory files, and files of folders.
+/// Devices lie in `/dev`, but for the memory in `/dev/shm`; what is not a file has no path.
+fn is_memory_by_name(name: &str) -> bool {
+    let is_device = name.starts_with("/dev/") && !name.starts_with("/dev/shm/");
+    name.starts_with("/dev/zero (deleted)") || (name.starts_with('/') && !is_device)
+}
