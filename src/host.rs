@@ -123,10 +123,13 @@ fn prepare_children(
     for layer in sandbox.layers.skipped() {
         log::warn!("layer {layer} is skipped by the configuration: the sandbox is weaker");
     }
+    cloner.keep_child_statuses()?;
+    let has_hooks = host_module::has_before_clone();
     let has_threads = !cloner.foreign_threads()?.is_empty();
-    let may_change = has_threads || host_module::has_before_clone();
+    let may_change = has_hooks || has_threads;
     cloner.inherited.seal(may_change).context("/proc/thread-self/fd")?;
     Ok(Children {
+        has_hooks,
         cloner,
         sandbox,
         entry: warm.entry,
@@ -188,6 +191,8 @@ fn log_inherited(inherited: &Inherited) {
 
 struct Children {
     cloner: Cloner,
+    /// Whether code of preloaded modules runs before each clone.
+    has_hooks: bool,
     sandbox: Sandbox,
     entry: Entry,
     needed: Vec<PathBuf>,
@@ -218,6 +223,10 @@ impl Children {
                 crate::interpreter::describe(py, &error)
             )
         })?;
+        if self.has_hooks {
+            let kept = self.cloner.keep_child_statuses();
+            kept.map_err(|error| error.to_string())?;
+        }
         self.sandbox.renew().map_err(|error| error.to_string())?;
         let (network, new_network) = self.network_of(request)?;
         let mut own = request.numbers();

@@ -254,6 +254,17 @@ impl Cloner {
         side.map_err(|errno| CloneError::Clone { flags, errno })
     }
 
+    /// Undoes that a module, or a hook, has the kernel throw children's statuses away. Children go on as that left it.
+    ///
+    /// # Errors
+    /// Of `sigaction(2)`.
+    pub fn keep_child_statuses(&self) -> Result<(), CloneError> {
+        if let Some(signal) = process::take_child_statuses().map_err(CloneError::Signal)? {
+            self.childs_signal.set(Some(signal));
+        }
+        Ok(())
+    }
+
     fn restore_child_signal(&self) -> Result<(), SetupError> {
         let Some(signal) = self.childs_signal.get() else {
             return Ok(());
@@ -268,10 +279,6 @@ impl Cloner {
             Err(busy) => return Ok(Attempt::Disturbed(busy)),
         };
         // While the foreign threads sleep, so that the table is as the child will have it.
-        // A module or a hook may have had children's statuses thrown away.
-        if let Some(signal) = process::take_child_statuses().map_err(CloneError::Signal)? {
-            self.childs_signal.set(Some(signal));
-        }
         let opened = self.inherited.open(spec.own);
         let opened = opened.map_err(CloneError::Inherited)?;
         let birth = Birth {

@@ -81,8 +81,13 @@ def deep(depth):
     return value
 
 
+def _channel():
+    """The number of the result channel: the highest that is open."""
+    return max(int(number) for number in os.listdir("/proc/self/fd"))
+
+
 def forge(data):
-    os.write(3, data.encode("latin-1"))
+    os.write(_channel(), data.encode("latin-1"))
 
 
 def forge_or_not(data):

@@ -11,7 +11,7 @@ import os
 import re
 import subprocess
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -22,9 +22,9 @@ from test_clone_safety import state_of
 # The way in: step, layer, the calls that it makes, and calls that are its own only once it has
 # begun. A prctl goes by its option's name; reads and writes have their descriptor.
 WAY_IN = [
-    ("descriptors", "descriptors", "fcntl dup2 dup3 close_range rt_sigprocmask", ""),
+    ("descriptors", "descriptors", "dup3 close_range rt_sigprocmask", ""),
     ("session", "descriptors", "setsid", ""),
-    ("wait for the host", "user_namespace", "read(5)", ""),
+    ("wait for the host", "user_namespace", "read(control)", ""),
     ("groups", "setuid", "PR_SET_SECUREBITS setgroups", ""),
     ("gid", "setuid", "setresgid", ""),
     ("uid", "setuid", "setresuid", ""),
@@ -59,14 +59,14 @@ WAY_IN = [
     ("read-back", "drop_capabilities", "capget PR_CAPBSET_READ PR_CAP_AMBIENT PR_GET_SECUREBITS", ""),
     ("read-back", "no_new_privs", "PR_GET_NO_NEW_PRIVS", ""),
     ("read-back", "seccomp", "PR_GET_SECCOMP", ""),
-    ("ready", "report", "write(5)", ""),
-    ("assignment", "descriptors", "recvmsg dup3", ""),
-    ("arguments", "arguments", "read(8)", ""),
-    ("report", "report", "write(5)", ""),
+    ("ready", "report", "write(control)", ""),
+    ("assignment", "descriptors", "recvmsg fcntl dup3", ""),
+    ("arguments", "arguments", "read(6)", ""),
+    ("report", "report", "write(control)", ""),
 ]
 # So long that it goes in a file, which takes a step more.
 LONG = "x" * 20_000
-REPORT = "write(5)"  # the second: before it comes "ready"
+REPORT = "write(control)"  # the second: before it comes "ready"
 
 # The same for a client's child with an order of its own.
 OWN_ROOT = (
@@ -77,7 +77,7 @@ OWN_ROOT = (
 )
 OWN_WAY_IN = [
     *WAY_IN[:2],
-    ("order", "descriptors", "read(6)", ""),
+    ("order", "descriptors", "read(order)", ""),
     *(OWN_ROOT if row[0] == "root" else row for row in WAY_IN[2:-2]),
     ("name", "descriptors", "PR_SET_NAME", ""),
     *WAY_IN[-2:],
@@ -97,7 +97,7 @@ HARMLESS = {
     "gettid": "the interpreter's fork hook: the thread's number for `threading.get_native_id`",
     "getrandom": "seeds of generators and hash tables, which libraries also take from /dev/urandom",
     "openat": "the C library's, for getgroups: /proc/sys/kernel/ngroups_max has a default",
-    "read(4)": "as openat",
+    "read(3)": "as openat",
     "close": "a descriptor is closed even where close(2) reports an error",
     "statx": "whether a writable place is a folder (if unknown, Landlock allows less); a size hint",
     "lseek": "a size hint for reading the arguments",
@@ -138,6 +138,8 @@ class Host:
     tool: Path
     names: dict
     steps = WAY_IN
+    roles: dict = field(default_factory=dict)
+    """What a child's descriptors are, by number."""
 
     def job(self):
         """One job's report. What is in `stdout` was written by its code, and by nothing else."""
@@ -165,7 +167,17 @@ class Host:
         name, first = self.names.get(int(number), number), int(arguments[0], 16)
         if name == "prctl":
             return PRCTL_OPTIONS.get(first, f"prctl({first})")
-        return f"{name}({first})" if name in ("read", "write") else name
+        return f"{name}({self.roles.get(first, first)})" if name in ("read", "write") else name
+
+    def learn_roles(self):
+        """The host's numbers are its own matter. A child's first word goes to its control socket, and what it reads
+        first, if not that, is its order."""
+        report, calls = self.job_under("trace")
+        assert self.is_whole(report), report
+        control = next(call for call in calls if call.startswith("write("))
+        self.roles[number_of(control)] = "control"
+        first = number_of(next(call for call in calls if call.startswith("read(")))
+        self.roles.setdefault(first, "order")
 
     def way_in(self):
         """A child's calls from its first to its report, which are the same each time."""
@@ -187,13 +199,18 @@ class Host:
         return state
 
 
+def number_of(call):
+    """The descriptor of a read or write as :meth:`Host.name` has it."""
+    return int(call.partition("(")[2].rstrip(")"))
+
+
 @dataclass(repr=False)
 class ClientHost(Host):
     """A running `serve`, and a client whose children have an order of their own."""
 
-    client: Client
-    root: Path
-    config: SandboxConfig
+    client: Client = None
+    root: Path = None
+    config: SandboxConfig = None
     """What each child is to have."""
     lacks: frozenset = frozenset()
     """Layers that `config` leaves out."""
@@ -271,7 +288,8 @@ def capabilities():
 
 def is_open(number):
     try:
-        return os.fstat(number) is not None
+        # Where getrandom(2) fails, CPython keeps the device open instead.
+        return os.fstat(number).st_rdev != os.makedev(1, 9)
     except OSError:
         return False
 
@@ -314,6 +332,7 @@ def map_host(pyspawner, open_folder, tool):
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         host = Host(process, tool, system_calls())
         assert host.job()["outcome"] == "ok"
+        host.learn_roles()
         yield host
         process.stdin.close()
 
@@ -331,8 +350,9 @@ def client_host(pyspawner, open_folder, tool):
     with subprocess.Popen(command) as process:
         wait_until(path.exists)
         with Client(connect=path) as client:
-            host = ClientHost(process, tool, system_calls(), client, root, config)
+            host = ClientHost(process, tool, system_calls(), client=client, root=root, config=config)
             assert host.is_whole(host.job())
+            host.learn_roles()
             yield host
         process.terminate()
 

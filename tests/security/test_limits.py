@@ -80,7 +80,7 @@ def test_file_size(bomb):
     assert bomb("big_file", 2 << 20) == "ok"
 
 
-@pytest.mark.parametrize("stream", [1, 2, 3])
+@pytest.mark.parametrize("stream", [1, 2, "result"])
 def test_endless_output(pyspawner, stream):
     line = pyspawner.job("limits.flood", stream, path=JOBS, config=limited(output="1M"))
     assert line["outcome"] == "output_limit"

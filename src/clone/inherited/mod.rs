@@ -18,7 +18,7 @@ use descriptors::{StandIn, Survey, Table, restricted};
 use shared_memory::SharedRange;
 
 use crate::sandbox::{Layer, SetupError};
-use crate::sys::descriptors::offset;
+use crate::sys::descriptors::{lowest_free_number, offset};
 use crate::sys::files::{close_all_but, duplicate_onto};
 
 /// What preloaded objects hold, and what children get in its place.
@@ -157,7 +157,11 @@ impl Inherited {
             } = *stand_in
             {
                 let file = self.table.open_anew(through, flags)?;
-                let offset = offset(number)?;
+                // Closed by its owner since: its number stays taken all the same.
+                let offset = offset(number).or_else(|errno| match errno {
+                    Errno::EBADF => Ok(0),
+                    other => Err(other),
+                })?;
                 if offset != 0 {
                     lseek(&file, offset, Whence::SeekSet)?;
                 }
@@ -167,15 +171,18 @@ impl Inherited {
         Ok(opened)
     }
 
+    /// Makes the survey anew if something was opened, or if what was open is missing. The kernel gives the lowest
+    /// free number, so that one shows it without a list of all: it is taken, or there is a lower one.
     fn look_again(&self, own: &[RawFd]) -> nix::Result<()> {
-        let numbers = self.table.numbers()?;
         let earlier = self.survey.borrow();
         let sources = earlier.own_numbers();
         let own: Vec<_> = self.own.iter().chain(own).copied().chain(sources).collect();
         let mut known: Vec<_> = own.iter().copied().chain(earlier.numbers()).collect();
         known.sort_unstable();
         known.dedup();
-        if known == numbers {
+        let numbers = (0..).zip(&known);
+        let lowest_free = numbers.take_while(|(free, known)| free == *known).count();
+        if lowest_free_number(&self.unusable)? as usize == lowest_free {
             return Ok(());
         }
         let survey = Survey::make(&self.table, &own, Some(&earlier))?;
