@@ -26,6 +26,8 @@ pub struct File {
     pub path: Vec<PathBuf>,
     pub environment: BTreeMap<String, String>,
     pub strict: bool,
+    /// Ask [`File::rehearses`], which knows the default.
+    rehearsal: Option<bool>,
     pub profile: BTreeMap<String, Profile>,
     pub pool: Pool,
 }
@@ -44,6 +46,11 @@ pub struct Pool {
 }
 
 impl File {
+    /// Whether the warm-up is called once more in a clone before the first job.
+    pub fn rehearses(&self) -> bool {
+        self.rehearsal.unwrap_or(true)
+    }
+
     /// Reads a configuration file.
     ///
     /// # Errors
@@ -71,6 +78,8 @@ pub struct HostSettings {
     pub path: Vec<PathBuf>,
     /// Refuse to start if preloaded modules leave threads behind.
     pub strict: bool,
+    /// Call the warm-up once more in a clone before the first job.
+    pub rehearsal: bool,
     pub profile: Profile,
     /// For `env_filter`.
     pub log_filter: String,

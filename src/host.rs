@@ -6,21 +6,24 @@
 use std::convert::Infallible;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Context;
+use nix::mount::{MsFlags, mount};
 use pyo3::prelude::*;
 
 use crate::call::Payload;
 use crate::clone::network_namespace::Birth;
+use crate::clone::openmp;
 use crate::clone::private_memory::spawn_private_thread;
 use crate::clone::warm_image;
 use crate::clone::inherited::{Before, Held, Inherited, StreamCopy};
 use crate::clone::{self, CloneError, CloneSpec, Cloner};
 use crate::config::HostSettings;
 use crate::interpreter::call::Entry;
-use crate::interpreter::{host_module, threads, warm};
+use crate::interpreter::{self, held, host_module, threads, warm};
 use crate::pool::clone_service::{
-    self, CloneOrder, Cloned, Failure, IoEnd, MainEnd, Prepared, Purpose, ToMain,
+    self, CloneOrder, Cloned, Failure, IoEnd, MainEnd, Prepared, Purpose, ToMain, WarmUp,
 };
 use crate::pool::interrupt;
 use crate::sandbox::assignment::{self, Assigned};
@@ -57,6 +60,7 @@ pub fn serve(
         Ok(mut children) => {
             main_end.ready(Ok(Prepared {
                 hidden_names: children.sandbox.hidden_names(),
+                warm_up: children.to_rehearse.take(),
             }));
             children.clone_on_request(&main_end);
         }
@@ -95,6 +99,7 @@ fn prepare(settings: &HostSettings, io_thread: libc::pid_t) -> Result<Children, 
             detail: format!("{error:#}"),
         }
     };
+    leave_mount_namespace().map_err(failure("setup"))?;
     let before = Before::note().context("/proc/thread-self/fd, open_tree /dev/null");
     let before = before.map_err(failure("setup"))?;
     let reserved = warm_image::prepare().context("reserving address space for the interpreter");
@@ -104,11 +109,21 @@ fn prepare(settings: &HostSettings, io_thread: libc::pid_t) -> Result<Children, 
     interrupt::block_signals().context("blocking signals").map_err(failure("setup"))?;
     // What is left in the buffers of streams would be written by each child.
     stdio::flush_all();
+    let runtimes = openmp::Runtimes::find();
+    runtimes.end_threads();
     let inherited = before.compare().context("/proc/thread-self/fd, /proc/self/smaps");
     let inherited = inherited.map_err(failure("setup"))?;
     let compact = warm_image::compact().context("/proc/self/smaps, mmap(MAP_FIXED)");
     compact.map_err(failure("setup"))?;
-    prepare_children(settings, io_thread, warm, inherited).map_err(failure("setup"))
+    prepare_children(settings, io_thread, warm, inherited, runtimes).map_err(failure("setup"))
+}
+
+/// Puts this thread, and those that modules start, into a mount namespace in which it may copy mounts, as an ordinary
+/// user's host may not in the machine's own. What is mounted there later is seen here too.
+fn leave_mount_namespace() -> anyhow::Result<()> {
+    process::unshare(libc::CLONE_NEWNS).context("unshare(CLONE_NEWNS)")?;
+    let flags = MsFlags::MS_REC | MsFlags::MS_SLAVE;
+    mount(None::<&str>, "/", None::<&str>, flags, None::<&str>).context("mount / MS_SLAVE")
 }
 
 fn prepare_children(
@@ -116,19 +131,26 @@ fn prepare_children(
     io_thread: libc::pid_t,
     warm: warm::Warm,
     inherited: Inherited,
+    openmp: openmp::Runtimes,
 ) -> anyhow::Result<Children> {
     let mut cloner = Cloner::new(&[io_thread], inherited)?;
-    log_warm_state(settings, &warm.report, &cloner)?;
+    let threads = cloner.foreign_threads()?;
+    let threads = Python::attach(|py| threads::names(py, &threads));
+    log_warm_state(settings, &warm.report, &cloner.inherited, &threads)?;
     let sandbox = Sandbox::prepare(&settings.profile, &warm.needed)?;
     for layer in sandbox.layers.skipped() {
         log::warn!("layer {layer} is skipped by the configuration: the sandbox is weaker");
     }
     cloner.keep_child_statuses()?;
     let has_hooks = host_module::has_before_clone();
-    let has_threads = !cloner.foreign_threads()?.is_empty();
-    let may_change = has_hooks || has_threads;
+    let may_change = has_hooks || !threads.is_empty();
     cloner.inherited.seal(may_change).context("/proc/thread-self/fd")?;
+    let took = warm.warm_up.as_ref().map(|(_, took)| *took);
+    let to_rehearse = took.filter(|_| settings.rehearsal);
     Ok(Children {
+        warm_up: warm.warm_up,
+        to_rehearse: to_rehearse.map(|took| WarmUp { took, threads }),
+        openmp,
         has_hooks,
         cloner,
         sandbox,
@@ -140,7 +162,8 @@ fn prepare_children(
 fn log_warm_state(
     settings: &HostSettings,
     report: &warm::Report,
-    cloner: &Cloner,
+    inherited: &Inherited,
+    threads: &[String],
 ) -> anyhow::Result<()> {
     for (module, time) in &report.imports {
         log::info!("imported {module} in {time:.1?}");
@@ -152,10 +175,8 @@ fn log_warm_state(
         report.resident >> 20,
         crate::clone::fork_protocol::handler_count(),
     );
-    log_inherited(&cloner.inherited);
-    let threads = cloner.foreign_threads()?;
-    let threads: Vec<String> = Python::attach(|py| threads.iter().map(|t| threads::name(py, t)).collect());
-    for thread in &threads {
+    log_inherited(inherited);
+    for thread in threads {
         log::info!("a preloaded module left {thread} running");
     }
     if settings.strict && !threads.is_empty() {
@@ -173,16 +194,25 @@ fn log_inherited(inherited: &Inherited) {
         }
     }
     inherited.with_held(|held| {
+        let numbers: Vec<RawFd> = held.iter().map(|held| held.number).collect();
+        let names = Python::attach(|py| held::names(py, &numbers)).unwrap_or_default();
         let mut limited = Vec::new();
-        for Held { number, target, remark } in held {
+        for Held {
+            number,
+            target,
+            remark,
+        } in held
+        {
+            let name = names.get(number).map_or(String::new(), |name| format!(", {name}"));
+            let which = format!("{target} (descriptor {number}{name})");
             match remark {
-                Some(remark) => limited.push(format!("{target} (descriptor {number}): {remark}")),
-                None => log::info!("a preloaded module holds {target} open (descriptor {number})"),
+                Some(remark) => limited.push(format!("{which}: {remark}")),
+                None => log::info!("a preloaded module holds {which} open"),
             }
         }
         if !limited.is_empty() {
             log::warn!(
-                "what preloaded modules hold open works otherwise in jobs: {}",
+                "what preloaded modules hold open works otherwise in jobs: {}; see docs/preloading.md",
                 limited.join("; ")
             );
         }
@@ -190,6 +220,9 @@ fn log_inherited(inherited: &Inherited) {
 }
 
 struct Children {
+    warm_up: Option<(Py<PyAny>, Duration)>,
+    to_rehearse: Option<WarmUp>,
+    openmp: openmp::Runtimes,
     cloner: Cloner,
     /// Whether code of preloaded modules runs before each clone.
     has_hooks: bool,
@@ -220,10 +253,11 @@ impl Children {
         host_module::run_before_clone(py).map_err(|error| {
             format!(
                 "before_clone:\n{}",
-                crate::interpreter::describe(py, &error)
+                interpreter::describe(py, &error)
             )
         })?;
         if self.has_hooks {
+            self.openmp.end_threads();
             let kept = self.cloner.keep_child_statuses();
             kept.map_err(|error| error.to_string())?;
         }
@@ -317,6 +351,7 @@ impl Child<'_> {
         match request.purpose {
             Purpose::Job | Purpose::Spare => self.serve(py, request.purpose),
             Purpose::Probe => self.check_reach(),
+            Purpose::Rehearsal => self.rehearse_warm_up(py),
             Purpose::Floor | Purpose::BareClone => self.say_ready(),
         }
     }
@@ -389,6 +424,28 @@ impl Child<'_> {
         self.say_ready()
     }
 
+    /// Calls the warm-up, with what it prints out of sight, since the host's own call has printed it. If it hangs,
+    /// its stack is printed before the host gives it up.
+    fn rehearse_warm_up(&self, py: Python<'_>) -> i32 {
+        let Some((warm_up, took)) = &self.host.warm_up else {
+            return self.say_ready();
+        };
+        if let Err(text) = self.host.entry.become_own(py) {
+            return self.refuse(&ChildReport::HookFailed(format!("after_clone:\n{text}")));
+        }
+        let patience = clone_service::limit_of_rehearsal(*took) / 10 * 8;
+        let called = hide_output()
+            .and_then(|stderr| Ok(threads::print_stack_later(py, patience, stderr)?))
+            .and_then(|()| Ok(warm_up.call0(py)?));
+        match called {
+            Ok(_) => self.say_ready(),
+            Err(error) => self.refuse(&ChildReport::HookFailed(match error.downcast::<PyErr>() {
+                Ok(error) => interpreter::describe(py, &error),
+                Err(error) => format!("{error:#}"),
+            })),
+        }
+    }
+
     /// For a child that has nothing else to do.
     fn say_ready(&self) -> i32 {
         match self.control.report(&ChildReport::Ready) {
@@ -402,6 +459,17 @@ impl Child<'_> {
         self.control.report(report);
         NEVER_STARTED
     }
+}
+
+/// Has standard output and error lead nowhere. Returns another number for what standard error was.
+fn hide_output() -> anyhow::Result<RawFd> {
+    let stderr = files::duplicate_above(libc::STDERR_FILENO, libc::STDERR_FILENO + 1);
+    let stderr = stderr.context("fcntl(F_DUPFD)")?;
+    for stream in [libc::STDOUT_FILENO, libc::STDERR_FILENO] {
+        // Standard input leads nowhere until there is a job.
+        files::duplicate_onto(libc::STDIN_FILENO, stream, false).context("dup3")?;
+    }
+    Ok(stderr)
 }
 
 fn read_arguments(payload: Payload) -> Result<Vec<u8>, ChildReport> {

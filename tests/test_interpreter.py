@@ -78,14 +78,14 @@ def test_preload_report(pyspawner):
     done = pyspawner.map("paths.prefixes", [[]], "-v", "--preload", "json,leaves_open")
     assert "imported json in" in done.stderr
     assert "warm in" in done.stderr and "MiB resident" in done.stderr
-    assert "/etc/hostname open; children do not receive it" in done.stderr
-    assert 'thread "left-running"' in done.stderr
+    assert "holds /etc/hostname open (descriptor" in done.stderr
+    assert 'left thread "Thread-1 (_wait)" of module leaves_open running' in done.stderr
 
 
 def test_strict_refuses_threads(pyspawner):
     done = pyspawner.run("paths.prefixes", flags=["--strict", "--preload", "leaves_open"])
     assert done.status == 125
-    assert "left-running" in done.stderr
+    assert 'thread "Thread-1 (_wait)" of module leaves_open' in done.stderr
 
 
 def test_hooks_run_in_order_where_they_should(pyspawner):

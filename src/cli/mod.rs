@@ -106,6 +106,11 @@ struct HostOptions {
     /// Refuse to start if preloaded modules leave threads running.
     #[arg(long)]
     strict: bool,
+    /// Do not call the warm-up once more in a clone before the first job.
+    ///
+    /// That call shows what hangs or fails in a clone, such as a library whose threads were used in the warm-up.
+    #[arg(long)]
+    no_rehearsal: bool,
     /// The configuration file. Flags outrank it.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -244,6 +249,7 @@ fn execute(
             .map(|path| std::path::absolute(path).with_context(|| format!("{}", path.display())))
             .collect::<anyhow::Result<_>>()?,
         strict: options.strict || file.strict,
+        rehearsal: file.rehearses() && !options.no_rehearsal,
         profile: profile.clone(),
         log_filter,
     };
@@ -401,6 +407,9 @@ async fn prepare(
             .await
             .map_err(anyhow::Error::msg)
             .context("a first child could not be made as the profile asks, so no job was run")?;
+        if let Some(warm_up) = &prepared.warm_up {
+            pool.rehearse(warm_up).await.map_err(anyhow::Error::msg)?;
+        }
         pool.keep_spares(spares, prepared.hidden_names);
         Ok(pool)
     };

@@ -12,6 +12,7 @@ pub mod foreign_threads;
 pub mod fork_protocol;
 pub mod inherited;
 pub mod network_namespace;
+pub mod openmp;
 pub mod private_memory;
 mod scratch;
 mod thread_code;

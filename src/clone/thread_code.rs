@@ -31,7 +31,7 @@ impl CodeMap {
         })
     }
 
-    /// The file name of the library that a sleeping thread runs, by its line of `/proc/PID/task/TID/syscall`, which
+    /// The library that a sleeping thread runs, by its line of `/proc/PID/task/TID/syscall`, which
     /// ends with its stack pointer and instruction.
     pub fn library_of(&self, call: &str) -> Option<String> {
         let mut from_end = call.trim_end().rsplit(' ').skip(1);
@@ -48,6 +48,13 @@ impl CodeMap {
         let mapping = self.code.iter().find(|mapping| mapping.range.contains(&address))?;
         let name = mapping.name.rsplit('/').next()?;
         let is_common = COMMON.iter().any(|common| name.starts_with(common));
-        (!is_common).then(|| name.to_owned())
+        (!is_common).then(|| within_packages(&mapping.name).unwrap_or(name).to_owned())
     }
+}
+
+/// The path below the folder of installed packages: it begins with the package's name.
+fn within_packages(path: &str) -> Option<&str> {
+    let folders = ["/site-packages/", "/dist-packages/"];
+    let mut below = folders.iter().filter_map(|folder| path.rsplit_once(folder));
+    below.next().map(|(_, path)| path)
 }

@@ -1,6 +1,7 @@
 //! The embedded interpreter: made warm once, called in every child.
 
 pub mod call;
+pub mod held;
 pub mod host_module;
 pub mod random_states;
 pub mod threads;

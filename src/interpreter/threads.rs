@@ -1,6 +1,11 @@
 //! Threads of preloaded modules, in words for the operator. `threads.py` is its Python half.
 
+use std::collections::BTreeMap;
+use std::os::fd::RawFd;
+use std::time::Duration;
+
 use pyo3::prelude::*;
+use pyo3::types::IntoPyDict;
 
 use crate::clone::foreign_threads::ForeignThread;
 
@@ -22,13 +27,31 @@ fn ask(py: Python<'_>, tid: libc::pid_t) -> Option<Known> {
     })
 }
 
-/// A thread by its Python name and module, else by its own name and library.
-pub fn name(py: Python<'_>, thread: &ForeignThread) -> String {
-    match (ask(py, thread.tid), &thread.library) {
-        (Some(known), _) => format!("thread {:?} of module {}", known.name, known.module),
-        (None, Some(library)) => format!("thread {:?} of {library}", thread.name),
-        (None, None) => format!("thread {:?}", thread.name),
+/// Threads by their Python name and module, those of one library together.
+pub fn names(py: Python<'_>, threads: &[ForeignThread]) -> Vec<String> {
+    let mut names = Vec::new();
+    let mut of_libraries = BTreeMap::<&str, Vec<&str>>::new();
+    for thread in threads {
+        match (ask(py, thread.tid), &thread.library) {
+            (Some(known), _) => names.push(format!(
+                "thread {:?} of module {}",
+                known.name, known.module
+            )),
+            (None, Some(library)) => of_libraries.entry(library).or_default().push(&thread.name),
+            (None, None) => names.push(format!("thread {:?}", thread.name)),
+        }
     }
+    names.extend(of_libraries.into_iter().map(|(library, mut threads)| {
+        let count = threads.len();
+        threads.sort_unstable();
+        threads.dedup();
+        let named = threads.join(", ");
+        match count {
+            1 => format!("thread {named:?} of {library}"),
+            _ => format!("{count} threads of {library} ({named})"),
+        }
+    }));
+    names
 }
 
 /// A thread's name, module and stack, as the end of a message; `None` if Python did not start it.
@@ -40,4 +63,15 @@ pub fn stack(py: Python<'_>, tid: libc::pid_t) -> Option<String> {
         known.module,
         known.stack.trim_end()
     ))
+}
+
+/// Has every thread's stack printed to a descriptor if this process is still there then.
+///
+/// # Errors
+/// Of `faulthandler`.
+pub fn print_stack_later(py: Python<'_>, after: Duration, to: RawFd) -> PyResult<()> {
+    let options = [("file", to)].into_py_dict(py)?;
+    let faulthandler = py.import("faulthandler")?;
+    let arguments = (after.as_secs_f64(),);
+    faulthandler.call_method("dump_traceback_later", arguments, Some(&options)).map(drop)
 }

@@ -12,12 +12,14 @@ use pyo3::types::PyModule;
 
 use super::call::Entry;
 use super::random_states::RandomStates;
-use super::{describe, host_module, job_module};
+use super::{describe, held, host_module, job_module};
 use crate::config::{Callable, HostSettings};
 
 /// The warm interpreter, and what became of the process on the way.
 pub struct Warm {
     pub entry: Entry,
+    /// The warm-up function, if there is one, and how long it took.
+    pub warm_up: Option<(Py<PyAny>, Duration)>,
     /// Folders and files that a child's interpreter reads: prefixes, `sys.path`.
     pub needed: Vec<PathBuf>,
     pub report: Report,
@@ -39,12 +41,12 @@ pub fn warm(settings: &HostSettings) -> anyhow::Result<Warm> {
         extend_path(py, &settings.path)?;
         let imports = import_all(py, &settings.preload)?;
         let child_main = resolve(py, &settings.child_main, "child_main")?;
-        if let Some(warm_up) = &settings.warm_up {
-            resolve(py, warm_up, "warm_up")?
-                .call0(py)
-                .map_err(|error| anyhow!("warm_up {warm_up} failed:\n{}", describe(py, &error)))?;
-        }
+        let warm_up = match &settings.warm_up {
+            Some(warm_up) => Some(call_warm_up(py, warm_up)?),
+            None => None,
+        };
         let random_states = RandomStates::find(py).context("after the warm-up")?;
+        held::prepare(py).context("after the warm-up")?;
         if let Err(error) = job_module(py)?.call_method0("fill_type_cache") {
             // Each child does it for itself then.
             log::debug!("filling the type cache: {}", describe(py, &error));
@@ -52,6 +54,7 @@ pub fn warm(settings: &HostSettings) -> anyhow::Result<Warm> {
         let needed = freeze(py).context("after the warm-up")?;
         Ok(Warm {
             entry: Entry::new(py, child_main, random_states)?,
+            warm_up,
             needed: needed.into_iter().chain(settings.path.clone()).collect(),
             report: Report {
                 imports,
@@ -138,7 +141,8 @@ fn extend_path(py: Python<'_>, folders: &[PathBuf]) -> anyhow::Result<()> {
 }
 
 /// The Python halves of this project, as modules of their own in every interpreter.
-const PYTHON_HALVES: [(&CStr, &CStr); 2] = [
+const PYTHON_HALVES: [(&CStr, &CStr); 3] = [
+    (c"_pyspawner_held", source(concat!(include_str!("held.py"), "\0"))),
     (c"_pyspawner_job", source(concat!(include_str!("job.py"), "\0"))),
     (c"_pyspawner_threads", source(concat!(include_str!("threads.py"), "\0"))),
 ];
@@ -160,6 +164,14 @@ fn import_all(py: Python<'_>, modules: &[String]) -> anyhow::Result<Vec<(String,
         imports.push((module.clone(), start.elapsed()));
     }
     Ok(imports)
+}
+
+fn call_warm_up(py: Python<'_>, target: &Callable) -> anyhow::Result<(Py<PyAny>, Duration)> {
+    let function = resolve(py, target, "warm_up")?;
+    let start = Instant::now();
+    let done = function.call0(py);
+    done.map_err(|error| anyhow!("warm_up {target} failed:\n{}", describe(py, &error)))?;
+    Ok((function, start.elapsed()))
 }
 
 fn resolve(py: Python<'_>, target: &Callable, role: &str) -> anyhow::Result<Py<PyAny>> {

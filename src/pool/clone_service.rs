@@ -47,6 +47,8 @@ pub enum Purpose {
     Spare,
     /// To check, in its sandbox, that it can reach what its interpreter will need.
     Probe,
+    /// To call the warm-up once more, as a job would.
+    Rehearsal,
     /// To measure what the way into the sandbox costs: it says one byte there and ends.
     Floor,
     /// To measure what the system call costs: it ends at once, with nothing of its way in.
@@ -151,6 +153,25 @@ pub enum FromMain {
 pub struct Prepared {
     /// Names that must be out of children's sight.
     pub hidden_names: Vec<std::path::PathBuf>,
+    /// The warm-up, if it is to be rehearsed.
+    pub warm_up: Option<WarmUp>,
+}
+
+/// What the host's own call of the warm-up was like.
+pub struct WarmUp {
+    pub took: Duration,
+    /// Threads that it, or an import, left running, in words.
+    pub threads: Vec<String>,
+}
+
+/// How long the warm-up may take in a clone: so many times as long as in the host, which had to import and compile what
+/// is there by then, but not less than this, since the machine may be busy.
+const REHEARSAL_FACTOR: u32 = 10;
+const LEAST_FOR_REHEARSAL: Duration = Duration::from_secs(10);
+
+/// The limit for a warm-up that took so long in the host.
+pub fn limit_of_rehearsal(took: Duration) -> Duration {
+    LEAST_FOR_REHEARSAL.max(took * REHEARSAL_FACTOR)
 }
 
 /// Why the main thread cannot make clones.

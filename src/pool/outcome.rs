@@ -87,8 +87,10 @@ impl Outcome {
             (Some(Stop::Cancelled), _) => (Self::Cancelled, None),
             (Some(Stop::Killed), _) => (Self::Signaled, None),
             (None, Ending::Signaled(libc::SIGKILL)) if out_of_memory => (Self::OutOfMemory, None),
-            (None, Ending::Exited(0)) => (Self::Ok, None),
-            (None, Ending::Exited(_)) => (Self::Exited, None),
+            (None, Ending::Exited(status)) => {
+                let outcome = if status == 0 { Self::Ok } else { Self::Exited };
+                (outcome, blocked_call.map(blocked_in_descendant))
+            }
             (None, Ending::Signaled(libc::SIGSYS)) => {
                 (Self::BlockedSyscall, blocked_call.map(str::to_owned))
             }
@@ -96,6 +98,11 @@ impl Outcome {
             (None, Ending::Lost) => (Self::SetupFailed, Some(LOST.to_owned())),
         }
     }
+}
+
+/// By the word of a process of the job's, as all that is known of it.
+fn blocked_in_descendant(call: &str) -> String {
+    format!("one of its processes was ended by the blocked system call {call}")
 }
 
 /// Everything that is known about a job's end.
@@ -252,9 +259,10 @@ mod tests {
             (outcome, detail.as_deref()),
             (Outcome::BlockedSyscall, Some("mount"))
         );
-        // A job that only claims it has simply ended.
+        // One that has ended otherwise may have had a process that did not.
         let (outcome, detail) = Outcome::of(Ending::Exited(0), None, false, Some("mount"));
-        assert_eq!((outcome, detail), (Outcome::Ok, None));
+        assert_eq!(outcome, Outcome::Ok);
+        assert!(detail.is_some_and(|detail| detail.starts_with("one of its processes")));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 
 use super::capture::Capture;
 use super::child::Child;
-use super::clone_service::{CloneService, Purpose};
+use super::clone_service::{CloneService, Purpose, WarmUp, limit_of_rehearsal};
 use super::hidden_names::HiddenNames;
 use super::interrupt::Interrupt;
 use super::nursery::{Nursery, PATIENCE_AFTER_KILL, Refusal};
@@ -31,6 +31,8 @@ use crate::sys::process::{Ending, Reaped};
 /// namespace ended with the child; without that layer, others may hold the pipes.
 const LAST_OUTPUT: Duration = Duration::from_secs(1);
 
+/// How long a first child may take to come into its sandbox.
+const LIMIT_OF_PROBE: Duration = Duration::from_secs(60);
 /// Runs jobs in children.
 #[derive(Clone)]
 pub struct Pool {
@@ -144,26 +146,56 @@ impl Pool {
     /// Goes once through everything that a job goes through, short of a job, in a child that
     /// checks that it can reach what its interpreter needs.
     pub async fn probe(&self) -> Result<(), String> {
+        let report = self.run_own(Purpose::Probe, LIMIT_OF_PROBE).await;
+        match (report.ending, report.detail) {
+            (Some(Ending::Exited(0)), _) => Ok(()),
+            (ending, detail) => Err(detail.unwrap_or_else(|| format!("{ending:?}"))),
+        }
+    }
+
+    /// Has a child call the warm-up. What hangs or fails there would do so in jobs.
+    ///
+    /// # Errors
+    /// In words for the operator.
+    pub async fn rehearse(&self, warm_up: &WarmUp) -> Result<(), String> {
+        let limit = limit_of_rehearsal(warm_up.took);
+        let report = self.run_own(Purpose::Rehearsal, limit).await;
+        let what = match (report.ending, report.detail) {
+            (Some(Ending::Exited(0)), _) => return Ok(()),
+            _ if report.outcome == Outcome::TimedOut => format!(
+                "did not end within {limit:.0?}, as if it waited for threads that a clone does not have"
+            ),
+            (_, Some(detail)) => format!("failed: {detail}"),
+            (ending, None) => format!("failed: {ending:?}"),
+        };
+        let threads = match warm_up.threads.is_empty() {
+            true => "No threads are left in the host.".to_owned(),
+            false => format!("What is left in the host: {}.", warm_up.threads.join(", ")),
+        };
+        Err(format!(
+            "the warm-up took {:.1?} in the host; called once more in a clone, as a job would, it {what}\n{threads}\n\
+             hint: import a library that has threads of its own before the clone, but use it only in jobs, or let it \
+             use one thread (docs/preloading.md); --no-rehearsal starts all the same",
+            warm_up.took
+        ))
+    }
+
+    /// Makes a child with no job for it, and waits for its end.
+    async fn run_own(&self, purpose: Purpose, limit: Duration) -> JobReport {
         let clock = Clock {
             start: Instant::now(),
-            limit: Some(Duration::from_secs(60)),
+            limit: Some(limit),
         };
-        let report = match self.nursery.make(&Own::default(), Purpose::Probe).await {
+        match self.nursery.make(&Own::default(), purpose).await {
             Ok(child) => {
-                let ends = Ends::default();
-                let waiting = None;
                 let given = Given {
                     child,
-                    ends,
-                    waiting,
+                    ends: Ends::default(),
+                    waiting: None,
                 };
                 self.attend(given, clock, &Notify::new()).await.0
             }
             Err(refusal) => refusal.into(),
-        };
-        match (report.ending, report.detail) {
-            (Some(Ending::Exited(0)), _) => Ok(()),
-            (ending, detail) => Err(detail.unwrap_or_else(|| format!("{ending:?}"))),
         }
     }
 

@@ -21,7 +21,7 @@ impl Spoken {
         while let Some((tag, payload, rest)) = record::split_first(records) {
             match tag {
                 record::RESULT => spoken.result = checked_result(payload),
-                record::BLOCKED => {
+                record::BLOCKED if is_call_name(payload) => {
                     spoken.blocked = Some(String::from_utf8_lossy(payload).into_owned());
                 }
                 record::PROGRESS => log::info!("progress: {:?}", String::from_utf8_lossy(payload)),
@@ -34,6 +34,12 @@ impl Spoken {
         }
         spoken
     }
+}
+
+/// Whether it can be the name of a system call: no more than that is repeated to anybody.
+fn is_call_name(name: &[u8]) -> bool {
+    let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'_';
+    (1..=32).contains(&name.len()) && name.iter().all(is_plain)
 }
 
 /// The child wrote it: it is passed on only if it is JSON, and on one line. JSON may have line

@@ -6,6 +6,7 @@ pub mod descriptors;
 pub mod files;
 pub mod identity;
 pub mod interfaces;
+pub mod libraries;
 pub mod memory;
 pub mod messages;
 pub mod mount_watch;

@@ -16,15 +16,13 @@ POLICY = tomllib.loads((Path(__file__).parents[2] / "src/sandbox/seccomp_policy.
 
 # Arguments with which none does anything where it is permitted.
 DEADLY = [
-    *(["acct", 1], ["add_key"], ["adjtimex"], ["bpf"], ["capset"], ["chroot", 1], ["clock_adjtime"]),
+    *(["acct", 1], ["adjtimex"], ["bpf"], ["capset"], ["chroot", 1], ["clock_adjtime"]),
     *(["clock_settime"], ["delete_module", 1], ["finit_module", -1], ["fsconfig", -1], ["fsmount", -1]),
-    *(["fsopen", 1], ["fspick", -1], ["init_module", 1], ["io_uring_enter", -1], ["io_uring_register", -1]),
-    *(["io_uring_setup"], ["kcmp"], ["kexec_file_load", -1, -1], ["keyctl", -1], ["mount", 1, 1, 1, 0, 1]),
-    *(["mount_setattr", -1, 1], ["move_mount", -1], ["open_tree", -1, 1], ["perf_event_open", 1]),
-    *(["pidfd_getfd", -1], ["pivot_root", 1, 1], ["process_vm_readv"], ["process_vm_writev"], ["ptrace", 99]),
-    *(["quotactl", -1], ["quotactl_fd", -1], ["reboot", 1], ["request_key", 1], ["setdomainname", 1, -1]),
+    *(["fsopen", 1], ["fspick", -1], ["init_module", 1], ["kexec_file_load", -1, -1], ["mount", 1, 1, 1, 0, 1]),
+    *(["mount_setattr", -1, 1], ["move_mount", -1], ["open_tree", -1, 1], ["pivot_root", 1, 1], ["ptrace", 99]),
+    *(["quotactl", -1], ["quotactl_fd", -1], ["reboot", 1], ["setdomainname", 1, -1]),
     *(["setfsgid", 1000], ["setfsuid", 1000], ["setns", -1], ["settimeofday", 1], ["swapoff", 1]),
-    *(["swapon", 1], ["umount2", 1], ["unshare", 0x40], ["userfaultfd", -1]),
+    *(["swapon", 1], ["umount2", 1], ["unshare", 0x40]),
 ]
 INTEL_ALONE = [["iopl", 3], ["ioperm", -1, 1, 1], ["modify_ldt", -1]]
 
@@ -32,6 +30,10 @@ REFUSED = [
     *(["unknown"], ["clone3", 0, 0], ["seccomp", 99], ["inotify_init1"], ["fanotify_init", -1]),
     *(["name_to_handle_at", -1], ["syslog", -1], ["memfd_secret", -1], ["process_madvise", -1]),
     *(["migrate_pages", 0, 0, 0, 0], ["move_pages", 0, 0, 0, 0, 0, 99]),
+    # Libraries try these as they start, and do without.
+    *(["io_uring_setup"], ["io_uring_enter", -1], ["io_uring_register", -1], ["add_key"], ["keyctl", -1]),
+    *(["request_key", 1], ["kcmp"], ["pidfd_getfd", -1], ["perf_event_open", 1], ["userfaultfd", -1]),
+    *(["process_vm_readv"], ["process_vm_writev"]),
 ]
 
 

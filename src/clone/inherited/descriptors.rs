@@ -478,7 +478,7 @@ fn entries(table: &Table, own: &[RawFd]) -> nix::Result<Vec<Entry>> {
 
 /// The standard stream whose open file a number shares: what is kept of it is the job's own then.
 fn same_as_stream(number: RawFd) -> Option<RawFd> {
-    let streams = [libc::STDOUT_FILENO, libc::STDERR_FILENO, libc::STDIN_FILENO];
+    let streams = [libc::STDERR_FILENO, libc::STDOUT_FILENO, libc::STDIN_FILENO];
     streams
         .into_iter()
         .find(|stream| share_open_file(*stream, number))
