@@ -6,6 +6,7 @@
 //! `docs/preloading.md`.
 
 use std::collections::HashMap;
+use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::dir::Dir;
@@ -19,8 +20,8 @@ use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
 use nix::sys::statfs::fstatfs;
 
 use crate::sys::descriptors::{Timer, borrow, share_open_file};
-use crate::sys::files::{read_to_end, read_whole, sealed_memfd};
-use crate::sys::mounts::{copy_of_file, is_kernels, set_attributes};
+use crate::sys::files::read_whole;
+use crate::sys::mounts::{copy_of_file, is_kernels, new_tmpfs, set_attributes};
 
 /// A memory file up to this size in bytes is copied for children.
 const LARGEST_MEMORY_FILE: i64 = 256 << 20;
@@ -317,14 +318,7 @@ impl Survey {
             SFlag::S_IFREG => self.add_file(entry, known),
             SFlag::S_IFIFO => self.add_pipe(entry, partner),
             SFlag::S_IFSOCK => self.add_socket(entry, partner),
-            SFlag::S_IFCHR if is_stateless_device(&entry.status) => {
-                self.stand_ins.push(StandIn::Opened {
-                    number,
-                    through: number,
-                    flags: entry.access(),
-                });
-                None
-            }
+            SFlag::S_IFCHR if is_stateless_device(&entry.status) => self.add_device(entry, known),
             // An anonymous inode, such as an eventfd's, has no type in its mode.
             kind if kind.is_empty() => self.add_anonymous(entry, all),
             _ => self.make_unusable(number),
@@ -361,6 +355,20 @@ impl Survey {
         });
         self.sources.push((entry.inode(), source));
         (entry.access() == OFlag::O_RDWR).then_some("it can be read, but not written (EBADF)")
+    }
+
+    fn add_device(&mut self, entry: &Entry, known: Option<&OwnedFd>) -> Option<&'static str> {
+        let source = known.map_or_else(|| restricted_device(entry.fd()), OwnedFd::try_clone);
+        let Ok(source) = source else {
+            return self.make_unusable(entry.number);
+        };
+        self.stand_ins.push(StandIn::Opened {
+            number: entry.number,
+            through: source.as_raw_fd(),
+            flags: entry.access(),
+        });
+        self.sources.push((entry.inode(), source));
+        None
     }
 
     fn add_pipe(&mut self, entry: &Entry, partner: Option<&Entry>) -> Option<&'static str> {
@@ -540,16 +548,27 @@ pub fn restricted(file: BorrowedFd<'_>) -> nix::Result<OwnedFd> {
     Ok(tree)
 }
 
-/// Nobody can change the copy, nor set times or attributes of it: only its owner could.
+/// A device on a mount of its own, by which its modes and times cannot be changed.
+fn restricted_device(device: BorrowedFd<'_>) -> std::io::Result<OwnedFd> {
+    let set = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC;
+    let tree = copy_of_file(device)?;
+    set_attributes(&tree, set, libc::MOUNT_ATTR_NODEV)?;
+    Ok(tree)
+}
+
+/// A copy of a memory file, on a read-only mount as well: of one that is only sealed, times and attributes could be
+/// changed.
 fn copy_of_memory(entry: &Entry) -> std::io::Result<OwnedFd> {
     if entry.status.st_size > LARGEST_MEMORY_FILE {
         return Err(Errno::EFBIG.into());
     }
-    let path = format!("/proc/thread-self/fd/{}", entry.number);
-    let content = read_to_end(std::fs::File::open(path)?.into())?;
-    let copy = sealed_memfd("pyspawner-held", &[&content])?;
-    nix::sys::stat::fchmod(&copy, Mode::S_IRUSR | Mode::S_IRGRP | Mode::S_IROTH)?;
-    Ok(copy)
+    let content = std::fs::read(format!("/proc/thread-self/fd/{}", entry.number))?;
+    let mount = new_tmpfs(&[(c"mode", c"700")])?;
+    let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+    let file = openat(&mount, "copy", flags, Mode::from_bits_truncate(0o444))?;
+    std::fs::File::from(file).write_all(&content)?;
+    set_attributes(&mount, READ_ONLY, 0)?;
+    Ok(openat(&mount, "copy", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?)
 }
 
 /// The ends of one pipe, or of one pair of sockets, by number. For sockets the kernel does not tell; those of
