@@ -143,13 +143,14 @@ fn extend_path(py: Python<'_>, folders: &[PathBuf]) -> anyhow::Result<()> {
         path.call_method1("insert", (0, folder.as_os_str()))?;
     }
     path.call_method1("insert", (0, ""))?;
-    PyModule::from_code(
-        py,
-        &CString::new(include_str!("job.py")).expect("source code without null bytes"),
-        c"<pyspawner>",
-        c"_pyspawner_job",
-    )?
-    .setattr("__file__", "<pyspawner>")?;
+    // In the order in which they import each other.
+    for (name, code) in [
+        (c"_pyspawner_results", include_str!("results.py")),
+        (c"_pyspawner_job", include_str!("job.py")),
+    ] {
+        let code = CString::new(code).expect("source code without null bytes");
+        PyModule::from_code(py, &code, c"<pyspawner>", name)?.setattr("__file__", "<pyspawner>")?;
+    }
     Ok(())
 }
 
