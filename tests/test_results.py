@@ -60,7 +60,9 @@ def test_standard_library(pyspawner):
         {
             "datetime.datetime(2013, 1, 2, 3, 4, 5)": '"2013-01-02T03:04:05"',
             "datetime.datetime(2013, 1, 2, 3, 4, 5, 6, datetime.timezone.utc)": '"2013-01-02T03:04:05.000006+00:00"',
-            "datetime.datetime(2013, 7, 2, 3, tzinfo=zoneinfo.ZoneInfo('Europe/Berlin'))": '"2013-07-02T03:00:00+02:00"',
+            "datetime.datetime(2013, 7, 2, 3, tzinfo=zoneinfo.ZoneInfo('Europe/Berlin'))": (
+                '"2013-07-02T03:00:00+02:00"'
+            ),
             "datetime.date(2013, 1, 2)": '"2013-01-02"',
             "datetime.time(3, 4)": '"03:04:00"',
             "datetime.timedelta(days=1, milliseconds=500)": "86400.5",
@@ -156,7 +158,9 @@ def test_numpy(pyspawner):
             ),
             "[numpy.bool_(True), numpy.str_('s'), numpy.longdouble(1.5)]": '[true,"s",1.5]',
             "numpy.array([[1, 2], [3, 4]])": "[[1,2],[3,4]]",
-            "[numpy.array(5), numpy.array([]), numpy.array(['a', 'b']), numpy.array([True])]": '[5,[],["a","b"],[true]]',
+            "[numpy.array(5), numpy.array([]), numpy.array(['a', 'b']), numpy.array([True])]": (
+                '[5,[],["a","b"],[true]]'
+            ),
             "numpy.array([1.5, float('nan'), float('inf')])": (
                 "[1.5,null,null]",
                 "result[1] is NaN and became null; result[2] is Infinity and became null",
@@ -315,9 +319,7 @@ def test_what_has_no_form_fails_with_the_path_to_it(pyspawner):
             "Broken(ValueError('no'))": invalid("result: reading it raised ValueError: no"),
             "[Broken(SystemExit(0))]": invalid("result[0]: reading it raised SystemExit: 0"),
             "{'x' * 50: [object()]}": invalid('result["' + "x" * 40 + '…"][0]: object; it has no JSON form'),
-            "named('a\\n\\x1b[31m\\u2028')": invalid(
-                "result: a\\u{a}\\u{1b}[31m\\u{2028}; it has no JSON form"
-            ),
+            "named('a\\n\\x1b[31m\\u2028')": invalid("result: a\\u{a}\\u{1b}[31m\\u{2028}; it has no JSON form"),
         },
     )
     (line,) = lines(pyspawner, "evaluate", [["named('n' * 100_000)"]])
@@ -387,9 +389,7 @@ def test_the_loop_is_that_of_the_policy_in_force(pyspawner, open_folder):
 
 
 def test_a_coroutine_ends_as_a_function_does(pyspawner):
-    fail, leave, interrupt, task = lines(
-        pyspawner, "wait", [["fail"], ["leave"], ["interrupt"], ["in a task"]]
-    )
+    fail, leave, interrupt, task = lines(pyspawner, "wait", [["fail"], ["leave"], ["interrupt"], ["in a task"]])
     assert (fail["outcome"], fail["exit_code"]) == ("exited", 1)
     assert fail["stderr"].endswith("ValueError: from a coroutine\n") and "<pyspawner>" not in fail["stderr"]
     assert [(line["outcome"], line["exit_code"], line["stderr"]) for line in (leave, task)] == [("exited", 3, "")] * 2
@@ -464,7 +464,8 @@ def test_text_of_a_job_is_plain_and_bounded(pyspawner):
 
 
 def test_a_closed_or_replaced_channel_harms_only_its_job(pyspawner):
-    for function, args in (("close_channel", []), ("replace_channel", ["/tmp/mine"]), ("replace_channel", ["/dev/null"])):
+    for job in (["close_channel"], ["replace_channel", "/tmp/mine"], ["replace_channel", "/dev/null"]):
+        function, *args = job
         (line,) = lines(pyspawner, function, [args])
         assert (line["outcome"], line["exit_code"], line["result"]) == ("exited", 1, None)
         assert "the result is lost" in line["stderr"] and "Traceback" not in line["stderr"]

@@ -159,7 +159,9 @@ mod tests {
         plain_text,
     };
     use crate::record::{BLOCKED, NO_FORM, NOTE, PROGRESS, RESULT, header};
+    use proptest::collection::vec;
     use proptest::prelude::*;
+    use proptest::sample::select;
 
     fn records(parts: &[(u8, &[u8])]) -> Vec<u8> {
         let whole =
@@ -269,7 +271,10 @@ mod tests {
     proptest! {
         /// Whatever is on the channel: a result is one line of JSON, and text is plain.
         #[test]
-        fn any_bytes_are_read(parts in prop::collection::vec((prop::sample::select(&b"RXNBP?"[..]), any::<Vec<u8>>()), 0..5), end in any::<Vec<u8>>()) {
+        fn any_bytes_are_read(
+            parts in vec((select(&b"RXNBP?"[..]), any::<Vec<u8>>()), 0..5),
+            end in any::<Vec<u8>>(),
+        ) {
             let parts: Vec<(u8, &[u8])> = parts.iter().map(|(tag, payload)| (*tag, &payload[..])).collect();
             let spoken = Spoken::from(&[records(&parts), end].concat());
             let texts = [spoken.note, spoken.blocked];
