@@ -75,9 +75,16 @@ def _walk(value):
         return None, str(error)
     except (Exception, SystemExit) as error:
         # Raised by the value's own code, or by its library's.
-        return None, f"{walk.where()}: reading it raised {type(error).__name__}: {error}"
+        return None, f"{walk.where()}: reading it raised {_described(error)}"
     finally:
         sys.setrecursionlimit(limit)
+
+
+def _described(error):
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:
+        return type(error).__name__
 
 
 class _Walk:
@@ -342,6 +349,7 @@ _BYTES = _hint("return it decoded, or in base64")
 
 # By the package and the name of a type or of a base of it.
 _FORMS = {
+    ("builtins", "async_generator"): _hint("return a list of what it yields"),
     ("builtins", "bytearray"): _BYTES,
     ("builtins", "bytes"): _BYTES,
     ("builtins", "complex"): _hint("return its real and imag"),

@@ -86,6 +86,11 @@ class Broken(collections.abc.Mapping):
         return 1
 
 
+class Unprintable(Exception):
+    def __str__(self):
+        raise RuntimeError("no text")
+
+
 class DataFrame:
     """Named as a library's, with the way out that such have."""
 
