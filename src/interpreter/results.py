@@ -32,7 +32,8 @@ def encode(value):
     """Return the JSON of ``value`` and a note on what it lost, or ``None`` and the reason why it has none."""
     try:
         text = _encode(value)
-        if _find_loss(text) is None or _is_faithful(text, value):
+        is_suspect = "\\ud" in text or '":' in text and _find_key(text) is not None
+        if not is_suspect or _is_faithful(text, value):
             return text.encode("ascii"), None
     except (Exception, SystemExit):
         pass  # The walk finds out where the value is that cannot be written.
@@ -42,18 +43,17 @@ def encode(value):
 
 # ---- what the encoder writes without a word --------------------------------------------
 
-# Where something may be lost: at half of a surrogate pair, and at a key that need not have been text,
-# since the encoder writes 1 and "1" alike. One search, since each object that a child uses costs it a page.
-_find_loss = re.compile(r'\\ud|"(?:-?\d[^"]*|true|false|null)":').search
+# A key that need not have been text: the encoder writes 1 and "1" alike, and one would be lost.
+_find_key = re.compile(r'"(?:-?\d[^"]*|true|false|null)":').search
 # What has no half of a surrogate pair: an escaped backslash, a whole pair.
 _WHOLE_ESCAPES = re.compile(r"\\\\|\\ud[89ab]..\\ud[c-f]..")
 
 
 def _is_faithful(text, value):
-    """Whether ``text`` tells all of ``value`` to readers that are stricter than Python's."""
+    """Whether ``text`` tells all of ``value``, also to readers that are stricter than Python's."""
     if "\\ud" in text and "\\ud" in _WHOLE_ESCAPES.sub("", text):
         return False
-    return not _has_keys_of_another_type(value)
+    return _find_key(text) is None or not _has_keys_of_another_type(value)
 
 
 def _has_keys_of_another_type(value):
