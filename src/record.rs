@@ -5,6 +5,10 @@
 
 /// `child_main`'s return value, as JSON.
 pub const RESULT: u8 = b'R';
+/// Instead of a result: why what `child_main` returned has no JSON form.
+pub const NO_FORM: u8 = b'X';
+/// What the result does not tell of what `child_main` returned.
+pub const NOTE: u8 = b'N';
 /// The name of the system call that ended the job.
 pub const BLOCKED: u8 = b'B';
 /// Progress, as JSON: `{"fraction": 0.5, "text": "half"}`.

@@ -92,9 +92,9 @@ def test_arguments_too_deep_to_decode(pyspawner):
         ("fail", [], {"outcome": "exited", "exit_code": 1}),
         ("unprintable", [], {"outcome": "exited", "exit_code": 1}),
         ("die", [11], {"outcome": "signaled", "signal": signal.SIGSEGV, "exit_code": None}),
-        ("not_json", [], {"outcome": "exited", "exit_code": 1, "result": None}),
-        ("not_a_number", [], {"outcome": "exited", "exit_code": 1, "result": None}),
-        ("deep", [100_000], {"outcome": "exited", "exit_code": 1, "result": None}),
+        ("not_json", [], {"outcome": "invalid_result", "exit_code": 0, "result": None}),
+        ("not_a_number", [], {"outcome": "ok", "exit_code": 0, "result": None}),
+        ("deep", [100_000], {"outcome": "invalid_result", "exit_code": 0, "result": None}),
         ("write_bytes", [[255, 97]], {"outcome": "ok", "stdout_base64": "/2E="}),
     ],
 )
@@ -127,10 +127,14 @@ def test_output_limit(pyspawner, stream):
 
 
 def test_a_forged_result_is_no_json_and_not_passed_on(pyspawner):
-    for forged in ["R\x05\0\0\0{\"a\":", "garbage", "R\xff\xff\xff\xff1"]:
+    """One that is whole is replaced by the real one after it; others swallow that."""
+    for forged, outcome in [
+        ("R\x05\0\0\0{\"a\":", "ok"),
+        ("garbage", "invalid_result"),
+        ("R\xff\xff\xff\xff1", "invalid_result"),
+    ]:
         line = pyspawner.job("basic.forge", forged)
-        assert line["outcome"] == "ok"
-        assert line["result"] is None or forged == "garbage", line
+        assert (line["outcome"], line["result"]) == (outcome, None), line
 
 
 def test_a_result_cannot_be_more_than_one_line(pyspawner):
@@ -139,6 +143,7 @@ def test_a_result_cannot_be_more_than_one_line(pyspawner):
     record = "R" + len(forged).to_bytes(4, "little").decode("latin-1") + forged
     done = pyspawner.map("basic.forge_or_not", [[record], [None]], "--ordered")
     assert [line["id"] for line in done.lines] == ["1", "2"]
+    assert [line["outcome"] for line in done.lines] == ["invalid_result", "ok"]
     assert [line["result"] for line in done.lines] == [None, "honest"]
     assert "one line" in done.lines[0]["detail"]
 
@@ -359,4 +364,4 @@ def test_a_result_that_is_no_unicode_is_not_passed_on(pyspawner):
     jobs = [["\ud800"], ["\U0001f600"]]
     done = pyspawner.map("basic.echo", jobs, "--ordered")
     assert done.lines[0]["result"] is None and "\U0001f600" in str(done.lines[1]["result"]), done.lines
-    assert "Unicode" in done.lines[0]["detail"]
+    assert done.lines[0]["outcome"] == "invalid_result" and "surrogate" in done.lines[0]["detail"]

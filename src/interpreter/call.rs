@@ -1,7 +1,8 @@
 //! The call of `child_main` in a child.
 
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyCFunction, PyDict, PyTuple};
+use pyo3::pybacked::PyBackedBytes;
+use pyo3::types::PyBytes;
 
 use super::random_states::RandomStates;
 use super::{describe, host_module, job_module};
@@ -105,21 +106,22 @@ impl Entry {
     }
 }
 
-/// A Python function that writes the result record, or `None` if nobody asks for a result.
+/// The Python function that writes what `results.encode` returned to the result channel, or `None` if nobody asks for
+/// a result.
 fn result_sender(py: Python<'_>) -> PyResult<Py<PyAny>> {
     if result_channel::number().is_none() {
         return Ok(py.None());
     }
-    let send = |arguments: &Bound<'_, PyTuple>, _: Option<&Bound<'_, PyDict>>| -> PyResult<()> {
-        let json: Vec<u8> = arguments.get_item(0)?.extract()?;
-        let py = arguments.py();
-        // A reader that is slow must not stop this process's other threads.
-        py.detach(|| host_module::send_result(&json))?;
-        Ok(())
-    };
-    Ok(
-        PyCFunction::new_closure(py, Some(c"send_result"), None, send)?
-            .into_any()
-            .unbind(),
-    )
+    Ok(wrap_pyfunction!(send_result, py)?.into_any().unbind())
+}
+
+#[pyfunction]
+fn send_result(
+    py: Python<'_>,
+    json: Option<PyBackedBytes>,
+    note: Option<PyBackedBytes>,
+) -> PyResult<()> {
+    // A reader that is slow must not stop this process's other threads.
+    py.detach(|| host_module::send_result(json.as_deref(), note.as_deref()))?;
+    Ok(())
 }

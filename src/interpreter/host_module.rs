@@ -3,6 +3,8 @@
 //! Typed, with stand-ins for use outside a host, in `python-stubs/`; a test holds the two
 //! against each other.
 
+use std::io::Write;
+use std::os::fd::{BorrowedFd, FromRawFd, RawFd};
 use std::sync::{Mutex, PoisonError};
 
 use pyo3::exceptions::{PyTypeError, PyValueError};
@@ -141,17 +143,40 @@ pub fn register() {
     pyo3::append_to_inittab!(pyspawner_host);
 }
 
-/// Writes a whole record to the result channel, in as many writes as it takes.
-pub fn send_result(json: &[u8]) -> std::io::Result<()> {
-    use std::io::Write;
-    use std::os::fd::FromRawFd;
-    let length = u32::try_from(json.len())
-        .map_err(|_| std::io::Error::other("the result is larger than 4 GiB"))?;
+/// Writes whole records to the result channel, in as many writes as it takes: the result with a note on
+/// it, or that there is none, with the note as the reason.
+pub fn send_result(json: Option<&[u8]>, note: Option<&[u8]>) -> std::io::Result<()> {
     let _no_progress_between = state();
     let channel = result_channel::number().ok_or(std::io::ErrorKind::NotConnected)?;
+    if !leads_to_a_pipe(channel) {
+        // What the job has put there would swallow the result, and nobody would notice.
+        return Err(std::io::Error::other(format!(
+            "the result is lost: child_main has closed or replaced descriptor {channel}, which leads to the host"
+        )));
+    }
     // SAFETY: the number is this process's result channel by convention; whatever the job
     // put there instead is the job's own, and is not closed here.
-    let mut channel = std::mem::ManuallyDrop::new(unsafe { std::fs::File::from_raw_fd(channel) });
-    channel.write_all(&record::header(record::RESULT, length))?;
-    channel.write_all(json)
+    let channel = std::mem::ManuallyDrop::new(unsafe { std::fs::File::from_raw_fd(channel) });
+    match (json, note) {
+        (Some(json), note) => {
+            note.map_or(Ok(()), |note| write_record(&channel, record::NOTE, note))?;
+            write_record(&channel, record::RESULT, json)
+        }
+        (None, reason) => {
+            write_record(&channel, record::NO_FORM, reason.unwrap_or_default())
+        }
+    }
+}
+
+fn leads_to_a_pipe(number: RawFd) -> bool {
+    // SAFETY: the descriptor is only asked about, and the kernel says if there is none.
+    let stat = nix::sys::stat::fstat(unsafe { BorrowedFd::borrow_raw(number) });
+    stat.is_ok_and(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFIFO)
+}
+
+fn write_record(mut channel: &std::fs::File, tag: u8, payload: &[u8]) -> std::io::Result<()> {
+    let length = u32::try_from(payload.len())
+        .map_err(|_| std::io::Error::other("the result is larger than 4 GiB"))?;
+    channel.write_all(&record::header(tag, length))?;
+    channel.write_all(payload)
 }

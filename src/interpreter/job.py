@@ -12,8 +12,9 @@ import random
 import sys
 import threading
 import traceback
+from collections.abc import Coroutine
 
-_encode = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
+from _pyspawner_results import encode
 
 
 class InvalidJob(Exception):
@@ -115,7 +116,7 @@ def fill_type_cache():
     arguments()
     _, _, arguments = unpickle(pickle.dumps([]), "", None)
     arguments()
-    _encode([])
+    encode({"": [""]})
     if _is_the_only_thread():
         _run_fork_hooks()
 
@@ -157,7 +158,12 @@ def resolve(module, name):
         target = getattr(target, part)
     if not callable(target):
         raise TypeError(f"{module}.{name} is not callable: it is a {type(target).__name__}")
+    if getattr(getattr(target, "__code__", None), "co_flags", 0) & _CO_COROUTINE:
+        import asyncio  # noqa: F401 - in the host, or each child takes as long again as for ten jobs
     return target
+
+
+_CO_COROUTINE = 0x80  # inspect.CO_COROUTINE, without importing inspect
 
 
 def decode(payload):
@@ -185,7 +191,8 @@ def _unpickled(payload):
 def call(child_main, arguments, send_result):
     """Call ``child_main(*args, **kwargs)`` and return the exit status, as the ``python`` command has it.
 
-    ``send_result`` takes the return value's JSON text, or is ``None`` if nobody asked.
+    ``send_result`` takes what :func:`encode` returns, or is ``None`` if nobody asked. A value that cannot
+    be passed on changes nothing in how the process ends: ``child_main`` has returned.
     """
     status = _guarded(lambda: _call(child_main, arguments, send_result))
     return _guarded(_finish) or status
@@ -207,8 +214,26 @@ def _murmur():
 def _call(child_main, arguments, send_result):
     args, kwargs = arguments()
     value = child_main(*args, **kwargs)
+    # An attribute is looked up only in types that may have it: a lookup writes to the type cache.
+    if type(value) not in _PLAIN and hasattr(type(value), "__await__"):
+        value = _awaited(value)
     if send_result is not None:
-        send_result(_encode(value).encode("ascii"))
+        send_result(*encode(value))
+
+
+_PLAIN = frozenset({type(None), bool, int, float, str, list, tuple, dict})
+
+
+def _awaited(awaitable):
+    """What an awaitable returns, in an event loop of the policy that is in force."""
+    import asyncio
+
+    # A coroutine is run as it is, so that a traceback has no frame of this file between its own.
+    return asyncio.run(awaitable if isinstance(awaitable, Coroutine) else _wait_for(awaitable))
+
+
+async def _wait_for(awaitable):
+    return await awaitable
 
 
 def first_byte():

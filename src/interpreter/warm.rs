@@ -140,8 +140,10 @@ fn extend_path(py: Python<'_>, folders: &[PathBuf]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The Python halves of this project, as modules of their own in every interpreter.
-const PYTHON_HALVES: [(&CStr, &CStr); 3] = [
+/// The Python halves of this project, as modules of their own in every interpreter, in the order in which they import each
+/// other.
+const PYTHON_HALVES: [(&CStr, &CStr); 4] = [
+    (c"_pyspawner_results", source(concat!(include_str!("results.py"), "\0"))),
     (c"_pyspawner_held", source(concat!(include_str!("held.py"), "\0"))),
     (c"_pyspawner_job", source(concat!(include_str!("job.py"), "\0"))),
     (c"_pyspawner_threads", source(concat!(include_str!("threads.py"), "\0"))),

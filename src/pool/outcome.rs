@@ -9,8 +9,8 @@ use serde_json::value::RawValue;
 use crate::sandbox::SetupError;
 use crate::sys::process::Ending;
 
-/// One word for a job's end. All but the blocked call's name in `detail` rest on what the
-/// kernel told the host, not on what the job said.
+/// One word for a job's end. It rests on what the kernel told the host, not on what the job said:
+/// by its word a job can only make `ok` into `invalid_result`, and say what is in `detail`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
@@ -18,6 +18,8 @@ pub enum Outcome {
     Ok,
     /// Another exit status; 1 after an exception.
     Exited,
+    /// Exit status 0, and a result was wanted, but what `child_main` returned cannot be passed on.
+    InvalidResult,
     /// Ended by a signal.
     Signaled,
     /// Ended by the system call filter.
@@ -54,6 +56,7 @@ impl Outcome {
         match self {
             Self::Ok => "ok",
             Self::Exited => "exited",
+            Self::InvalidResult => "invalid_result",
             Self::Signaled => "signaled",
             Self::BlockedSyscall => "blocked_syscall",
             Self::TimedOut => "timed_out",
@@ -149,6 +152,13 @@ impl JobReport {
             refusal: Some(error.clone()),
             ..Self::not_run(Outcome::SetupFailed, error.to_string())
         }
+    }
+
+    /// Says more.
+    pub fn add_detail(&mut self, more: Option<String>) {
+        let parts = [self.detail.take(), more];
+        let parts: Vec<String> = parts.into_iter().flatten().collect();
+        self.detail = (!parts.is_empty()).then(|| parts.join("; "));
     }
 
     /// Whether its child ended by itself before there was anything of the job in it.

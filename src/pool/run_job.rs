@@ -17,7 +17,7 @@ use super::outcome::{JobReport, Outcome, Stop};
 use super::own::Own;
 use super::payload::{Job, Stdin, Streams};
 use super::spares::{Spare, Spares, Starting};
-use super::spoken::Spoken;
+use super::spoken::{Returned, Spoken};
 use super::streams::{self, ChildEnds, Ends};
 use crate::call::Payload;
 use crate::config::Profile;
@@ -451,9 +451,18 @@ fn classify(
             let mut report = JobReport::not_run(outcome, "");
             report.detail = detail;
             if outcome == Outcome::Ok && records.is_some() {
-                match spoken.result {
-                    Ok(result) => report.result = Some(result),
-                    Err(detail) => report.detail = Some(detail),
+                match spoken.returned {
+                    Returned::Result(result) => {
+                        report.result = Some(result);
+                        report.add_detail(spoken.note);
+                    }
+                    Returned::Nothing => {
+                        report.add_detail(Some("it ended before child_main returned".to_owned()));
+                    }
+                    Returned::Invalid(reason) => {
+                        report.outcome = Outcome::InvalidResult;
+                        report.detail = Some(reason);
+                    }
                 }
             }
             report

@@ -6,31 +6,48 @@ use crate::record;
 
 /// What a job said on its result channel.
 pub struct Spoken {
-    pub result: Result<Box<RawValue>, String>,
+    pub returned: Returned,
+    /// What the result does not tell of the value that was returned.
+    pub note: Option<String>,
     /// The name of the system call that ended it.
     pub blocked: Option<String>,
+}
+
+/// What a job said that `child_main` returned.
+#[derive(Debug)]
+pub enum Returned {
+    /// It said nothing: it ended before.
+    Nothing,
+    Result(Box<RawValue>),
+    /// Something that cannot be passed on, with the reason.
+    Invalid(String),
 }
 
 impl Spoken {
     /// Reads the records of a channel, as far as they are whole.
     pub fn from(mut records: &[u8]) -> Self {
         let mut spoken = Self {
-            result: Err("it ended before child_main returned".to_owned()),
+            returned: Returned::Nothing,
+            note: None,
             blocked: None,
         };
         while let Some((tag, payload, rest)) = record::split_first(records) {
             match tag {
-                record::RESULT => spoken.result = checked_result(payload),
+                record::RESULT => spoken.returned = checked_result(payload),
+                record::NO_FORM => spoken.returned = Returned::Invalid(plain_text(payload)),
+                record::NOTE => spoken.note = Some(plain_text(payload)),
                 record::BLOCKED if is_call_name(payload) => {
                     spoken.blocked = Some(String::from_utf8_lossy(payload).into_owned());
                 }
+                record::BLOCKED => {}
                 record::PROGRESS => log::info!("progress: {:?}", String::from_utf8_lossy(payload)),
-                other => log::debug!("a child wrote an unknown record {other}"),
+                // Only code of the job's writes such a record. It may have cut the result with it.
+                _ => spoken.returned = Returned::Invalid(NO_RECORD.to_owned()),
             }
             records = rest;
         }
         if !records.is_empty() {
-            spoken.result = Err("the result is incomplete".to_owned());
+            spoken.returned = Returned::Invalid("the result is incomplete".to_owned());
         }
         spoken
     }
@@ -42,21 +59,48 @@ fn is_call_name(name: &[u8]) -> bool {
     (1..=32).contains(&name.len()) && name.iter().all(is_plain)
 }
 
-/// The child wrote it: it is passed on only if it is JSON, and on one line. JSON may have line
-/// feeds between its tokens, and each would begin a line of output that is no job's.
-fn checked_result(json: &[u8]) -> Result<Box<RawValue>, String> {
-    if json.contains(&b'\n') || json.contains(&b'\r') {
-        return Err("the result is not one line of JSON".to_owned());
-    }
-    let result =
-        serde_json::from_slice(json).map_err(|error| format!("the result is not JSON: {error}"))?;
-    match beyond_ordinary_readers(json) {
-        Some(what) => Err(format!("the result has {what}")),
-        None if has_lone_surrogate(json) => {
-            Err("the result has text that is no Unicode".to_owned())
+const NO_RECORD: &str = "the job wrote to the result channel what is no record";
+
+/// The longest text of a child's that is passed on, in characters.
+const LONGEST_TEXT: usize = 1000;
+
+/// Text that a child wrote, for people at a terminal: of bounded length, on one line, without characters
+/// that do something there.
+fn plain_text(bytes: &[u8]) -> String {
+    // A character has four bytes at most; more of them need not be looked at.
+    let bytes = &bytes[..bytes.len().min(4 * LONGEST_TEXT)];
+    let text = String::from_utf8_lossy(bytes);
+    let mut plain = String::new();
+    for character in text.chars().take(LONGEST_TEXT) {
+        match is_plain(character) {
+            true => plain.push(character),
+            false => plain.extend(character.escape_unicode()),
         }
-        None => Ok(result),
     }
+    plain
+}
+
+/// Whether a character neither controls a terminal, nor ends a line, nor turns the direction of writing.
+fn is_plain(character: char) -> bool {
+    !character.is_control()
+        && !matches!(character, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// The child wrote it: it is passed on only if it is JSON as the child's own encoder writes it, on one line
+/// and in printable ASCII. JSON may have line feeds between its tokens, and each would begin a line of
+/// output that is no job's; some readers also end a line at U+0085 or U+2028.
+fn checked_result(json: &[u8]) -> Returned {
+    let is_one_line = json.iter().all(|byte| matches!(byte, b' '..=b'~'));
+    let reason = match serde_json::from_slice(json) {
+        _ if !is_one_line => "the result is not one line of JSON in ASCII".to_owned(),
+        Err(error) => format!("the result is not JSON: {error}"),
+        Ok(result) => match beyond_ordinary_readers(json) {
+            Some(what) => format!("the result has {what}"),
+            None if has_lone_surrogate(json) => "the result has text that is no Unicode".to_owned(),
+            None => return Returned::Result(result),
+        },
+    };
+    Returned::Invalid(reason)
 }
 
 /// Whether an escape of valid JSON is half of a pair (`"\ud800"`): Python writes and reads it,
@@ -119,7 +163,144 @@ fn beyond_ordinary_readers(json: &[u8]) -> Option<&'static str> {
 
 #[cfg(test)]
 mod tests {
-    use super::{beyond_ordinary_readers as beyond, has_lone_surrogate};
+    use super::{
+        LONGEST_TEXT, Returned, Spoken, beyond_ordinary_readers as beyond, has_lone_surrogate,
+        plain_text,
+    };
+    use crate::record::{BLOCKED, NO_FORM, NOTE, PROGRESS, RESULT, header};
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use proptest::sample::select;
+
+    fn records(parts: &[(u8, &[u8])]) -> Vec<u8> {
+        let whole =
+            |(tag, payload): &(u8, &[u8])| [&header(*tag, payload.len() as u32), *payload].concat();
+        parts.iter().flat_map(whole).collect()
+    }
+
+    /// The result, or "-" for nothing, or "!" and the reason.
+    fn returned(bytes: &[u8]) -> String {
+        match Spoken::from(bytes).returned {
+            Returned::Nothing => "-".to_owned(),
+            Returned::Result(json) => json.get().to_owned(),
+            Returned::Invalid(reason) => format!("!{reason}"),
+        }
+    }
+
+    #[test]
+    fn a_result_comes_with_its_note() {
+        let spoken = Spoken::from(&records(&[
+            (PROGRESS, b"{}"),
+            (NOTE, b"a note"),
+            (RESULT, b"[1]"),
+        ]));
+        assert!(matches!(spoken.returned, Returned::Result(json) if json.get() == "[1]"));
+        assert_eq!(spoken.note.as_deref(), Some("a note"));
+    }
+
+    #[test]
+    fn a_job_that_said_nothing_of_a_result_has_not_returned() {
+        assert_eq!(returned(b""), "-");
+        assert_eq!(
+            returned(&records(&[
+                (PROGRESS, b"{}"),
+                (BLOCKED, b"mount"),
+                (NOTE, b"x")
+            ])),
+            "-"
+        );
+    }
+
+    #[test]
+    fn a_value_without_a_form_is_told_with_its_reason() {
+        assert_eq!(
+            returned(&records(&[(NO_FORM, b"result: object")])),
+            "!result: object"
+        );
+    }
+
+    #[test]
+    fn a_result_that_is_cut_anywhere_is_none() {
+        let whole = records(&[(NOTE, b"note"), (RESULT, b"[1, 2]")]);
+        assert_eq!(returned(&whole), "[1, 2]");
+        for cut in 1..whole.len() {
+            let is_between_records = cut == records(&[(NOTE, b"note")]).len();
+            let expected = if is_between_records {
+                "-"
+            } else {
+                "!the result is incomplete"
+            };
+            assert_eq!(returned(&whole[..cut]), expected, "{cut} bytes");
+        }
+    }
+
+    #[test]
+    fn what_is_no_record_makes_a_result_before_it_invalid() {
+        let garbage = records(&[(RESULT, b"1"), (b'?', b"")]);
+        assert!(returned(&garbage).starts_with("!the job wrote"));
+        assert_eq!(returned(&records(&[(b'?', b""), (RESULT, b"1")])), "1");
+    }
+
+    #[test]
+    fn a_malformed_result_is_invalid() {
+        for json in [
+            &b""[..],
+            b"not json",
+            b"[1,\n2]",
+            b"1\r",
+            b"NaN",
+            b"\xff",
+            "\"\u{2028}\"".as_bytes(),
+            b"\"\x7f\"",
+            b"1 2",
+            b"\"\\ud800\"",
+        ] {
+            assert!(
+                returned(&records(&[(RESULT, json)])).starts_with("!the result "),
+                "{json:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn text_of_a_child_is_bounded_and_does_nothing_at_a_terminal() {
+        let hostile = "a\u{1b}[31m\n\u{7f}\u{85}\u{2028}\u{202e}é";
+        assert_eq!(
+            plain_text(hostile.as_bytes()),
+            r"a\u{1b}[31m\u{a}\u{7f}\u{85}\u{2028}\u{202e}é"
+        );
+        assert_eq!(plain_text(b"\xffa"), "\u{fffd}a");
+        assert_eq!(
+            plain_text("é".repeat(5000).as_bytes()),
+            "é".repeat(LONGEST_TEXT)
+        );
+        assert!(plain_text(&[b'\n'; 10_000]).len() <= 5 * LONGEST_TEXT);
+    }
+
+    proptest! {
+        /// Whatever is on the channel: a result is one line of JSON, and text is plain.
+        #[test]
+        fn any_bytes_are_read(
+            parts in vec((select(&b"RXNBP?"[..]), any::<Vec<u8>>()), 0..5),
+            end in any::<Vec<u8>>(),
+        ) {
+            let parts: Vec<(u8, &[u8])> = parts.iter().map(|(tag, payload)| (*tag, &payload[..])).collect();
+            let spoken = Spoken::from(&[records(&parts), end].concat());
+            let texts = [spoken.note, spoken.blocked];
+            let reason = match spoken.returned {
+                Returned::Result(json) => {
+                    prop_assert!(serde_json::from_str::<serde_json::Value>(json.get()).is_ok());
+                    prop_assert!(json.get().bytes().all(|byte| matches!(byte, b' '..=b'~')));
+                    None
+                }
+                Returned::Invalid(reason) => Some(reason),
+                Returned::Nothing => None,
+            };
+            for text in texts.into_iter().chain([reason]).flatten() {
+                prop_assert!(!text.contains(char::is_control) && text.chars().count() <= 8 * LONGEST_TEXT);
+            }
+        }
+    }
 
     #[test]
     fn halves_of_surrogate_pairs_are_found() {

@@ -499,6 +499,7 @@ fn report() -> impl Strategy<Value = JobReport> {
     let outcome = select(vec![
         Outcome::Ok,
         Outcome::Exited,
+        Outcome::InvalidResult,
         Outcome::Signaled,
         Outcome::BlockedSyscall,
         Outcome::TimedOut,
