@@ -19,12 +19,12 @@ def in_turn(pyspawner, *jobs, config=None):
     return [line["result"] for line in lines]
 
 
-def in_plain_forks(*jobs):
+def in_plain_forks(folder, *jobs):
     """The control: what forked copies of one process do to each other."""
     environment = {**os.environ, "PYTHONPATH": f"{ATTACKS}:{JOBS}"}
-    command = [sys.executable, ATTACKS / "stand_ins.py", *jobs]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    command = [sys.executable, ATTACKS / "stand_ins.py", folder / "found", *jobs]
+    subprocess.run(command, env=environment, capture_output=True, check=True)
+    return json.loads((folder / "found").read_text())
 
 
 def differences(before, after):
@@ -36,7 +36,7 @@ def test_a_later_job_sees_nothing_of_what_an_earlier_one_did(pyspawner):
     assert differences(before, after) == set()
     # Much of it did work, on what is the job's own.
     assert sum(map(len, spoiled.values())) > 50
-    before, spoiled, after = in_plain_forks("look_at_all", "spoil_all", "look_at_all")
+    before, spoiled, after = in_plain_forks(pyspawner.folder, "look_at_all", "spoil_all", "look_at_all")
     assert {"content", "flags", "offset", "owner", "times"} <= differences(before, after)
 
 
@@ -50,7 +50,7 @@ def test_the_same_in_ready_spares(pyspawner):
 def test_no_stand_in_leads_further_than_to_its_own_file(pyspawner):
     [found] = in_turn(pyspawner, "escape_all")
     assert {name: ways for name, ways in found.items() if ways} == {}
-    [found] = in_plain_forks("escape_all")
+    [found] = in_plain_forks(pyspawner.folder, "escape_all")
     assert "its folder" in found["DIRECTORY"] and "a file above it" in found["PATH"]
     assert "its memory" in found["OWN_MEMORY"]
 

@@ -221,5 +221,7 @@ def as_plain_forks(*jobs):
 if __name__ == "__main__":
     import json
 
-    print()  # the jobs have written there, too
-    print(json.dumps(as_plain_forks(*sys.argv[1:])))
+    path, *names = sys.argv[1:]
+    found = as_plain_forks(*names)
+    with open(path, "w") as file:  # what the jobs have done to standard output is theirs
+        json.dump(found, file)
