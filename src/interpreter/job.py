@@ -228,11 +228,19 @@ def _guarded(function):
 
 
 def _exit_status(code):
+    """What the ``python`` command makes of ``SystemExit(code)``."""
     if code is None:
         return 0
     if isinstance(code, int):
-        return code & 0xFF
-    print(code, file=sys.stderr)
+        # A C long that is too small for it holds -1 then.
+        return (code if -(1 << 63) <= code < 1 << 63 else -1) & 0xFF
+    try:
+        if sys.stderr is None:
+            os.write(2, f"{code}\n".encode(errors="backslashreplace"))
+        else:
+            print(code, file=sys.stderr)
+    except Exception:
+        pass  # nobody can read it; the status says that something is wrong
     return 1
 
 
