@@ -4,14 +4,16 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyCFunction, PyDict, PyTuple};
 
 use super::random_states::RandomStates;
-use super::{describe, host_module, job_module};
+use super::{describe, host_module, job_module, settle};
 use crate::call::Call;
 
 /// The functions that a child needs, resolved in the host.
 pub struct Entry {
     pub child_main: Py<PyAny>,
     random_states: RandomStates,
-    reseed: Py<PyAny>,
+    renew: Py<PyAny>,
+    /// Other threads may have undone in the host what [`settle::settle`] did.
+    may_be_unsettled: bool,
     decode: Py<PyAny>,
     unpickle: Py<PyAny>,
     call: Py<PyAny>,
@@ -37,7 +39,11 @@ impl Entry {
         Ok(Self {
             child_main,
             random_states,
-            reseed: job.getattr("reseed")?.unbind(),
+            renew: py
+                .import("_pyspawner_randomness")?
+                .getattr("renew")?
+                .unbind(),
+            may_be_unsettled: settle::may_be_unsettled(py)?,
             decode: job.getattr("decode")?.unbind(),
             unpickle: job.getattr("unpickle")?.unbind(),
             call: job.getattr("call")?.unbind(),
@@ -51,10 +57,18 @@ impl Entry {
         self.random_states
             .renew()
             .map_err(|errno| format!("getrandom: {errno}"))?;
-        self.reseed
-            .call0(py)
+        self.settle_again(py)
+            .and_then(|()| self.renew.call0(py))
             .and_then(|_| host_module::run_after_clone(py))
             .map_err(|error| describe(py, &error))
+    }
+
+    /// Does once more what was done after the warm-up, if code has run in the host since.
+    fn settle_again(&self, py: Python<'_>) -> PyResult<()> {
+        if self.may_be_unsettled || host_module::has_before_clone() {
+            settle::settle(py, &self.random_states)?;
+        }
+        Ok(())
     }
 
     /// Decodes a job's payload as far as that runs no code of the job's, and makes the job known to

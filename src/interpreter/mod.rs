@@ -3,12 +3,28 @@
 pub mod call;
 pub mod host_module;
 pub mod random_states;
+pub mod settle;
 pub mod warm;
+
+use std::ffi::CStr;
 
 use pyo3::prelude::*;
 use pyo3::types::PyModule;
 
-/// The Python half of this module, as a module of its own in every interpreter.
+/// The Python half of this module, as modules of its own in every interpreter.
+const PYTHON_MODULES: &[(&CStr, &str)] = &[
+    (c"_pyspawner_job", include_str!("job.py")),
+    (c"_pyspawner_randomness", include_str!("randomness.py")),
+    (
+        c"_pyspawner_exit_handlers",
+        include_str!("exit_handlers.py"),
+    ),
+    (
+        c"_pyspawner_reseed",
+        include_str!("../../python-stubs/pyspawner_host/_reseed.py"),
+    ),
+];
+
 fn job_module(py: Python<'_>) -> PyResult<Bound<'_, PyModule>> {
     py.import("_pyspawner_job")
 }

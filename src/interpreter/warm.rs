@@ -12,7 +12,7 @@ use pyo3::types::PyModule;
 
 use super::call::Entry;
 use super::random_states::RandomStates;
-use super::{describe, host_module, job_module};
+use super::{describe, host_module, job_module, settle};
 use crate::config::{Callable, HostSettings};
 
 /// The warm interpreter, and what became of the process on the way.
@@ -50,6 +50,7 @@ pub fn warm(settings: &HostSettings) -> anyhow::Result<Warm> {
                 .map_err(|error| anyhow!("warm_up {warm_up} failed:\n{}", describe(py, &error)))?;
         }
         let random_states = RandomStates::find(py).context("after the warm-up")?;
+        settle::settle(py, &random_states).context("after the warm-up")?;
         if let Err(error) = job_module(py)?.call_method0("fill_type_cache") {
             // Each child does it for itself then.
             log::debug!("filling the type cache: {}", describe(py, &error));
@@ -143,13 +144,12 @@ fn extend_path(py: Python<'_>, folders: &[PathBuf]) -> anyhow::Result<()> {
         path.call_method1("insert", (0, folder.as_os_str()))?;
     }
     path.call_method1("insert", (0, ""))?;
-    PyModule::from_code(
-        py,
-        &CString::new(include_str!("job.py")).expect("source code without null bytes"),
-        c"<pyspawner>",
-        c"_pyspawner_job",
-    )?
-    .setattr("__file__", "<pyspawner>")?;
+    for (name, source) in super::PYTHON_MODULES {
+        let source = CString::new(*source).expect("source code without null bytes");
+        PyModule::from_code(py, &source, c"<pyspawner>", name)?
+            .setattr("__file__", "<pyspawner>")?;
+    }
+    settle::before_imports(py)?;
     Ok(())
 }
 
@@ -176,6 +176,7 @@ fn resolve(py: Python<'_>, target: &Callable, role: &str) -> anyhow::Result<Py<P
 fn freeze(py: Python<'_>) -> PyResult<Vec<PathBuf>> {
     let gc = py.import("gc")?;
     gc.call_method0("collect")?;
+    settle::look_through(py, &gc.call_method0("get_objects")?)?;
     gc.call_method0("freeze")?;
 
     let sys = py.import("sys")?;

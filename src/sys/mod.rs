@@ -12,6 +12,7 @@ pub mod mounts;
 pub mod name_watch;
 pub mod process;
 pub mod seccomp;
+pub mod sqlite;
 
 use nix::errno::Errno;
 
