@@ -129,7 +129,7 @@ fn limit() -> impl Strategy<Value = Value> {
 
 fn spawn() -> impl Strategy<Value = Spawn> {
     let layers = MAY_SKIP.map(|layer| layer.name().to_owned());
-    let layers = subsequence(&layers[..], 0..=MAY_SKIP.len());
+    let layers = subsequence(layers.to_vec(), 0..=MAY_SKIP.len());
     let layers = option::of(
         (layers, vec(text(), 0..3)).prop_map(|(layers, others)| [layers, others].concat()),
     );
