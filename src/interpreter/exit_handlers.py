@@ -7,6 +7,7 @@ import atexit
 import io
 import sys
 import threading
+from _weakref import ref
 
 # ---- handlers ---------------------------------------------------------------------------
 
@@ -110,7 +111,7 @@ _files = []
 def find_files(objects):
     """Keep the files among the collector's ``objects`` that have a buffer to write."""
     # Not isinstance(), which runs code of objects that only look like others.
-    _files[:] = [file for file in objects if issubclass(type(file), _BUFFERED) and _is_written(file)]
+    _files[:] = [ref(file) for file in objects if issubclass(type(file), _BUFFERED) and _is_written(file)]
 
 
 def _is_written(file):
@@ -125,12 +126,12 @@ def flush():
     buffers of open files. Return what failed, in words."""
     failed = []
     logging = sys.modules.get("logging")
-    handlers = [reference() for reference in getattr(logging, "_handlerList", ())]
-    # As logging.shutdown() has it.
-    handlers = [handler for handler in reversed(handlers) if getattr(handler, "flushOnClose", True)]
-    for target in [handler for handler in handlers if handler is not None] + _files:
+    handlers = reversed(getattr(logging, "_handlerList", ()))
+    for target in [reference() for reference in [*handlers, *_files]]:
         try:
-            if not getattr(target, "closed", False):
+            # As logging.shutdown() has it.
+            is_left = target is None or getattr(target, "closed", False) or not getattr(target, "flushOnClose", True)
+            if not is_left:
                 target.flush()
         except Exception as error:
             failed.append(f"{target!r}: {error}")
