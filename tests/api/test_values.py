@@ -90,7 +90,8 @@ def test_a_name_that_is_no_layers_is_warned_of_where_it_is_used(client):
     assert said(child) == "x"
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        assert said(client.spawn_child(["echo", "y"], sandbox_config=SandboxConfig(skip_sandbox_except={"setuid"}))) == "y"
+        config = SandboxConfig(skip_sandbox_except={"setuid"})
+        assert said(client.spawn_child(["echo", "y"], sandbox_config=config)) == "y"
     assert not caught
 
 
