@@ -1,8 +1,15 @@
 """No two children draw the same, nor their own children, whatever the host drew before."""
 
+import ast
+import os
+import random
 import subprocess
+import sys
 
+import numpy
+import pyspawner as pyspawner_client
 import pytest
+from conftest import JOBS, ROOT
 
 CONTAINER = ["unshare", "--pid", "--fork", "--mount-proc"]
 
@@ -57,3 +64,107 @@ def test_init_in_front_reaps_orphans(pyspawner, open_folder):
     )
     done = pyspawner.run("orphans.main", path=open_folder, prefix=CONTAINER)
     assert done.stdout == "0\n", done
+
+
+# ---- generators that seed themselves ------------------------------------------------------------
+
+
+def all_differ(draws):
+    assert len(draws) > 1
+    for source in draws[0]:
+        values = [draw[source] for draw in draws]
+        assert len(set(values)) == len(values), f"{source} repeats: {values[0]}"
+
+
+@pytest.mark.parametrize("module", ["seeded", "seeded_by_hook", "seeded_by_thread"])
+def test_what_seeds_itself_does_so_in_each_child(pyspawner, module):
+    done = pyspawner.map(f"{module}.main", [[]] * 12, "-j", "2", spares=0)
+    assert [line["outcome"] for line in done.lines] == ["ok"] * 12, done
+    all_differ([line["result"] for line in done.lines])
+
+
+def test_the_same_without_a_device_for_random_numbers(open_folder):
+    """In a chroot SQLite would take the time and the process id for a seed."""
+    open_folder.chmod(0o755)
+    before = os.getcwd()
+    os.chdir(JOBS)
+    try:
+        client = pyspawner_client.Client(child_main="seeded.in_a_chroot")
+    finally:
+        os.chdir(before)
+    config = pyspawner_client.SandboxConfig(chroot_dir=open_folder)
+    with client:
+        children = [client.spawn_child(sandbox_config=config) for _ in range(6)]
+        said = [child.communicate(timeout=30) for child in children]
+    assert [err for _, err in said] == [b""] * 6
+    all_differ([ast.literal_eval(out.decode()) for out, _ in said])
+
+
+def test_a_job_does_not_learn_the_hardware_address(pyspawner):
+    """Though a module has asked for it, and kept it where the interpreter keeps it."""
+    node = pyspawner.value("seeded.main")["uuid node"]
+    assert node >> 40 & 1, "it is not marked as made up"
+
+
+# ---- generators that modules make ---------------------------------------------------------------
+
+WARNING = "give every job the same numbers"
+
+
+def test_generators_of_modules_are_named(pyspawner):
+    done = pyspawner.map("generators.shared", [[], []], "-j", "1")
+    assert done.lines[0]["result"] == done.lines[1]["result"]
+    [warning] = [line for line in done.stderr.splitlines() if WARNING in line]
+    for name in [
+        "generators.OURS (random.Random)",
+        "generators.GENERATOR (numpy.random._generator.Generator)",
+        "generators.LEGACY (numpy.random.mtrand.RandomState)",
+        "generators.BITS (numpy.random._philox.Philox)",
+        "generators.LISTED[1] (",
+        "generators.BY_NAME['mine'] (",
+        "generators.Holder.SHARED (",
+        "generators.HOLDER.generator (",
+        "generators.PCG64 (",
+        ", and 1 that no module names",
+        "pyspawner_host.reseed(generator)",
+    ]:
+        assert name in warning, (name, warning)
+    for name in ("SYSTEM", "SECRET", "_inst", "mtrand._rand", "UNWILLING"):
+        assert name not in warning, (name, warning)
+
+
+@pytest.mark.parametrize("child_main", ["basic.leave", "draws.main", "costs.faults"])
+def test_nothing_is_said_without(pyspawner, child_main):
+    done = pyspawner.map(child_main, [[0]], "--preload", "numpy,pandas,pyarrow,random,tempfile,secrets")
+    assert WARNING not in done.stderr
+
+
+def test_generators_are_renewed_by_a_hook(pyspawner):
+    done = pyspawner.map("generators_renewed.renewing", [[]] * 4, "-j", "1")
+    all_differ([line["result"] for line in done.lines])
+    shared = pyspawner.map("generators.renewing", [[]] * 2, "-j", "1").lines
+    assert shared[0]["result"] == shared[1]["result"]
+
+
+def test_reseed_says_what_it_takes(pyspawner):
+    said = pyspawner.value("generators.refusals")
+    assert len(said) == 7
+    for text in said:
+        for kind in ("random.Random", "numpy.random.Generator", "RandomState", "BitGenerator", "torch.Generator"):
+            assert kind in text
+
+
+def test_the_stand_in_reseeds(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "python-stubs"))
+    monkeypatch.delitem(sys.modules, "pyspawner_host", raising=False)
+    import pyspawner_host as stand_in
+
+    ours, state = random.Random(1), numpy.random.default_rng(1).bit_generator.state
+    stand_in.reseed(ours)
+    assert ours.random() != random.Random(1).random()
+    generator = numpy.random.default_rng(1)
+    stand_in.reseed(generator)
+    assert generator.bit_generator.state != state
+    with pytest.raises(TypeError, match=r"torch\.Generator, got a builtins\.str"):
+        stand_in.reseed("text")
+    sys.modules.pop("pyspawner_host")

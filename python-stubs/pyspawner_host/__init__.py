@@ -6,7 +6,9 @@ Outside, the hooks are accepted and never called, and there is no job.
 
 from typing import Callable, Optional, TypeVar
 
-__all__ = ["after_clone", "before_clone", "deadline", "job_id", "progress"]
+from ._reseed import reseed
+
+__all__ = ["after_clone", "before_clone", "deadline", "job_id", "progress", "reseed"]
 
 _Hook = TypeVar("_Hook", bound=Callable[[], object])
 

@@ -3,6 +3,8 @@
 import ipaddress
 import math
 import os
+import sys
+import warnings
 from pathlib import Path
 from typing import Any, Dict, FrozenSet, List, NamedTuple, Optional, Union
 
@@ -113,7 +115,7 @@ class SandboxConfig(NamedTuple):
     """Interfaces for the child; without, it has the network that the profile says: by default none."""
     skip_sandbox_except: FrozenSet[str] = frozenset()
     """For tests: of ``drop_capabilities``, ``setuid``, ``no_new_privs`` and ``seccomp``, only these are
-    applied. Empty: all are."""
+    applied. Empty: all are. Another name is none of them, and makes ``spawn_child`` warn."""
     timeout: Optional[float] = None
     """Seconds until the child is ended. Can only shorten the profile's limit."""
     memory: Optional[Size] = None
@@ -150,7 +152,18 @@ class SandboxConfig(NamedTuple):
 def _layers(names: FrozenSet[str]) -> List[str]:
     if isinstance(names, str):
         raise TypeError(f"skip_sandbox_except: expected a set of names, got {names!r}")
-    for name in names:
-        if text("skip_sandbox_except", name) not in _MAY_SKIP:
-            raise ValueError(f"skip_sandbox_except: {name!r} is none of {sorted(_MAY_SKIP)}")
-    return sorted(names)
+    wanted = {text("skip_sandbox_except", name) for name in names}
+    unknown = sorted(wanted - _MAY_SKIP)
+    if unknown:
+        left_out = ", ".join(sorted(_MAY_SKIP - wanted)) or "no layer"
+        message = f"skip_sandbox_except: {unknown[0]!r} is none of {sorted(_MAY_SKIP)}; left out: {left_out}"
+        warnings.warn(message, stacklevel=_depth_of_caller())
+    return sorted(wanted & _MAY_SKIP)
+
+
+def _depth_of_caller() -> int:
+    """The ``stacklevel`` of the code outside of this package that has called the caller."""
+    depth = 1
+    while sys._getframe(depth).f_globals.get("__package__") == __package__:
+        depth += 1
+    return depth

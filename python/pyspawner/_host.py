@@ -52,7 +52,7 @@ class Wanted:
         if (self.child_main is None) == (self.connect is None):
             raise TypeError("a client takes either child_main or connect")
         for name in self.preload_imports:
-            if "," in name or not name:
+            if not name or set(name) & set('," '):
                 raise ValueError(f"{name!r} is no module's name")
 
     def start(self) -> "Link":

@@ -167,7 +167,7 @@ class Launch:
 def spawn_request(process_name: Optional[str], sandbox_config: SandboxConfig) -> bytes:
     """The request for a child. TypeError or ValueError for what cannot be said to a host."""
     name = None if process_name is None else text("process_name", process_name)
-    return encode("spawn", process_name=name, **sandbox_config._request())
+    return encode("spawn", process_name=name or None, **sandbox_config._request())
 
 
 def sealed(content: bytes) -> int:

@@ -102,7 +102,13 @@ fn job(
     let in_force = limits.as_ref().unwrap_or(&service.profile.limits);
     let timeout = own_timeout.into_iter().chain(in_force.wall).min();
     let network = spawn.network().map_err(ChildEvent::bad_request)?;
-    let skip_layers = spawn.skipped().map_err(ChildEvent::bad_request)?;
+    let skip_layers = spawn.skipped();
+    if let Some(name) = spawn.unknown_layer() {
+        let name: String = name.chars().take(40).collect();
+        log::warn!(
+            "a client's skip_except: {name:?} is no layer that may be left out, and is ignored"
+        );
+    }
     if spawn.chroot.is_some() && !service.profile.layers().has(Layer::Root) {
         let reason = "chroot: the profile leaves out the layer \"root\"".to_owned();
         return Err(ChildEvent::bad_request(reason));

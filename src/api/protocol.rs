@@ -71,8 +71,9 @@ pub struct Spawn {
     pub process_name: Option<String>,
     /// The child's own root.
     pub chroot: Option<PathBuf>,
-    /// Of the layers that a client may leave out, those that are applied; by default all.
-    pub skip_except: Option<Vec<Layer>>,
+    /// Of the layers that a client may leave out, those that are applied; by default all. Other names
+    /// are allowed, and name none of them: clients of version 1 write such a name to leave out all.
+    pub skip_except: Option<Vec<String>>,
     /// Seconds; the profile's limit may only be shortened.
     pub timeout: Option<f64>,
     /// Instead of the profile's.
@@ -182,19 +183,19 @@ fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, String> {
 
 impl Spawn {
     /// The layers that are left out.
-    ///
-    /// # Errors
-    /// For a layer that is not among [`MAY_SKIP`].
-    pub fn skipped(&self) -> Result<Vec<Layer>, String> {
+    pub fn skipped(&self) -> Vec<Layer> {
         let Some(applied) = &self.skip_except else {
-            return Ok(Vec::new());
+            return Vec::new();
         };
-        if let Some(other) = applied.iter().find(|layer| !MAY_SKIP.contains(layer)) {
-            return Err(format!("skip_except: {:?} is always applied", other.name()));
-        }
         let mut skipped = MAY_SKIP.to_vec();
-        skipped.retain(|layer| !applied.contains(layer));
-        Ok(skipped)
+        skipped.retain(|layer| !applied.iter().any(|name| name == layer.name()));
+        skipped
+    }
+
+    /// A name in `skip_except` that is none of the layers it is about, most likely a mistake.
+    pub fn unknown_layer(&self) -> Option<&str> {
+        let mut names = self.skip_except.iter().flatten().map(String::as_str);
+        names.find(|name| MAY_SKIP.iter().all(|layer| layer.name() != *name))
     }
 
     /// The limits in force, if they are other than the profile's.
@@ -339,7 +340,7 @@ mod tests {
             panic!("a request");
         };
         assert_eq!(spawn.chroot.as_deref(), Some("/x".as_ref()));
-        assert_eq!(spawn.skipped().expect("layers").len(), 3);
+        assert_eq!(spawn.skipped().len(), 3);
         for (text, words) in [
             (&b""[..], "EOF"),
             (b"{}", "type"),
@@ -380,11 +381,21 @@ mod tests {
     }
 
     #[test]
-    fn only_some_layers_may_be_left_out() {
-        let spawn = Spawn {
-            skip_except: Some(vec![Layer::Root]),
+    fn only_some_layers_may_be_left_out_and_other_names_name_none() {
+        let spawn = |names: &[&str]| Spawn {
+            skip_except: Some(names.iter().map(|name| (*name).to_owned()).collect()),
             ..Spawn::default()
         };
-        assert!(spawn.skipped().is_err());
+        for names in [&[][..], &["root"], &["none", ""]] {
+            assert_eq!(spawn(names).skipped(), MAY_SKIP, "{names:?}");
+        }
+        let mixed = spawn(&["seccomp", "typo", "setuid"]);
+        assert_eq!(
+            mixed.skipped(),
+            [Layer::DropCapabilities, Layer::NoNewPrivs]
+        );
+        assert_eq!(mixed.unknown_layer(), Some("typo"));
+        assert_eq!(spawn(&["seccomp"]).unknown_layer(), None);
+        assert_eq!(Spawn::default().skipped(), []);
     }
 }

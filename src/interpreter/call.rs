@@ -5,7 +5,7 @@ use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::PyBytes;
 
 use super::random_states::RandomStates;
-use super::{describe, host_module, job_module};
+use super::{describe, host_module, job_module, settle};
 use crate::call::Call;
 use crate::result_channel;
 
@@ -13,7 +13,9 @@ use crate::result_channel;
 pub struct Entry {
     pub child_main: Py<PyAny>,
     random_states: RandomStates,
-    reseed: Py<PyAny>,
+    renew: Py<PyAny>,
+    /// Other threads may have undone in the host what [`settle::settle`] did.
+    may_be_unsettled: bool,
     decode: Py<PyAny>,
     unpickle: Py<PyAny>,
     call: Py<PyAny>,
@@ -39,7 +41,11 @@ impl Entry {
         Ok(Self {
             child_main,
             random_states,
-            reseed: job.getattr("reseed")?.unbind(),
+            renew: py
+                .import("_pyspawner_randomness")?
+                .getattr("renew")?
+                .unbind(),
+            may_be_unsettled: settle::may_be_unsettled(py)?,
             decode: job.getattr("decode")?.unbind(),
             unpickle: job.getattr("unpickle")?.unbind(),
             call: job.getattr("call")?.unbind(),
@@ -53,10 +59,18 @@ impl Entry {
         self.random_states
             .renew()
             .map_err(|errno| format!("getrandom: {errno}"))?;
-        self.reseed
-            .call0(py)
+        self.settle_again(py)
+            .and_then(|()| self.renew.call0(py))
             .and_then(|_| host_module::run_after_clone(py))
             .map_err(|error| describe(py, &error))
+    }
+
+    /// Does once more what was done after the warm-up, if code has run in the host since.
+    fn settle_again(&self, py: Python<'_>) -> PyResult<()> {
+        if self.may_be_unsettled || host_module::has_before_clone() {
+            settle::settle(py, &self.random_states)?;
+        }
+        Ok(())
     }
 
     /// Decodes a job's payload as far as that runs no code of the job's, and makes the job known to

@@ -39,7 +39,7 @@ fn state() -> std::sync::MutexGuard<'static, State> {
 #[pymodule(gil_used = true)]
 pub mod pyspawner_host {
     #[pymodule_export]
-    use super::{after_clone, before_clone, deadline, job_id, progress};
+    use super::{after_clone, before_clone, deadline, job_id, progress, reseed};
 }
 
 /// Call `fn()` in the host just before each clone, in order of registration.
@@ -108,9 +108,30 @@ fn progress(fraction: f64, text: &str) -> PyResult<()> {
     Ok(())
 }
 
-/// Runs the hooks of `before_clone`.
+/// Seed `generator` anew from the operating system.
+///
+/// For an `after_clone` hook: a generator that was made while modules were imported gives every job
+/// the same numbers. Takes a `random.Random`, a `numpy.random.Generator`, `RandomState` or
+/// `BitGenerator`, or a `torch.Generator`; TypeError for anything else.
+#[pyfunction]
+#[pyo3(signature = (generator, /))]
+fn reseed(py: Python<'_>, generator: &Bound<'_, PyAny>) -> PyResult<()> {
+    let module = py.import("_pyspawner_reseed")?;
+    module.call_method1("reseed", (generator,)).map(drop)
+}
+
+/// Runs the hooks of `before_clone`, and writes what they have left in buffers of files.
 pub fn run_before_clone(py: Python<'_>) -> PyResult<()> {
-    run(py, |state| &state.before_clone)
+    run(py, |state| &state.before_clone)?;
+    match has_before_clone() {
+        true => super::settle::flush(py),
+        false => Ok(()),
+    }
+}
+
+/// Whether code of preloaded modules runs before each clone.
+pub fn has_before_clone() -> bool {
+    !state().before_clone.is_empty()
 }
 
 /// Whether there are any.

@@ -1,4 +1,4 @@
-"""What a child does in Python: fresh randomness, decoding, the call, the end.
+"""What a child does in Python: decoding, the call, the end.
 
 Imported once in the host, so that nothing here is looked up again in a module that a job
 may have replaced.
@@ -21,88 +21,6 @@ class InvalidJob(Exception):
     """The arguments cannot be decoded."""
 
 
-# ---- randomness ------------------------------------------------------------------------
-
-
-def reseed():
-    """Give this process random states of its own.
-
-    CPython itself reseeds ``random`` at a fork; the C library, NumPy's global generator, PyTorch
-    and copies of OpenSSL do not notice a clone, or only by a process id that may repeat.
-    """
-    for module, renew in _RANDOM_STATES.items():
-        if module in sys.modules and module not in _renewed_by_host:
-            renew(sys.modules[module])
-
-
-def _renew_numpy(numpy_random):
-    numpy_random.seed(int.from_bytes(os.urandom(4), "little"))
-
-
-def _renew_torch(torch):
-    torch.manual_seed(int.from_bytes(os.urandom(8), "little") >> 1)
-
-
-def _renew_tempfile(tempfile):
-    tempfile._name_sequence = None
-
-
-def _renew_openssl(ssl):
-    # OpenSSL reseeds when the process id is not the one that it saw last. Drawing once here,
-    # as PID 1, also protects grandchildren, whose ids may be equal to the host's.
-    ssl.RAND_bytes(1)
-
-
-def _renew_cryptography(x25519):
-    # The wheel's own copy of OpenSSL: the cheapest call that draws from it.
-    x25519.X25519PrivateKey.generate()
-
-
-_RANDOM_STATES = {
-    "numpy.random": _renew_numpy,
-    "torch": _renew_torch,
-    "tempfile": _renew_tempfile,
-    "ssl": _renew_openssl,
-    "cryptography.hazmat.primitives.asymmetric.x25519": _renew_cryptography,
-}
-
-
-# What the host's program renews by itself.
-_renewed_by_host = set()
-
-
-def prepare_reseeding():
-    """Import, in the host, what :func:`reseed` draws through. Return the address of the state of
-    NumPy's global generator, if it is as known: a Mersenne twister's 624 words and its position.
-
-    To seed it by its own function makes a child touch some 140 pages, which is a sixth of all.
-    """
-    if "cryptography.hazmat.bindings._rust" in sys.modules:
-        import cryptography.hazmat.primitives.asymmetric.x25519  # noqa: F401
-    address = _numpy_state()
-    if address is not None:
-        _renewed_by_host.add("numpy.random")
-    return address
-
-
-def _numpy_state():
-    numpy_random = sys.modules.get("numpy.random")
-    try:
-        generator = numpy_random.mtrand._rand._bit_generator
-        if type(generator) is not numpy_random.MT19937:
-            return None
-        # Seeded, it has no normal deviate left over from the last pair.
-        numpy_random.seed(int.from_bytes(os.urandom(4), "little"))
-        address = generator.ctypes.state_address
-        import ctypes
-
-        words = list((ctypes.c_uint32 * 625).from_address(address))
-        state = generator.state["state"]
-        return address if words == [*state["key"].tolist(), state["pos"]] else None
-    except (AttributeError, ImportError, LookupError, TypeError):
-        return None
-
-
 # ---- the type cache ----------------------------------------------------------------------
 
 
@@ -117,11 +35,11 @@ def fill_type_cache():
     _, _, arguments = unpickle(pickle.dumps([]), "", None)
     arguments()
     encode({"": [""]})
-    if _is_the_only_thread():
+    if is_the_only_thread():
         _run_fork_hooks()
 
 
-def _is_the_only_thread():
+def is_the_only_thread():
     """Whether a clone would lose nothing by it that other threads do not run there.
 
     The hooks take locks from other threads, and call those stopped that were made, but not started.
@@ -253,11 +171,19 @@ def _guarded(function):
 
 
 def _exit_status(code):
+    """What the ``python`` command makes of ``SystemExit(code)``."""
     if code is None:
         return 0
     if isinstance(code, int):
-        return code & 0xFF
-    print(code, file=sys.stderr)
+        # A C long that is too small for it holds -1 then.
+        return (code if -(1 << 63) <= code < 1 << 63 else -1) & 0xFF
+    try:
+        if sys.stderr is None:
+            os.write(2, f"{code}\n".encode(errors="backslashreplace"))
+        else:
+            print(code, file=sys.stderr)
+    except Exception:
+        pass  # nobody can read it; the status says that something is wrong
     return 1
 
 

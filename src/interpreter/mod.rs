@@ -4,13 +4,33 @@ pub mod call;
 pub mod held;
 pub mod host_module;
 pub mod random_states;
+pub mod settle;
 pub mod threads;
 pub mod warm;
+
+use std::ffi::CStr;
 
 use pyo3::prelude::*;
 use pyo3::types::PyModule;
 
-/// The Python half of this module, as a module of its own in every interpreter.
+/// The Python half of this module, as modules of its own in every interpreter, in the order in which they import
+/// each other.
+const PYTHON_MODULES: &[(&CStr, &str)] = &[
+    (c"_pyspawner_results", include_str!("results.py")),
+    (c"_pyspawner_held", include_str!("held.py")),
+    (c"_pyspawner_threads", include_str!("threads.py")),
+    (c"_pyspawner_job", include_str!("job.py")),
+    (c"_pyspawner_randomness", include_str!("randomness.py")),
+    (
+        c"_pyspawner_exit_handlers",
+        include_str!("exit_handlers.py"),
+    ),
+    (
+        c"_pyspawner_reseed",
+        include_str!("../../python-stubs/pyspawner_host/_reseed.py"),
+    ),
+];
+
 fn job_module(py: Python<'_>) -> PyResult<Bound<'_, PyModule>> {
     py.import("_pyspawner_job")
 }

@@ -3,7 +3,7 @@
 use nix::errno::Errno;
 use pyo3::prelude::*;
 
-use super::job_module;
+use crate::sys::sqlite::{self, Sqlite};
 
 /// A Mersenne twister's words, and how many of them are used up.
 #[repr(C)]
@@ -12,19 +12,28 @@ struct Twister {
     position: libc::c_int,
 }
 
-/// The C library's, and NumPy's global one if it is as known.
+/// The C library's, NumPy's global one if it is as known, and those of all copies of SQLite.
 pub struct RandomStates {
     /// An address.
     numpy: Option<usize>,
+    sqlite: Vec<Sqlite>,
 }
 
 impl RandomStates {
-    /// Finds them, in the host. `job.py` has compared the memory there with what NumPy says of it.
+    /// Finds them, in the host. `randomness.py` has compared the memory there with what NumPy says of it.
     pub fn find(py: Python<'_>) -> PyResult<Self> {
-        let numpy = job_module(py)?.call_method0("prepare_reseeding")?;
+        let numpy = py
+            .import("_pyspawner_randomness")?
+            .call_method0("find_numpy_state")?;
         Ok(Self {
             numpy: numpy.extract()?,
+            sqlite: sqlite::find(),
         })
+    }
+
+    /// Has those generators seed themselves at their next use, which can.
+    pub fn settle(&self) {
+        self.sqlite.iter().for_each(Sqlite::reset_randomness);
     }
 
     /// Fills them anew from the kernel.

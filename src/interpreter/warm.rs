@@ -1,6 +1,6 @@
 //! From nothing to a warm interpreter: initialise, import, warm up, freeze.
 
-use std::ffi::{CStr, CString};
+use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use pyo3::types::PyModule;
 
 use super::call::Entry;
 use super::random_states::RandomStates;
-use super::{describe, held, host_module, job_module};
+use super::{describe, held, host_module, job_module, settle};
 use crate::config::{Callable, HostSettings};
 
 /// The warm interpreter, and what became of the process on the way.
@@ -47,6 +47,7 @@ pub fn warm(settings: &HostSettings) -> anyhow::Result<Warm> {
         };
         let random_states = RandomStates::find(py).context("after the warm-up")?;
         held::prepare(py).context("after the warm-up")?;
+        settle::settle(py, &random_states).context("after the warm-up")?;
         if let Err(error) = job_module(py)?.call_method0("fill_type_cache") {
             // Each child does it for itself then.
             log::debug!("filling the type cache: {}", describe(py, &error));
@@ -134,26 +135,13 @@ fn extend_path(py: Python<'_>, folders: &[PathBuf]) -> anyhow::Result<()> {
         path.call_method1("insert", (0, folder.as_os_str()))?;
     }
     path.call_method1("insert", (0, ""))?;
-    for (name, source) in PYTHON_HALVES {
-        PyModule::from_code(py, source, c"<pyspawner>", name)?.setattr("__file__", "<pyspawner>")?;
+    for (name, source) in super::PYTHON_MODULES {
+        let source = CString::new(*source).expect("source code without null bytes");
+        PyModule::from_code(py, &source, c"<pyspawner>", name)?
+            .setattr("__file__", "<pyspawner>")?;
     }
+    settle::before_imports(py)?;
     Ok(())
-}
-
-/// The Python halves of this project, as modules of their own in every interpreter, in the order in which they import each
-/// other.
-const PYTHON_HALVES: [(&CStr, &CStr); 4] = [
-    (c"_pyspawner_results", source(concat!(include_str!("results.py"), "\0"))),
-    (c"_pyspawner_held", source(concat!(include_str!("held.py"), "\0"))),
-    (c"_pyspawner_job", source(concat!(include_str!("job.py"), "\0"))),
-    (c"_pyspawner_threads", source(concat!(include_str!("threads.py"), "\0"))),
-];
-
-const fn source(text: &str) -> &CStr {
-    match CStr::from_bytes_with_nul(text.as_bytes()) {
-        Ok(source) => source,
-        Err(_) => panic!("source code with null bytes"),
-    }
 }
 
 fn import_all(py: Python<'_>, modules: &[String]) -> anyhow::Result<Vec<(String, Duration)>> {
@@ -187,6 +175,7 @@ fn resolve(py: Python<'_>, target: &Callable, role: &str) -> anyhow::Result<Py<P
 fn freeze(py: Python<'_>) -> PyResult<Vec<PathBuf>> {
     let gc = py.import("gc")?;
     gc.call_method0("collect")?;
+    settle::look_through(py, &gc.call_method0("get_objects")?)?;
     gc.call_method0("freeze")?;
 
     let sys = py.import("sys")?;

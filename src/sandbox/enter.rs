@@ -45,7 +45,7 @@ pub fn enter(
     identity::become_sandbox_user(layers, sandbox.may_set_groups)?;
     match (descriptors.root, &sandbox.root) {
         (Some(tree), _) => root::enter_own(tree, &order.covered, layers)?,
-        (None, Some(root)) => root::mount_private_places(root)?,
+        (None, Some(root)) => root::mount_private_places(root, layers)?,
         (None, None) => {}
     }
     namespaces::enter_cgroup_namespace(layers)?;

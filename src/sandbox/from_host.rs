@@ -9,11 +9,23 @@ use super::layer::{Layer, Layers, SetupError};
 /// Writes the child's id maps: one user and one group inside, `host_id` outside
 /// (`user_namespaces(7)`). The child waits for [`super::handshake::GO`] meanwhile, so its
 /// process id is its own.
-pub fn write_id_maps(pid: libc::pid_t, host_id: u32, layers: &Layers) -> Result<(), SetupError> {
+///
+/// `root` is the host's id for user 0 inside, if that is to exist besides: a child cannot become
+/// a user that is not mapped, and gets EINVAL for that instead of EPERM.
+pub fn write_id_maps(
+    pid: libc::pid_t,
+    host_id: u32,
+    root: Option<u32>,
+    layers: &Layers,
+) -> Result<(), SetupError> {
     if !layers.has(Layer::UserNamespace) {
         return Ok(());
     }
-    let map = format!("{} {host_id} 1\n", identity::inside_id(layers));
+    let inside = identity::inside_id(layers);
+    let mut map = format!("{inside} {host_id} 1\n");
+    if let Some(root) = root.filter(|_| inside != 0) {
+        map = format!("0 {root} 1\n{map}");
+    }
     for file in ["gid_map", "uid_map"] {
         std::fs::write(format!("/proc/{pid}/{file}"), &map).map_err(|error| {
             SetupError::from_io(
@@ -66,9 +78,11 @@ impl HostIds {
                 next: 0,
             });
         };
+        let mut taken = vec![false; count as usize];
+        taken[0] = true; // see Self::nobodys
         Ok(Self {
             base,
-            taken: vec![false; count as usize],
+            taken,
             // Anywhere, so that several hosts seldom give out the same.
             next: RandomState::new().build_hasher().finish() as usize % count as usize,
         })
@@ -77,6 +91,11 @@ impl HostIds {
     /// Whether each child gets one of its own, which is not the host's.
     pub fn are_own(&self) -> bool {
         !self.taken.is_empty()
+    }
+
+    /// A uid that no child ever has; `None` if all children share one.
+    pub fn nobodys(&self) -> Option<u32> {
+        self.are_own().then_some(self.base)
     }
 
     /// A uid that no living child has; `None` if all are in use.

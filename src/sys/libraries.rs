@@ -25,7 +25,7 @@ pub fn exported(name: &CStr) -> Vec<usize> {
 }
 
 /// The names under which libraries were loaded.
-fn loaded() -> Vec<CString> {
+pub fn loaded() -> Vec<CString> {
     unsafe extern "C" fn note(
         library: *mut libc::dl_phdr_info,
         _size: usize,
@@ -34,7 +34,7 @@ fn loaded() -> Vec<CString> {
         // SAFETY: called by `dl_iterate_phdr` with a description that is valid meanwhile, and with the list below.
         unsafe {
             let name = CStr::from_ptr((*library).dlpi_name);
-            // The program itself has none.
+            // This program itself has none.
             if !name.is_empty() {
                 (*names.cast::<Vec<CString>>()).push(name.to_owned());
             }

@@ -14,6 +14,7 @@ pub mod mounts;
 pub mod name_watch;
 pub mod process;
 pub mod seccomp;
+pub mod sqlite;
 pub mod stdio;
 
 use nix::errno::Errno;

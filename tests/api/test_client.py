@@ -453,7 +453,7 @@ def run_contract(python, path):
     command += [python, "-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider", "test_contract.py"]
     environment = {**os.environ, "CONTRACT_NETWORK": "1", "PYTHONPATH": str(path)}
     done = subprocess.run(command, cwd=JOBS.parent, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and "18 passed" in done.stdout, done.stdout
+    assert done.returncode == 0 and "28 passed" in done.stdout, done.stdout
 
 
 def test_the_contract_with_its_network():

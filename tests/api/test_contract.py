@@ -86,10 +86,10 @@ def root():
     shutil.rmtree(folder)
 
 
-def run(client, *args, config=None, data=b""):
+def run(client, *args, config=None, data=b"", process_name="contract"):
     """A child's output, error and wait status."""
     child = client.spawn_child(
-        args=list(args), process_name="contract", sandbox_config=config or pyspawner.SandboxConfig()
+        args=list(args), process_name=process_name, sandbox_config=config or pyspawner.SandboxConfig()
     )
     try:
         child.stdin.write(data)
@@ -106,6 +106,17 @@ def run(client, *args, config=None, data=b""):
 
 def test_output_and_error(client):
     assert run(client, "talk") == ("to stdout\n", "to stderr\n", 0)
+
+
+def test_output_by_every_way(client):
+    out, err, status = run(client, "write_everywhere")
+    assert (out, err, status) == ("print\n__stdout__\ndescriptor\n", "print\n__stderr__\ndescriptor\n", 0)
+
+
+def test_a_missing_module_is_an_exception(client):
+    out, err, status = run(client, "import_missing")
+    assert (out, status) == ("", 1 << 8)
+    assert "ModuleNotFoundError: No module named 'no_such_module'" in err
 
 
 def test_input(client):
@@ -158,6 +169,61 @@ def test_each_layer_alone(client):
     assert run(client, "chroot", config=only["no_new_privs"])[0] == ""
 
 
+def only(*names, **others):
+    return pyspawner.SandboxConfig(skip_sandbox_except=frozenset(names), **others)
+
+
+@pytest.mark.filterwarnings("ignore:skip_sandbox_except:UserWarning")
+def test_a_name_that_is_no_layers_leaves_all_out(client):
+    assert run(client, "identity", config=only("nothing"))[0] != "1 1000 1000\n"
+    assert run(client, "set_uid", config=only("nothing"))[0] == "still here\n"
+    assert run(client, "no_new_privs", config=only("none", "nothing"))[0] == "0\n"
+    # Beside a layer's name it changes nothing.
+    assert run(client, "set_uid", config=only("seccomp", "nothing"))[2] == signal.SIGSYS
+
+
+@pytest.mark.filterwarnings("ignore:skip_sandbox_except:UserWarning")
+def test_what_cannot_be_left_out(client, root):
+    refused = "uid_map PermissionError\ngid_map PermissionError\nsetgroups PermissionError\n"
+    assert run(client, "write_id_maps", config=only("nothing")) == (refused, "", 0)
+    in_root = only("nothing", chroot_dir=root)
+    assert run(client, "kernel_folders", config=in_root) == ("[] /\n", "", 0)
+    # As user 0 it is not the one that the program expects.
+    assert run(client, "run_program", "/program", config=in_root) == ("4 b'executed\\n' b''\n", "", 0)
+
+
+def test_the_user_without_the_filter(client, root):
+    config = only("setuid", "drop_capabilities", chroot_dir=root)
+    expected = "1000 1000\nPermissionError\nPermissionError\n"
+    assert run(client, "become_root", config=config) == (expected, "", 0)
+
+
+def test_the_filter_in_a_chroot(client, root):
+    config = only("seccomp", "no_new_privs", chroot_dir=root)
+    assert run(client, "set_uid", config=config)[2] == signal.SIGSYS
+
+
+def test_no_capability_is_ambient(client):
+    assert run(client, "ambient_capability", config=only("drop_capabilities"))[0] == "0\n"
+
+
+def test_a_set_uid_program_outside_of_a_chroot(client, root):
+    """Its owner is nobody in the child's namespace."""
+    shown = run(client, "run_program", str(root / "program"), config=only("setuid", "no_new_privs"))
+    assert shown == ("3 b'executed\\n' b''\n", "", 0)
+
+
+def test_names_that_are_no_modules():
+    for name in ("a b", "a,b", 'a"b'):
+        with pytest.raises(ValueError):
+            pyspawner.Client(child_main="contract_jobs.main", preload_imports=["json", name])
+
+
+def test_an_empty_process_name_is_none(client):
+    assert run(client, "own_name", process_name="contract")[0] == "contract\n"
+    assert run(client, "own_name", process_name="")[0] not in ("contract\n", "\n")
+
+
 def test_kill(client):
     child = client.spawn_child(["sleep", 60], sandbox_config=pyspawner.SandboxConfig())
     assert child.stdout.readline() == b"here\n"
@@ -189,6 +255,7 @@ def test_id_maps_cannot_be_written(client):
 def test_without_a_network(client):
     assert run(client, "connect", "127.0.0.1", 80)[0] == "OSError\n"
     assert run(client, "connect", "192.0.2.1", 80)[0] == "OSError\n"
+    assert run(client, "connection_error", "192.0.2.1", 80)[0] == "ENETUNREACH\n"
 
 
 def test_children_at_once(client):
@@ -218,4 +285,9 @@ def network(client):
     threading.Thread(target=lambda: server.accept()[0].sendall(b"again"), daemon=True).start()
     config = pyspawner.SandboxConfig(network=pyspawner.NetworkConfig())
     assert run(client, "connect", "192.168.123.1", 8080, config=config)[0] == "again\n"
+    # The operator's rules about the interface's name are in force.
+    nft = "table ip contract { chain input { type filter hook input priority 0; iifname veth-pyspawn reject\n}\n}\n"
+    subprocess.run(["nft", "-f", "-"], input=nft, text=True, check=True)
+    config = pyspawner.SandboxConfig(network=pyspawner.NetworkConfig())
+    assert run(client, "connection_error", "192.168.123.1", 8080, config=config)[0] == "ECONNREFUSED\n"
     server.close()

@@ -142,7 +142,7 @@ def test_more_descriptors_than_fit_are_closed_all(server):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"timeout": "5"}, {"timeout": -1}, {"skip_except": ["typo"]}, {"chroot": 7}, {"process_name": 5}, {"x": 1},
+    [{"timeout": "5"}, {"timeout": -1}, {"skip_except": [3]}, {"skip_except": "seccomp"}, {"chroot": 7}, {"process_name": 5}, {"x": 1},
      {"network": {"veth": {"kernel_ipv4": "nowhere"}}}, {"process_name": "a\0b"}],
 )  # fmt: skip
 def test_a_wrong_request_costs_one_child(server, wrong):
@@ -152,6 +152,16 @@ def test_a_wrong_request_costs_one_child(server, wrong):
         [event] = events(asked(connection, wrong))
         assert event["type"] == "refused", event
         assert [event["type"] for event in events(sibling)] == ["started", "ended"]
+
+
+def test_a_name_that_is_no_layers_is_ignored_and_logged(tmp_path):
+    path, log = tmp_path / "socket", tmp_path / "log"
+    with open(log, "w") as stderr, serving(path, "client_jobs.main", JOBS, "--config", NO_SPARES, stderr=stderr):
+        with greeted(path) as connection:
+            wanted = {"args": ["sleep", 0.05], "skip_except": ["typo\n" * 50, "seccomp"]}
+            assert [event["type"] for event in events(asked(connection, wanted))] == ["started", "ended"]
+    [line] = [line for line in log.read_text().splitlines() if "skip_except" in line]
+    assert "typo" in line and len(line) < 300
 
 
 def test_descriptors_that_run_out_cost_nobody_a_child(tmp_path):

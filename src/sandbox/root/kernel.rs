@@ -128,11 +128,12 @@ fn remove(
 }
 
 /// Mounts a `/proc` for the kernel to see: it lets a child mount its own only where one is
-/// fully visible (`mount_too_revealing`, fs/namespace.c). A host without privilege may not mount
+/// fully visible (`mount_too_revealing`, fs/namespace.c), and a writable one only where that is
+/// writable. A host without privilege may not mount
 /// one, since its PID namespace is another's; there the host's own stays, or is put in, and
 /// each child covers it.
 pub(super) fn mount_visible_proc(hosts: &OwnedFd) -> Result<(), SetupError> {
-    let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     if !detach_all(Path::new("/proc"))? {
         return Ok(());
     }

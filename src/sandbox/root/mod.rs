@@ -31,7 +31,7 @@ use self::covers::{Covers, closed_folder_above};
 use self::kernel::Devices;
 use self::resolver::Resolver;
 use self::steps::{create_mount_point, error, mount_tmpfs};
-use super::layer::SetupError;
+use super::layer::{Layer, Layers, SetupError};
 use crate::config::{Proc, Profile, Root};
 use crate::sys::mounts::{
     attach_tree, copy_found, copy_tree, pivot_to_working_directory, set_attributes,
@@ -349,7 +349,7 @@ fn reachable_or_root(directory: PathBuf, kept: &[PathBuf]) -> PathBuf {
 
 /// Mounts what must be a child's own: in the child, as the sandbox's user, while it still
 /// holds its capabilities.
-pub fn mount_private_places(root: &PreparedRoot) -> Result<(), SetupError> {
+pub fn mount_private_places(root: &PreparedRoot, layers: &Layers) -> Result<(), SetupError> {
     let mut kept = Vec::new();
     for path in &root.kept {
         let tree =
@@ -357,7 +357,7 @@ pub fn mount_private_places(root: &PreparedRoot) -> Result<(), SetupError> {
         kept.push((path, tree));
     }
     if root.proc == Proc::Private {
-        mount_own_proc()?;
+        mount_own_proc(layers)?;
     }
     for place in &root.private_places {
         mount_tmpfs(place, &root.tmpfs_options)?;
@@ -378,9 +378,15 @@ fn is_folder(tree: &OwnedFd) -> Result<bool, SetupError> {
 }
 
 /// Read-only: nothing in it needs writing, and much in it has been written to in attacks
-/// (/proc/sys, /proc/self/attr, uid_map).
-fn mount_own_proc() -> Result<(), SetupError> {
-    let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    mount(Some("proc"), "/proc", Some("proc"), flags, None::<&str>)
-        .map_err(|e| error("mount /proc".into(), e))
+/// (/proc/sys, /proc/self/attr, uid_map). Who keeps the capabilities could mount it again, so for
+/// them it is writable, and what is refused is refused by the files themselves (EPERM, not EROFS).
+fn mount_own_proc(layers: &Layers) -> Result<(), SetupError> {
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    let mount_with = |flags| mount(Some("proc"), "/proc", Some("proc"), flags, None::<&str>);
+    let mounted = match layers.has(Layer::DropCapabilities) {
+        true => mount_with(flags | MsFlags::MS_RDONLY),
+        // The kernel refuses it where the host has been given a read-only one.
+        false => mount_with(flags).or_else(|_| mount_with(flags | MsFlags::MS_RDONLY)),
+    };
+    mounted.map_err(|e| error("mount /proc".into(), e))
 }
