@@ -12,7 +12,7 @@ mod profile;
 mod units;
 
 pub use egress::{Destination, Egress};
-pub use profile::{Bind, Cgroups, Limits, Network, Proc, Profile, Root};
+pub use profile::{Bind, Cgroups, Cwd, Limits, Network, Proc, Profile, Root};
 pub use units::parse_duration;
 
 /// The configuration file, `pyspawner.toml`.
@@ -72,6 +72,8 @@ pub struct HostSettings {
     /// Refuse to start if preloaded modules leave threads behind.
     pub strict: bool,
     pub profile: Profile,
+    /// Whether children get a variable HOME: not where their environment is to be exactly a client's.
+    pub sets_home: bool,
     /// For `env_filter`.
     pub log_filter: String,
 }

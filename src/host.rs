@@ -17,7 +17,7 @@ use crate::clone::warm_image;
 use crate::clone::{CloneError, Cloner};
 use crate::config::HostSettings;
 use crate::interpreter::call::Entry;
-use crate::interpreter::{host_module, warm};
+use crate::interpreter::{host_module, surroundings, warm};
 use crate::pool::clone_service::{
     self, CloneOrder, Cloned, Failure, IoEnd, MainEnd, Prepared, Purpose, ToMain,
 };
@@ -86,6 +86,8 @@ fn prepare_children(
     let cloner = Cloner::new(&[io_thread])?;
     log_warm_state(settings, &warm.report, &cloner)?;
     let sandbox = Sandbox::prepare(&settings.profile, &warm.needed)?;
+    Python::attach(|py| tell_interpreter(py, &sandbox, settings.sets_home))
+        .context("after the warm-up")?;
     for layer in sandbox.layers.skipped() {
         log::warn!("layer {layer} is skipped by the configuration: the sandbox is weaker");
     }
@@ -95,6 +97,16 @@ fn prepare_children(
         entry: warm.entry,
         needed: warm.needed,
     })
+}
+
+fn tell_interpreter(py: Python<'_>, sandbox: &Sandbox, sets_home: bool) -> PyResult<()> {
+    if let Some(home) = sandbox.home().filter(|_| sets_home) {
+        surroundings::set_home(py, home)?;
+    }
+    match sandbox.import_directory() {
+        Some(folder) => surroundings::import_from(py, folder),
+        None => Ok(()),
+    }
 }
 
 fn log_warm_state(
@@ -226,6 +238,13 @@ impl Children {
             request.cgroup.is_some(),
         ) {
             return refuse(ChildReport::SetupFailed(error));
+        }
+        if request.descriptors.root.is_some()
+            && let Some(home) = self.sandbox.home()
+            && let Err(error) = surroundings::forget_home(py, home)
+        {
+            let text = crate::interpreter::describe(py, &error);
+            return refuse(ChildReport::HookFailed(format!("os.environ:\n{text}")));
         }
         match request.purpose {
             Purpose::Job | Purpose::Spare => self.serve(py, request.purpose),

@@ -245,6 +245,7 @@ fn execute(
             .collect::<anyhow::Result<_>>()?,
         strict: options.strict || file.strict,
         profile: profile.clone(),
+        sets_home: !matches!(command, Command::Serve(serve::Command::ClientFd(_))),
         log_filter,
     };
     let io = IoSettings {

@@ -3,6 +3,7 @@
 pub mod call;
 pub mod host_module;
 pub mod random_states;
+pub mod surroundings;
 pub mod warm;
 
 use pyo3::prelude::*;
