@@ -74,6 +74,8 @@ pub struct HostSettings {
     pub profile: Profile,
     /// Whether children get a variable HOME: not where their environment is to be exactly a client's.
     pub sets_home: bool,
+    /// Of which jobs see what their interpreter needs, and no more.
+    pub homes: Vec<PathBuf>,
     /// For `env_filter`.
     pub log_filter: String,
 }

@@ -25,7 +25,7 @@ use crate::pool::interrupt;
 use crate::sandbox::assignment::{self, Assigned};
 use crate::sandbox::enter::{self, NEVER_STARTED};
 use crate::sandbox::handshake::ChildReport;
-use crate::sandbox::{Layer, Sandbox, SetupError};
+use crate::sandbox::{Layer, Sandbox, SetupError, import_roots};
 use crate::sys::clone3::Side;
 use crate::sys::process;
 
@@ -85,7 +85,9 @@ fn prepare_children(
 ) -> anyhow::Result<Children> {
     let cloner = Cloner::new(&[io_thread])?;
     log_warm_state(settings, &warm.report, &cloner)?;
-    let sandbox = Sandbox::prepare(&settings.profile, &warm.needed)?;
+    let mut needed = warm.needed;
+    needed.extend(import_roots::to_show(&warm.import_roots, &needed, settings)?);
+    let sandbox = Sandbox::prepare(&settings.profile, &needed)?;
     Python::attach(|py| tell_interpreter(py, &sandbox, settings.sets_home))
         .context("after the warm-up")?;
     for layer in sandbox.layers.skipped() {
@@ -95,7 +97,7 @@ fn prepare_children(
         cloner,
         sandbox,
         entry: warm.entry,
-        needed: warm.needed,
+        needed,
     })
 }
 

@@ -1,6 +1,6 @@
 //! From nothing to a warm interpreter: initialise, import, warm up, freeze.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -14,12 +14,15 @@ use super::call::Entry;
 use super::random_states::RandomStates;
 use super::{describe, host_module, job_module};
 use crate::config::{Callable, HostSettings};
+use crate::sandbox::import_roots::ImportRoot;
 
 /// The warm interpreter, and what became of the process on the way.
 pub struct Warm {
     pub entry: Entry,
     /// Folders and files that a child's interpreter reads: prefixes, `sys.path`.
     pub needed: Vec<PathBuf>,
+    /// What it imports from besides.
+    pub import_roots: Vec<ImportRoot>,
     pub report: Report,
 }
 
@@ -54,6 +57,7 @@ pub fn warm(settings: &HostSettings) -> anyhow::Result<Warm> {
             // Each child does it for itself then.
             log::debug!("filling the type cache: {}", describe(py, &error));
         }
+        let import_roots = import_roots(py, settings).context("after the warm-up")?;
         let needed = freeze(py).context("after the warm-up")?;
         let descriptors = open_descriptors()?
             .into_iter()
@@ -63,6 +67,7 @@ pub fn warm(settings: &HostSettings) -> anyhow::Result<Warm> {
         Ok(Warm {
             entry: Entry::new(py, child_main, random_states)?,
             needed: needed.into_iter().chain(settings.path.clone()).collect(),
+            import_roots,
             report: Report {
                 imports,
                 total: start.elapsed(),
@@ -170,6 +175,34 @@ fn resolve(py: Python<'_>, target: &Callable, role: &str) -> anyhow::Result<Py<P
         .call_method1("resolve", (&target.module, &target.name))
         .map(Bound::unbind)
         .map_err(|error| anyhow!("{role}: no {target}:\n{}", describe(py, &error)))
+}
+
+/// What the interpreter imports from: the entries of `sys.path`, and what `import_roots.py` finds.
+fn import_roots(py: Python<'_>, settings: &HostSettings) -> PyResult<Vec<ImportRoot>> {
+    let binds = settings.profile.binds.iter();
+    let writable = binds.filter(|bind| bind.writable);
+    let untrusted: Vec<&Path> = writable.map(|bind| bind.source.as_path()).collect();
+    let code = CString::new(include_str!("import_roots.py")).expect("source without null bytes");
+    const NAME: &CStr = c"_pyspawner_import_roots";
+    let module = PyModule::from_code(py, &code, c"<pyspawner>", NAME)?;
+    // It has done its part, and children have no use for it.
+    let modules = py.import("sys")?.getattr("modules")?;
+    modules.call_method1("pop", (NAME.to_str().expect("ASCII"),))?;
+    let found: Vec<(PathBuf, String)> = module
+        .call_method1("import_roots", (untrusted,))?
+        .extract()?;
+    let unbuilt: Vec<String> = module.call_method0("built_at_import")?.extract()?;
+    if !unbuilt.is_empty() {
+        log::warn!(
+            "jobs cannot import {}, which meson-python builds at the first import: hint: --preload it",
+            unbuilt.join(", ")
+        );
+    }
+    let entries: Vec<PathBuf> = py.import("sys")?.getattr("path")?.extract()?;
+    let entries = entries.into_iter().filter(|path| path.is_absolute());
+    let entries = entries.map(|path| (path, "an entry of sys.path".to_owned()));
+    let roots = entries.chain(found);
+    Ok(roots.map(|(path, of)| ImportRoot { path, of }).collect())
 }
 
 /// Takes the collector off the pages that children share, and lists what they will read.

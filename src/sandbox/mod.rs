@@ -9,6 +9,7 @@ pub mod from_host;
 pub mod handshake;
 pub mod hidden;
 pub mod identity;
+pub mod import_roots;
 pub mod landlock;
 pub mod layer;
 pub mod limits;

@@ -177,7 +177,7 @@ impl PreparedRoot {
 
 /// The names of what is to be hidden, and what they lead to now: a bind may show it by that name.
 /// Where jobs can write, they choose what a name leads to, and only the name counts.
-fn by_all_names(profile: &Profile) -> Vec<PathBuf> {
+pub(super) fn by_all_names(profile: &Profile) -> Vec<PathBuf> {
     let is_jobs = |path: &Path| {
         let mut binds = profile.binds.iter();
         binds.any(|bind| bind.writable && path.starts_with(&bind.source))
