@@ -86,7 +86,11 @@ fn prepare_children(
     let cloner = Cloner::new(&[io_thread])?;
     log_warm_state(settings, &warm.report, &cloner)?;
     let mut needed = warm.needed;
-    needed.extend(import_roots::to_show(&warm.import_roots, &needed, settings)?);
+    needed.extend(import_roots::to_show(
+        &warm.import_roots,
+        &needed,
+        settings,
+    )?);
     let sandbox = Sandbox::prepare(&settings.profile, &needed)?;
     Python::attach(|py| tell_interpreter(py, &sandbox, settings.sets_home))
         .context("after the warm-up")?;

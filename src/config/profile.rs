@@ -426,6 +426,7 @@ mod tests {
             root: Root::Chroot("/srv".into()),
             proc: Some(Proc::None),
             tmp: Some(5),
+            cwd: Some(Cwd::Caller),
             binds: vec![Bind {
                 source: "/a".into(),
                 target: None,
@@ -453,7 +454,11 @@ mod tests {
             }),
             ..Profile::default()
         };
-        for profile in [Profile::default(), full, empty, networked] {
+        let looped = Profile {
+            network: Network::Loopback,
+            ..Profile::default()
+        };
+        for profile in [Profile::default(), full, empty, networked, looped] {
             let text = serde_json::to_string(&profile).expect("serialises");
             let back: Profile = serde_json::from_str(&text).expect("parses");
             assert_eq!(format!("{back:?}"), format!("{profile:?}"));

@@ -42,8 +42,12 @@ impl Own {
     /// If the chroot cannot be had, with the call that failed.
     pub fn enclose(&self) -> Result<Enclosed, SetupError> {
         let root = self.chroot.as_deref().map(OwnRoot::take).transpose()?;
-        let loopback = self.network.as_ref().map(|own| *own == JobNetwork::Loopback);
-        let is_profiles = self.limits.is_none() && self.skip_layers.is_empty() && loopback.is_none();
+        let loopback = self
+            .network
+            .as_ref()
+            .map(|own| *own == JobNetwork::Loopback);
+        let is_profiles =
+            self.limits.is_none() && self.skip_layers.is_empty() && loopback.is_none();
         if root.is_none() && is_profiles {
             return Ok(Enclosed::default());
         }

@@ -53,7 +53,12 @@ pub fn to_show(
             path.display()
         );
         let around = hidden_around(&path, &hidden, &is_shown);
-        let is_home = |hidden: &Path| homes.iter().chain(&settings.homes).any(|home| home == hidden);
+        let is_home = |hidden: &Path| {
+            homes
+                .iter()
+                .chain(&settings.homes)
+                .any(|home| home == hidden)
+        };
         if let Some(hidden) = around.iter().find(|hidden| !is_home(hidden)) {
             log::warn!(
                 "jobs cannot import {} from {}, since {} is hidden from them",

@@ -507,9 +507,16 @@ fn metadata(found: &fs::File, path: &Path) -> Result<Metadata, SetupError> {
         .map_err(|e| io_error(format!("stat {}", path.display()), &e))
 }
 
+const OTHERS_MAY_PASS: u32 = 0o001;
+
+/// Whether others cannot enter a folder: for its own mode, or for that of one above it.
+pub(super) fn is_closed(folder: &Path) -> bool {
+    closed_folder_above(folder).is_some()
+        || fs::metadata(folder).is_ok_and(|found| found.mode() & OTHERS_MAY_PASS == 0)
+}
+
 /// The uppermost folder above `path` that others may not pass, in the root as it is now.
-pub(super) fn closed_folder_above(path: &Path) -> Option<PathBuf> {
-    const OTHERS_MAY_PASS: u32 = 0o001;
+fn closed_folder_above(path: &Path) -> Option<PathBuf> {
     let real = fs::canonicalize(path).ok()?;
     let above: Vec<&Path> = real.ancestors().skip(1).collect();
     let is_closed = |folder: &&&Path| {

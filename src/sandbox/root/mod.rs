@@ -28,7 +28,7 @@ use nix::unistd::{chdir, fchdir, mkdir};
 pub use self::kernel::DEVICES;
 pub use self::own::{Covered, Folder, OwnRoot, enter_own};
 
-use self::covers::{Covers, closed_folder_above};
+use self::covers::{Covers, is_closed};
 use self::kernel::Devices;
 use self::resolver::Resolver;
 use self::steps::{create_link, create_mount_point, error, mount_tmpfs};
@@ -207,7 +207,7 @@ fn with_working_directory(needed: &[PathBuf], own: &Path, hidden: &[PathBuf]) ->
         );
         return needed;
     }
-    if own != Path::new("/") && !is_in_private_place(own) && closed_folder_above(&own.join(".")).is_none() {
+    if own != Path::new("/") && !is_in_private_place(own) && !is_closed(own) {
         needed.push(own.to_owned());
     }
     needed
@@ -410,7 +410,7 @@ fn reached_directory(profile: &Profile, directory: PathBuf, kept: &Kept) -> Opti
         return None; // what has its path there is another folder, if anything
     }
     let is_hidden = is_in_private_place(&directory) && !kept.has(&directory);
-    if !is_hidden && directory.is_dir() && closed_folder_above(&directory.join(".")).is_none() {
+    if !is_hidden && directory.is_dir() && !is_closed(&directory) {
         return Some(directory);
     }
     let start = match profile.starts_in_home() {
