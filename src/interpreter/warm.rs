@@ -52,12 +52,13 @@ pub fn warm(settings: &HostSettings) -> anyhow::Result<Warm> {
                 .call0(py)
                 .map_err(|error| anyhow!("warm_up {warm_up} failed:\n{}", describe(py, &error)))?;
         }
+        // Before the type cache is filled, since it would take up some of that.
+        let import_roots = import_roots(py, settings).context("after the warm-up")?;
         let random_states = RandomStates::find(py).context("after the warm-up")?;
         if let Err(error) = job_module(py)?.call_method0("fill_type_cache") {
             // Each child does it for itself then.
             log::debug!("filling the type cache: {}", describe(py, &error));
         }
-        let import_roots = import_roots(py, settings).context("after the warm-up")?;
         let needed = freeze(py).context("after the warm-up")?;
         let descriptors = open_descriptors()?
             .into_iter()
