@@ -57,7 +57,9 @@ SETUPTOOLS = ["setuptools"]
 SRC = {"pyproject.toml": project("setuptools.build_meta", SETUPTOOLS), **at("src/thing", PACKAGE)}
 FLAT = {
     "pyproject.toml": project(
-        "setuptools.build_meta", SETUPTOOLS, '[tool.setuptools]\npackages = ["thing", "thing.inner"]\npy-modules = ["single"]'
+        "setuptools.build_meta",
+        SETUPTOOLS,
+        '[tool.setuptools]\npackages = ["thing", "thing.inner"]\npy-modules = ["single"]',
     ),
     **at("thing", PACKAGE),
     "single.py": "VALUE = 3\n",
@@ -85,7 +87,9 @@ HATCH = {
 }
 HATCH_EXACT = {**HATCH, "pyproject.toml": HATCH["pyproject.toml"] + "[tool.hatch.build]\ndev-mode-exact = true\n"}
 POETRY = {
-    "pyproject.toml": project("poetry.core.masonry.api", ["poetry-core"], '[tool.poetry]\npackages = [{include = "thing"}]'),
+    "pyproject.toml": project(
+        "poetry.core.masonry.api", ["poetry-core"], '[tool.poetry]\npackages = [{include = "thing"}]'
+    ),
     **at("thing", PACKAGE),
 }
 FLIT = {"pyproject.toml": project("flit_core.buildapi", ["flit_core"]), **at("src/thing", PACKAGE)}

@@ -56,7 +56,8 @@ def test_without_the_namespace_it_is_refused(pyspawner):
 
 def test_a_client_has_the_profiles(pyspawner, open_folder):
     (open_folder / "client_job.py").write_text(
-        "import json, loopback\ndef main(): print(json.dumps(loopback.interfaces()), loopback.reach(('127.0.0.1', 9)))\n"
+        "import json, loopback\n"
+        "def main(): print(json.dumps(loopback.interfaces()), loopback.reach(('127.0.0.1', 9)))\n"
     )
     open_folder.chmod(0o755)
     socket = pyspawner.folder / "socket"

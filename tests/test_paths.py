@@ -9,7 +9,11 @@ from pathlib import Path
 
 import pytest
 
-JOB = "import os, sys\ndef main(): import late; return [late.VALUE, sys.path[1]]\ndef again(path): return os.path.exists(path)\n"
+JOB = """
+import os, sys
+def main(): import late; return [late.VALUE, sys.path[1]]
+def again(path): return os.path.exists(path)
+"""
 
 
 @pytest.fixture(params=["/var/tmp", "/tmp"])
@@ -130,7 +134,8 @@ def test_a_path_that_only_jobs_have(pyspawner, folder):
     flags = ["--path", "/tmp/bound", "--python", sys.executable]
     command = pyspawner.command("map", "job.main", *flags, path=folder / "other", config=config)
     # What was not there when the host looked is looked for again.
-    (folder / "other/job.py").write_text(JOB.replace("import late", "import importlib; importlib.invalidate_caches(); import late"))
+    job = JOB.replace("import late", "import importlib; importlib.invalidate_caches(); import late")
+    (folder / "other/job.py").write_text(job)
     done = subprocess.run(command, input="[]\n", cwd="/", capture_output=True, text=True, check=False)
     assert '"result":[1,' in done.stdout, done
 

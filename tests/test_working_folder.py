@@ -225,7 +225,8 @@ def test_the_hosts_user_of_that_id_is_another(pyspawner, with_accounts):
     seen = done.lines[0]["result"]
     assert seen["id"].startswith("uid=1000(sandbox) gid=1000(sandbox)") and seen["home"] == HOME
     # The control: with the host's own file it would be that user.
-    done = pyspawner.map("working_folder.look_up", [["somebody"]], prefix=with_accounts, config=skipping("root", "landlock"))
+    config = skipping("root", "landlock")
+    done = pyspawner.map("working_folder.look_up", [["somebody"]], prefix=with_accounts, config=config)
     assert done.lines[0]["result"] == [1000], done.stderr
     done = pyspawner.map("working_folder.look_up", [["somebody", "root"]], prefix=with_accounts)
     assert done.lines[0]["result"] == [None, 0]
