@@ -335,6 +335,27 @@ def test_a_home_that_is_a_package_is_refused(pyspawner, open_folder, make_place)
     assert done.status == 125 and str(place.folder) in done.stderr and "thing" in done.stderr
 
 
+def test_a_hidden_working_directory_shows_no_package(pyspawner, open_folder, make_place):
+    """It is where the host imports from, but not named: `--path .` is for that."""
+    place = make_place()
+    for name, text in at("thing", PACKAGE).items():
+        path = place.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    flags = ["--python", str(place.python), "--preload", "thing.inner"]
+    command = pyspawner.command("map", "job.main", *flags, path=open_folder)
+    jobs = json.dumps([["thing.lazy"], []])
+
+    def found(command):
+        done = subprocess.run(command, input=jobs, cwd=place.folder, capture_output=True, text=True, check=True)
+        return json.loads(done.stdout)["result"][0]["thing.lazy"]
+
+    assert found(command) != "ok"
+    place.folder.chmod(0o755)
+    assert found(command) != "ok"
+    assert found([*command, "--path", "."]) == "ok"
+
+
 def test_what_the_operator_hides_stays_hidden(pyspawner, open_folder, make_place):
     """And nothing of a home's credentials is shown for a module among them."""
     place = make_place()

@@ -65,19 +65,23 @@ def _attributes(thing):
 
 def _loaded_packages():
     """Their folders: their submodules are imported from there, whatever has found them."""
-    start = os.path.join(_working_directory(), "")
-    for name, module in list(sys.modules.items()):
-        if not isinstance(name, str) or not isinstance(module, types.ModuleType):
+    start = _working_directory()
+    for name in [name for name in sys.modules if isinstance(name, str)]:
+        # What was found in the working directory is shown if that is, which is a setting of its own.
+        if any(os.path.dirname(folder) == start for folder in _folders(name.partition(".")[0])):
             continue
-        attributes = _attributes(module)
-        try:
-            folders = [folder for folder in attributes.get("__path__") or () if isinstance(folder, str)]
-        except Exception:
-            continue  # a path that is computed from one that is gone
-        for folder in folders:
-            # What lies in the working directory was found by that, which is a setting of its own.
-            if os.path.isabs(folder) and os.path.isdir(folder) and os.path.dirname(folder) + os.sep != start:
-                yield name, os.path.normpath(folder)
+        for folder in _folders(name):
+            yield name, folder
+
+
+def _folders(package):
+    """Those that a loaded package's modules are looked for in; none for another module."""
+    try:
+        path = list(_attributes(sys.modules.get(package)).get("__path__") or ())
+    except Exception:
+        return []  # it is computed from one that is gone
+    folders = [os.path.normpath(folder) for folder in path if isinstance(folder, str) and os.path.isabs(folder)]
+    return [folder for folder in folders if os.path.isdir(folder)]
 
 
 def _working_directory():
@@ -95,7 +99,7 @@ def _mapped():
     with the module that it is about."""
     pending = [("", mapping) for hook in [*sys.meta_path, *sys.path_hooks] for mapping in _mappings_of_hook(hook)]
     for name, module in list(sys.modules.items()):
-        loader = getattr(_attributes(module).get("__spec__"), "loader", None)
+        loader = _attributes(_attributes(module).get("__spec__")).get("loader")
         if loader is not None and _is_foreign(type(loader)):
             pending += [(str(name), mapping) for mapping in _mappings_in(_attributes(loader))]
     seen = set()
@@ -105,7 +109,7 @@ def _mapped():
             if id(mapping) in seen:
                 continue
             seen.add(id(mapping))
-            for name, value in list(mapping.items()):
+            for name, value in list(dict.items(mapping)):
                 if isinstance(value, dict):
                     inner.append((label or str(name), value))
                 elif isinstance(name, str) and isinstance(value, (str, os.PathLike, list, tuple, set, frozenset)):
