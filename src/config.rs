@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
+use toml::de::DeTable;
 
 mod egress;
 mod profile;
 mod units;
 
 pub use egress::{Destination, Egress};
-pub use profile::{Bind, Cgroups, Limits, Network, Proc, Profile, Root};
+pub use profile::{Bind, Cgroups, Cwd, Limits, Network, Proc, Profile, Root};
 pub use units::parse_duration;
 
 /// The configuration file, `pyspawner.toml`.
@@ -30,6 +31,9 @@ pub struct File {
     rehearsal: Option<bool>,
     pub profile: BTreeMap<String, Profile>,
     pub pool: Pool,
+    /// Where each profile begins: `FILE:LINE`.
+    #[serde(skip)]
+    places: BTreeMap<String, String>,
 }
 
 /// `[pool]`.
@@ -58,12 +62,23 @@ impl File {
     pub fn read(path: &Path) -> anyhow::Result<Self> {
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("reading the configuration {}", path.display()))?;
-        toml::from_str(&text).map_err(|error| {
-            let line = error.span().map_or(1, |span| {
-                1 + text[..span.start.min(text.len())].matches('\n').count()
-            });
-            anyhow::anyhow!("{}:{line}: {}", path.display(), error.message())
-        })
+        let place = |offset: usize| {
+            let line = 1 + text[..offset.min(text.len())].matches('\n').count();
+            format!("{}:{line}", path.display())
+        };
+        let failed = |error: toml::de::Error| {
+            let place = place(error.span().map_or(0, |span| span.start));
+            anyhow::anyhow!("{place}: {}", error.message())
+        };
+        let mut file: Self = toml::from_str(&text).map_err(failed)?;
+        let table = DeTable::parse(&text).map_err(failed)?;
+        let profiles = table.get_ref().get("profile");
+        let profiles = profiles.and_then(|profiles| profiles.get_ref().as_table());
+        for (name, profile) in profiles.into_iter().flatten() {
+            let beginning = place(profile.span().start);
+            file.places.insert(name.get_ref().to_string(), beginning);
+        }
+        Ok(file)
     }
 }
 
@@ -81,6 +96,10 @@ pub struct HostSettings {
     /// Call the warm-up once more in a clone before the first job.
     pub rehearsal: bool,
     pub profile: Profile,
+    /// Whether children get a variable HOME: not where their environment is to be exactly a client's.
+    pub sets_home: bool,
+    /// Of which jobs see what their interpreter needs, and no more.
+    pub homes: Vec<PathBuf>,
     /// For `env_filter`.
     pub log_filter: String,
 }
@@ -138,7 +157,10 @@ pub fn choose_profile(file: &File, name: Option<&str>) -> anyhow::Result<Profile
     };
     profile
         .check()
-        .with_context(|| format!("profile {name:?}"))?;
+        .with_context(|| match file.places.get(name) {
+            Some(place) => format!("{place}: profile {name:?}"),
+            None => format!("profile {name:?}"),
+        })?;
     Ok(profile)
 }
 
@@ -234,6 +256,11 @@ mod tests {
             ),
             ("[profile.default]\nnetwork = 'all'\n", 2, "egress"),
             (
+                "[profile.default]\ncwd = 'here'\n",
+                2,
+                "`private` or `caller`",
+            ),
+            (
                 "[profile.default]\nnetwork = { egress = { allow = ['example.org'] } }\n",
                 2,
                 "no destination",
@@ -250,6 +277,47 @@ mod tests {
                 "{text}: {error}"
             );
             assert!(error.contains(words), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_combined_is_told_with_its_place() {
+        for (setting, words) in [
+            (
+                "cwd = 'private'\nroot = { chroot = '/' }",
+                "cwd: children start in the folder",
+            ),
+            (
+                "cwd = 'caller'\nroot = { chroot = '/' }",
+                "cwd: children start in the folder",
+            ),
+            (
+                "cwd = 'caller'\nroot = { empty = true }",
+                "expected \"private\"",
+            ),
+            (
+                "cwd = 'private'\nskip_layers = ['root']",
+                "expected \"caller\"",
+            ),
+            (
+                "network = 'loopback'\nskip_layers = ['network_namespace']",
+                "the machine's own",
+            ),
+            ("tmp = 0", "tmp: 0"),
+        ] {
+            let text = format!("strict = true\n\n[profile.odd]\n{setting}\n");
+            let file = parse(&text).expect("each alone is valid");
+            let error = choose_profile(&file, Some("odd")).expect_err(&text);
+            let error = format!("{error:#}");
+            assert!(error.contains(".toml:3: profile \"odd\": "), "{error}");
+            assert!(error.contains(words), "{error}");
+        }
+        for setting in [
+            "cwd = 'caller'\nskip_layers = ['root']",
+            "cwd = 'private'\nroot = { empty = true }",
+        ] {
+            let file = parse(&format!("[profile.default]\n{setting}\n")).expect("valid");
+            choose_profile(&file, None).expect(setting);
         }
     }
 

@@ -21,7 +21,7 @@ use crate::clone::inherited::{Before, Held, Inherited, StreamCopy};
 use crate::clone::{self, CloneError, CloneSpec, Cloner};
 use crate::config::HostSettings;
 use crate::interpreter::call::Entry;
-use crate::interpreter::{self, held, host_module, threads, warm};
+use crate::interpreter::{self, held, host_module, surroundings, threads, warm};
 use crate::pool::clone_service::{
     self, CloneOrder, Cloned, Failure, IoEnd, MainEnd, Prepared, Purpose, ToMain, WarmUp,
 };
@@ -29,7 +29,7 @@ use crate::pool::interrupt;
 use crate::sandbox::assignment::{self, Assigned};
 use crate::sandbox::enter::{self, Control, NEVER_STARTED};
 use crate::sandbox::handshake::ChildReport;
-use crate::sandbox::{Layer, Sandbox, SetupError};
+use crate::sandbox::{Layer, Sandbox, SetupError, import_roots};
 use crate::sys::{files, process, stdio};
 
 /// What the I/O thread runs. It ends the process when it is done.
@@ -137,7 +137,15 @@ fn prepare_children(
     let threads = cloner.foreign_threads()?;
     let threads = Python::attach(|py| threads::names(py, &threads));
     log_warm_state(settings, &warm.report, &cloner.inherited, &threads)?;
-    let sandbox = Sandbox::prepare(&settings.profile, &warm.needed)?;
+    let mut needed = warm.needed;
+    needed.extend(import_roots::to_show(
+        &warm.import_roots,
+        &needed,
+        settings,
+    )?);
+    let sandbox = Sandbox::prepare(&settings.profile, &needed)?;
+    Python::attach(|py| tell_interpreter(py, &sandbox, settings.sets_home))
+        .context("after the warm-up")?;
     for layer in sandbox.layers.skipped() {
         log::warn!("layer {layer} is skipped by the configuration: the sandbox is weaker");
     }
@@ -155,8 +163,18 @@ fn prepare_children(
         cloner,
         sandbox,
         entry: warm.entry,
-        needed: warm.needed,
+        needed,
     })
+}
+
+fn tell_interpreter(py: Python<'_>, sandbox: &Sandbox, sets_home: bool) -> PyResult<()> {
+    if let Some(home) = sandbox.home().filter(|_| sets_home) {
+        surroundings::set_home(py, home)?;
+    }
+    match sandbox.import_directory() {
+        Some(folder) => surroundings::import_from(py, folder),
+        None => Ok(()),
+    }
 }
 
 fn log_warm_state(
@@ -347,6 +365,13 @@ impl Child<'_> {
             enter::enter(sandbox, &request.descriptors, request.cgroup.is_some())
         {
             return self.refuse(&ChildReport::SetupFailed(error));
+        }
+        if request.descriptors.root.is_some()
+            && let Some(home) = sandbox.home()
+            && let Err(error) = surroundings::forget_home(py, home)
+        {
+            let text = interpreter::describe(py, &error);
+            return self.refuse(&ChildReport::HookFailed(format!("os.environ:\n{text}")));
         }
         match request.purpose {
             Purpose::Job | Purpose::Spare => self.serve(py, request.purpose),

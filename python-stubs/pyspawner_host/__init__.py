@@ -16,6 +16,7 @@ _Hook = TypeVar("_Hook", bound=Callable[[], object])
 def before_clone(fn: _Hook, /) -> _Hook:
     """Call ``fn()`` in the host just before each clone, in order of registration.
 
+    It sees the files that children see, without their own ``/tmp``; so nothing is at ``HOME`` there.
     An exception fails the clone. Returns ``fn``. TypeError if it is not callable.
     """
     return _check_callable(fn)

@@ -3,6 +3,7 @@
 pub mod bench;
 mod lines;
 pub mod map;
+mod paths;
 mod python;
 pub mod run;
 pub mod serve;
@@ -84,7 +85,7 @@ struct HostOptions {
     /// By default the active virtual environment's, else the one pyspawner was built with.
     #[arg(long, value_name = "PATH")]
     python: Option<PathBuf>,
-    /// Added to sys.path. Repeatable.
+    /// Added to sys.path: a folder, or an archive that Python imports from. Repeatable.
     #[arg(long = "path", value_name = "DIR")]
     path: Vec<PathBuf>,
     /// A variable of the children's environment, which holds these and nothing else.
@@ -210,7 +211,8 @@ fn execute(
     let mut profile = config::choose_profile(&file, options.profile.as_deref())?;
     profile.limits.wall = options.timeout.or(profile.limits.wall);
     let home = std::env::home_dir();
-    profile.hide.extend(hidden::by_default(home.as_deref()));
+    let homes = hidden::homes(home.as_deref());
+    profile.hide.extend(hidden::by_default(&homes));
     let command = command(&file)?;
     if let Command::Serve(serve::Command::Socket(path)) = &command {
         // Where children have no uid of their own, a job could connect to it.
@@ -246,11 +248,13 @@ fn execute(
         )?,
         path: or_file(options.path, &file.path)
             .iter()
-            .map(|path| std::path::absolute(path).with_context(|| format!("{}", path.display())))
+            .map(|path| paths::import_path(path, &profile))
             .collect::<anyhow::Result<_>>()?,
         strict: options.strict || file.strict,
         rehearsal: file.rehearses() && !options.no_rehearsal,
         profile: profile.clone(),
+        homes,
+        sets_home: !matches!(command, Command::Serve(serve::Command::ClientFd(_))),
         log_filter,
     };
     let io = IoSettings {

@@ -113,7 +113,8 @@ fn linked_suffix(other: &Found) -> Option<String> {
 
 fn ask(path: PathBuf) -> anyhow::Result<Found> {
     let path = if path.components().count() > 1 {
-        std::path::absolute(&path)?
+        super::paths::absolute(&path)
+            .with_context(|| format!("the interpreter {}", path.display()))?
     } else {
         path // looked up on PATH
     };

@@ -20,6 +20,8 @@ pub struct Profile {
     /// Ask [`Profile::tmp`], which knows the default.
     #[serde(deserialize_with = "optional_size")]
     tmp: Option<u64>,
+    /// Ask [`Profile::starts_in_home`], which knows the default.
+    cwd: Option<Cwd>,
     /// Further files and folders of the host that children see.
     pub binds: Vec<Bind>,
     /// What children must not see, besides what is hidden by default.
@@ -90,6 +92,16 @@ pub enum Proc {
     None,
 }
 
+/// Where children start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cwd {
+    /// In a writable folder of the child's own.
+    Private,
+    /// In the caller's working directory, which is read-only.
+    Caller,
+}
+
 /// A file or folder of the host in the child's root.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -113,6 +125,8 @@ impl Bind {
 pub enum Network {
     #[default]
     None,
+    /// An interface of the job's own that leads to the job alone.
+    Loopback,
     /// What is public, or what is named.
     Egress(Egress),
 }
@@ -128,11 +142,12 @@ impl<'de> Deserialize<'de> for Network {
         impl<'de> serde::de::Visitor<'de> for Visitor {
             type Value = Network;
             fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("\"none\", \"egress\" or { egress = { allow = [...] } }")
+                f.write_str("\"none\", \"loopback\", \"egress\" or { egress = { allow = [...] } }")
             }
             fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Network, E> {
                 match text {
                     "none" => Ok(Network::None),
+                    "loopback" => Ok(Network::Loopback),
                     "egress" => Ok(Network::Egress(Egress::default())),
                     other => Err(E::invalid_value(serde::de::Unexpected::Str(other), &self)),
                 }
@@ -228,9 +243,21 @@ impl Profile {
         }
     }
 
+    /// Whether each child has a writable folder of its own, which is its user's home. In a chroot
+    /// nothing is added, and without the layer `root` there is no private place.
+    pub fn has_home(&self) -> bool {
+        self.layers().has(Layer::Root) && !matches!(self.root, Root::Chroot(_))
+    }
+
+    /// Whether children start there.
+    pub fn starts_in_home(&self) -> bool {
+        self.has_home() && self.cwd != Some(Cwd::Caller)
+    }
+
     pub(super) fn check(&self) -> anyhow::Result<()> {
         self.check_layers()?;
         self.check_root()?;
+        self.check_cwd()?;
         self.check_network()?;
         self.limits.check()
     }
@@ -254,14 +281,38 @@ impl Profile {
         Ok(())
     }
 
-    fn check_network(&self) -> anyhow::Result<()> {
-        let Network::Egress(egress) = &self.network else {
+    fn check_cwd(&self) -> anyhow::Result<()> {
+        let Some(cwd) = self.cwd else {
             return Ok(());
         };
         ensure!(
-            self.layers().has(Layer::NetworkNamespace),
+            !matches!(self.root, Root::Chroot(_)),
+            "cwd: children start in the folder that is their root, since nothing is added to a \
+             chroot; leave cwd out"
+        );
+        match cwd {
+            Cwd::Private => ensure!(
+                self.has_home(),
+                "cwd: without the layer \"root\" children have no private folder; expected \
+                 \"caller\""
+            ),
+            Cwd::Caller => ensure!(
+                self.root != Root::Empty,
+                "cwd: an empty root does not have the caller's working directory; expected \
+                 \"private\""
+            ),
+        }
+        Ok(())
+    }
+
+    fn check_network(&self) -> anyhow::Result<()> {
+        ensure!(
+            self.network == Network::None || self.layers().has(Layer::NetworkNamespace),
             "network: without the layer \"network_namespace\" children have the machine's own"
         );
+        let Network::Egress(egress) = &self.network else {
+            return Ok(());
+        };
         egress.check()?;
         let has_resolver = egress.resolv_conf.is_some() || !egress.nameservers.is_empty();
         ensure!(
@@ -375,6 +426,7 @@ mod tests {
             root: Root::Chroot("/srv".into()),
             proc: Some(Proc::None),
             tmp: Some(5),
+            cwd: Some(Cwd::Caller),
             binds: vec![Bind {
                 source: "/a".into(),
                 target: None,
@@ -402,7 +454,11 @@ mod tests {
             }),
             ..Profile::default()
         };
-        for profile in [Profile::default(), full, empty, networked] {
+        let looped = Profile {
+            network: Network::Loopback,
+            ..Profile::default()
+        };
+        for profile in [Profile::default(), full, empty, networked, looped] {
             let text = serde_json::to_string(&profile).expect("serialises");
             let back: Profile = serde_json::from_str(&text).expect("parses");
             assert_eq!(format!("{back:?}"), format!("{profile:?}"));

@@ -134,11 +134,6 @@ pub fn has_before_clone() -> bool {
     !state().before_clone.is_empty()
 }
 
-/// Whether there are any.
-pub fn has_before_clone() -> bool {
-    !state().before_clone.is_empty()
-}
-
 /// Runs the hooks of `after_clone`.
 pub fn run_after_clone(py: Python<'_>) -> PyResult<()> {
     run(py, |state| &state.after_clone)

@@ -5,6 +5,7 @@ pub mod held;
 pub mod host_module;
 pub mod random_states;
 pub mod settle;
+pub mod surroundings;
 pub mod threads;
 pub mod warm;
 

@@ -1,6 +1,6 @@
 //! From nothing to a warm interpreter: initialise, import, warm up, freeze.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -14,6 +14,7 @@ use super::call::Entry;
 use super::random_states::RandomStates;
 use super::{describe, held, host_module, job_module, settle};
 use crate::config::{Callable, HostSettings};
+use crate::sandbox::import_roots::ImportRoot;
 
 /// The warm interpreter, and what became of the process on the way.
 pub struct Warm {
@@ -22,6 +23,8 @@ pub struct Warm {
     pub warm_up: Option<(Py<PyAny>, Duration)>,
     /// Folders and files that a child's interpreter reads: prefixes, `sys.path`.
     pub needed: Vec<PathBuf>,
+    /// What it imports from besides.
+    pub import_roots: Vec<ImportRoot>,
     pub report: Report,
 }
 
@@ -45,6 +48,8 @@ pub fn warm(settings: &HostSettings) -> anyhow::Result<Warm> {
             Some(warm_up) => Some(call_warm_up(py, warm_up)?),
             None => None,
         };
+        // Before the type cache is filled, since it would take up some of that.
+        let import_roots = import_roots(py, settings).context("after the warm-up")?;
         let random_states = RandomStates::find(py).context("after the warm-up")?;
         held::prepare(py).context("after the warm-up")?;
         settle::settle(py, &random_states).context("after the warm-up")?;
@@ -57,6 +62,7 @@ pub fn warm(settings: &HostSettings) -> anyhow::Result<Warm> {
             entry: Entry::new(py, child_main, random_states)?,
             warm_up,
             needed: needed.into_iter().chain(settings.path.clone()).collect(),
+            import_roots,
             report: Report {
                 imports,
                 total: start.elapsed(),
@@ -169,6 +175,34 @@ fn resolve(py: Python<'_>, target: &Callable, role: &str) -> anyhow::Result<Py<P
         .call_method1("resolve", (&target.module, &target.name))
         .map(Bound::unbind)
         .map_err(|error| anyhow!("{role}: no {target}:\n{}", describe(py, &error)))
+}
+
+/// What the interpreter imports from: the entries of `sys.path`, and what `import_roots.py` finds.
+fn import_roots(py: Python<'_>, settings: &HostSettings) -> PyResult<Vec<ImportRoot>> {
+    let binds = settings.profile.binds.iter();
+    let writable = binds.filter(|bind| bind.writable);
+    let untrusted: Vec<&Path> = writable.map(|bind| bind.source.as_path()).collect();
+    let code = CString::new(include_str!("import_roots.py")).expect("source without null bytes");
+    const NAME: &CStr = c"_pyspawner_import_roots";
+    let module = PyModule::from_code(py, &code, c"<pyspawner>", NAME)?;
+    // It has done its part, and children have no use for it.
+    let modules = py.import("sys")?.getattr("modules")?;
+    modules.call_method1("pop", (NAME.to_str().expect("ASCII"),))?;
+    let found: Vec<(PathBuf, String)> = module
+        .call_method1("import_roots", (untrusted,))?
+        .extract()?;
+    let unbuilt: Vec<String> = module.call_method0("built_at_import")?.extract()?;
+    if !unbuilt.is_empty() {
+        log::warn!(
+            "jobs cannot import {}, which meson-python builds at the first import: hint: --preload it",
+            unbuilt.join(", ")
+        );
+    }
+    let entries: Vec<PathBuf> = py.import("sys")?.getattr("path")?.extract()?;
+    let entries = entries.into_iter().filter(|path| path.is_absolute());
+    let entries = entries.map(|path| (path, "an entry of sys.path".to_owned()));
+    let roots = entries.chain(found);
+    Ok(roots.map(|(path, of)| ImportRoot { path, of }).collect())
 }
 
 /// Takes the collector off the pages that children share, and lists what they will read.

@@ -39,6 +39,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub enum JobNetwork {
     /// Nothing: not even the loopback interface is up.
     None,
+    /// The loopback interface, which the child raises itself: `sandbox::namespaces::raise_loopback`.
+    Loopback,
     /// The machine, by a pair of interfaces that the caller names. What may pass there is for the
     /// machine's own firewall to say.
     Veth(#[serde(deserialize_with = "veth::from_object")] VethConfig),
@@ -50,6 +52,7 @@ impl From<&Network> for JobNetwork {
     fn from(network: &Network) -> Self {
         match network {
             Network::None => Self::None,
+            Network::Loopback => Self::Loopback,
             Network::Egress(_) => Self::Egress,
         }
     }
@@ -97,7 +100,7 @@ impl Networks {
         network: &JobNetwork,
     ) -> Result<Option<Connection>, SetupError> {
         let connection = match network {
-            JobNetwork::None => return Ok(None),
+            JobNetwork::None | JobNetwork::Loopback => return Ok(None),
             JobNetwork::Veth(config) => self.connect_named(pid, config).await?,
             JobNetwork::Egress => self.connect_out(pid).await?,
         };

@@ -42,7 +42,13 @@ impl Own {
     /// If the chroot cannot be had, with the call that failed.
     pub fn enclose(&self) -> Result<Enclosed, SetupError> {
         let root = self.chroot.as_deref().map(OwnRoot::take).transpose()?;
-        if root.is_none() && self.limits.is_none() && self.skip_layers.is_empty() {
+        let loopback = self
+            .network
+            .as_ref()
+            .map(|own| *own == JobNetwork::Loopback);
+        let is_profiles =
+            self.limits.is_none() && self.skip_layers.is_empty() && loopback.is_none();
+        if root.is_none() && is_profiles {
             return Ok(Enclosed::default());
         }
         let (root, folder, covered) = match root {
@@ -52,6 +58,7 @@ impl Own {
         let order = Order {
             skip_layers: self.skip_layers.clone(),
             limits: self.limits.clone(),
+            loopback,
             covered,
         };
         let order = order.seal().map_err(|error| {

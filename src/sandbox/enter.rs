@@ -43,6 +43,9 @@ pub fn enter(
     };
     Control::of(descriptors).wait_for_host()?;
     identity::become_sandbox_user(layers, sandbox.may_set_groups)?;
+    if order.loopback.unwrap_or(sandbox.has_loopback()) {
+        namespaces::raise_loopback(layers)?;
+    }
     match (descriptors.root, &sandbox.root) {
         (Some(tree), _) => root::enter_own(tree, &order.covered, layers)?,
         (None, Some(root)) => root::mount_private_places(root, layers)?,

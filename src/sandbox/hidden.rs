@@ -67,33 +67,32 @@ const OF_EACH_HOME: &[&str] = &[
     ".python_history",
 ];
 
-/// The hidden paths: of the system, every home, and every home's credentials; `home` is the
-/// operator's. Whether they exist is looked at before each clone.
+/// The hidden paths: of the system, the homes, and every home's credentials. Whether they exist is
+/// looked at before each clone.
 ///
 /// Of a home children see what their interpreter and `path` need, and what binds show: it holds too
 /// many secrets, under too many names, for a list of them.
-pub fn by_default(home: Option<&Path>) -> Vec<PathBuf> {
-    let homes = homes(home);
+pub fn by_default(homes: &[PathBuf]) -> Vec<PathBuf> {
     let of_homes = homes
         .iter()
         .flat_map(|home| OF_EACH_HOME.iter().map(move |secret| home.join(secret)));
     OF_THE_SYSTEM
         .iter()
         .map(PathBuf::from)
-        .chain(["/home".into()])
         .chain(homes.iter().cloned())
         .chain(of_homes)
         .collect()
 }
 
-fn homes(home: Option<&Path>) -> Vec<PathBuf> {
+/// Every home, and the folder that most of them are in; `home` is the operator's.
+pub fn homes(home: Option<&Path>) -> Vec<PathBuf> {
     let mut homes: Vec<PathBuf> = std::fs::read_dir("/home")
         .into_iter()
         .flatten()
         .flatten()
         .map(|entry| entry.path())
         .collect();
-    homes.push("/root".into());
+    homes.extend(["/home", "/root"].map(PathBuf::from));
     homes.extend(home.map(Path::to_owned));
     // HOME may be unset, or another's.
     let account = nix::unistd::User::from_uid(nix::unistd::getuid());
@@ -134,7 +133,7 @@ mod tests {
 
     #[test]
     fn the_operators_home_is_hidden_and_its_keys_too() {
-        let hidden = by_default(Some(Path::new("/srv/me")));
+        let hidden = by_default(&homes(Some(Path::new("/srv/me"))));
         for path in ["/srv/me", "/srv/me/.ssh", "/root", "/home", "/etc/shadow"] {
             assert!(hidden.iter().any(|h| h == Path::new(path)), "{path}");
         }

@@ -9,6 +9,7 @@ pub mod from_host;
 pub mod handshake;
 pub mod hidden;
 pub mod identity;
+pub mod import_roots;
 pub mod landlock;
 pub mod layer;
 pub mod limits;
@@ -22,7 +23,7 @@ pub mod seccomp;
 use anyhow::Context;
 use nix::errno::Errno;
 
-use crate::config::Profile;
+use crate::config::{Network, Profile};
 pub use layer::{Layer, Layers, SetupError};
 
 /// A profile made ready: everything that does not depend on the single job is done.
@@ -82,9 +83,26 @@ impl Sandbox {
         root.map_or_else(Vec::new, root::PreparedRoot::hidden_names)
     }
 
+    /// The folder that each child has for itself.
+    pub fn home(&self) -> Option<&std::path::Path> {
+        self.root.as_ref().and_then(root::PreparedRoot::home)
+    }
+
+    /// Where children import modules from besides, since they do not start there.
+    pub fn import_directory(&self) -> Option<&std::path::Path> {
+        self.root
+            .as_ref()
+            .and_then(root::PreparedRoot::import_directory)
+    }
+
     /// What the host must look after before each clone.
     pub fn renew(&mut self) -> Result<(), SetupError> {
         self.root.as_mut().map_or(Ok(()), root::PreparedRoot::renew)
+    }
+
+    /// Whether the loopback interface of each child is up, unless its order says otherwise.
+    fn has_loopback(&self) -> bool {
+        self.profile.network == Network::Loopback
     }
 
     /// The `CLONE_NEW*` flags of this sandbox, but for that of a network namespace if the child is

@@ -1,7 +1,10 @@
 //! Which namespaces a child is born into, and the one that it enters later.
 
+use nix::errno::Errno;
+
 use super::at;
 use super::layer::{Layer, Layers, SetupError};
+use crate::sys::interfaces;
 use crate::sys::process::unshare;
 
 const FLAGS: &[(Layer, libc::c_int)] = &[
@@ -28,6 +31,19 @@ pub fn enter_cgroup_namespace(layers: &Layers) -> Result<(), SetupError> {
         return Ok(());
     }
     unshare(libc::CLONE_NEWCGROUP).map_err(at(Layer::CgroupNamespace, "unshare(CLONE_NEWCGROUP)"))
+}
+
+/// Raises the loopback interface, to which the kernel then gives 127.0.0.1 and ::1. It leads to the
+/// sockets of its network namespace alone, which the clone has made for this child: one that another
+/// child had would show what that has sent.
+pub fn raise_loopback(layers: &Layers) -> Result<(), SetupError> {
+    let layer = Layer::NetworkNamespace;
+    if !layers.has(layer) {
+        // The interface would be the machine's own.
+        let step = "a loopback interface while the layer network_namespace is skipped";
+        return Err(SetupError::new(layer, step, Errno::EINVAL));
+    }
+    interfaces::raise(c"lo").map_err(at(layer, "ioctl(SIOCSIFFLAGS, lo)"))
 }
 
 /// Gives the child a host name that tells nothing about the host (`sethostname(2)`).

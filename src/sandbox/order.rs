@@ -20,6 +20,8 @@ pub struct Order {
     /// Layers that are left out, besides the profile's. For tests.
     pub skip_layers: Vec<Layer>,
     pub limits: Option<Limits>,
+    /// Whether its loopback interface is up.
+    pub loopback: Option<bool>,
     /// Of a root of its own, the kernel's file systems in it.
     pub covered: Vec<Covered>,
 }

@@ -119,11 +119,14 @@ def test_a_writable_folder_under_another_name_can_be_used_fully(pyspawner, data)
 
 def test_an_empty_root_has_only_what_is_bound(pyspawner, data):
     keys = {"root": {"empty": True}, "binds": [{"source": data, "target": "/in/the/data"}]}
-    assert job(pyspawner, "listing", "/", **keys) == ["dev", "in", "proc", "tmp"]
+    assert job(pyspawner, "listing", "/", **keys) == ["dev", "etc", "in", "proc", "tmp"]
     assert job(pyspawner, "read", "/in/the/data/file", **keys) == "content"
     assert job(pyspawner, "write", "/new", **keys) in ("EROFS", "EACCES")
     assert job(pyspawner, "write", "/tmp/new", **keys) == "ok"
-    assert job(pyspawner, "listing", "/etc", **keys) == "ENOENT"
+    # The sandbox's user, and nobody of the host's.
+    assert job(pyspawner, "listing", "/etc", **keys) == ["group", "passwd"]
+    assert str(Path.home()) not in job(pyspawner, "read", "/etc/passwd", **keys)
+    assert job(pyspawner, "write", "/etc/passwd", **keys) in ("EROFS", "EACCES")
 
 
 def test_hidden_files_and_folders(pyspawner, data):
@@ -361,7 +364,7 @@ def test_a_working_directory_that_is_a_home_is_hidden_with_a_warning(pyspawner, 
     def run(*flags, variable=home):
         done = subprocess.run(
             pyspawner.command("map", "files.listing", *flags, path=JOBS),
-            input=b'["."]\n', capture_output=True, cwd=home, env={**os.environ, "HOME": str(variable)}, check=True,
+            input=json.dumps([str(home)]).encode(), capture_output=True, cwd=home, env={**os.environ, "HOME": str(variable)}, check=True,
         )  # fmt: skip
         return json.loads(done.stdout)["result"], done.stderr.decode()
 
@@ -399,7 +402,8 @@ def test_of_a_home_children_see_what_is_needed(pyspawner, tmp_path):
     assert read(home / "project/code/files.py").startswith('"""')
     assert read(home / "project/file") == "ENOENT"
     # Started there, the working directory is one from which modules are imported.
-    assert read("file", directory=home / "project") == "here\n"
+    assert read(home / "project/file", directory=home / "project") == "here\n"
+    assert read("file", directory=home / "project", config=profile(cwd="caller")) == "here\n"
     assert read(home / "diary", directory=home / "project") == "ENOENT"
     # The controls. A bind shows all but the credentials.
     assert read(home / "diary", config=profile(skip_layers=["root", "landlock"])) == "diary\n"

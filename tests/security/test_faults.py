@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -82,6 +83,10 @@ OWN_WAY_IN = [
     ("name", "descriptors", "PR_SET_NAME", ""),
     *WAY_IN[-2:],
 ]
+
+# The step that a child of a profile with network = "loopback" has besides.
+LOOPBACK = ("loopback", "network_namespace", "socket ioctl", "")
+LOOPBACK_WAY_IN = [*WAY_IN[:6], LOOPBACK, *WAY_IN[6:]]
 
 # Where no layer is named: the outcome and the beginning of `detail`.
 OTHER_VERDICTS = {
@@ -205,6 +210,13 @@ def number_of(call):
 
 
 @dataclass(repr=False)
+class LoopbackHost(Host):
+    """The same with a loopback interface for each child."""
+
+    steps = LOOPBACK_WAY_IN
+
+
+@dataclass(repr=False)
 class ClientHost(Host):
     """A running `serve`, and a client whose children have an order of their own."""
 
@@ -325,16 +337,29 @@ def tool(pyspawner):
     return tool
 
 
-@pytest.fixture
-def map_host(pyspawner, open_folder, tool):
-    (open_folder / "marker.py").write_text("def main(long): print('ran')\n")
-    command = pyspawner.command("map", "marker.main", "-j", "1", path=open_folder, spares=0)
+@contextmanager
+def running_map(kind, pyspawner, folder, tool, config=None):
+    (folder / "marker.py").write_text("def main(long): print('ran')\n")
+    command = pyspawner.command("map", "marker.main", "-j", "1", path=folder, spares=0, config=config)
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        host = Host(process, tool, system_calls())
+        host = kind(process, tool, system_calls())
         assert host.job()["outcome"] == "ok"
         host.learn_roles()
         yield host
         process.stdin.close()
+
+
+@pytest.fixture
+def map_host(pyspawner, open_folder, tool):
+    with running_map(Host, pyspawner, open_folder, tool) as host:
+        yield host
+
+
+@pytest.fixture
+def loopback_host(pyspawner, open_folder, tool):
+    config = '[profile.default]\nnetwork = "loopback"\n'
+    with running_map(LoopbackHost, pyspawner, open_folder, tool, config) as host:
+        yield host
 
 
 @pytest.fixture
@@ -427,6 +452,28 @@ def test_each_failing_call_stops_the_child_by_its_layers_name(host, name):
 def test_the_same_where_a_client_leaves_layers_out_and_adds_a_network(client_host):
     """What comes first is told: not that the host could not connect a child that had ended."""
     check_each(client_host.without("no_new_privs", "seccomp").with_network(), errno.EPERM, repeated=False)
+
+
+def test_a_loopback_interface_that_cannot_be_raised_stops_the_child(loopback_host):
+    calls = loopback_host.way_in()
+    places = list(classified(calls, loopback_host.steps))
+    own = loopback_host.steps.index(LOOPBACK)
+    found = [count for count, place in enumerate(places) if place == own]
+    assert [calls[count] for count in found] == ["socket", "ioctl"]
+    for count in found:
+        for code in (errno.EPERM, errno.EMFILE, errno.ENODEV):
+            assert fault(loopback_host, count + 1, calls[count], own, code) is None
+    assert loopback_host.is_whole(loopback_host.job())
+
+
+def test_a_home_that_cannot_be_made_or_entered_stops_the_child(map_host):
+    calls = map_host.way_in()
+    places = list(classified(calls, map_host.steps))
+    for call in ({"mkdir", "mkdirat"}, {"chdir"}):
+        [count] = [count for count, name in enumerate(calls) if name in call]
+        assert map_host.steps[places[count]][0] == "root"
+        for code in (errno.EEXIST, errno.ENOSPC, errno.EACCES):
+            assert fault(map_host, count + 1, calls[count], places[count], code) is None
 
 
 # ---- the controls -------------------------------------------------------------------------

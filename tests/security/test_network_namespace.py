@@ -5,7 +5,7 @@ import socket
 import threading
 
 import pytest
-from conftest import IN_VM
+from conftest import IN_VM, JOBS
 from attacking import Running, attack, attacks
 
 NETWORK = ["network_namespace"]
@@ -112,3 +112,68 @@ def test_seccomp_leaves_four_families(pyspawner):
     control = families("seccomp")
     # The virtual machine's kernel has no further family to show.
     assert IN_VM or (16, 12) in control or {family for family, _ in control} - {1, 2, 10, 16}
+
+
+# ---- a loopback interface of the job's own ---------------------------------------------------
+
+LOOPBACK = '[profile.default]\nnetwork = "loopback"\n'
+
+
+def test_a_loopback_interface_leads_to_nobody_else(pyspawner):
+    """Not to the host, by whatever address of its, nor to anybody whom the host reaches."""
+    with socket.create_server(("0.0.0.0", 0)) as server:
+        port = server.getsockname()[1]
+
+        def answer():
+            for _ in range(2):
+                server.accept()[0].sendall(b"host's secret")
+
+        threading.Thread(target=answer, daemon=True).start()
+        own = [socket.gethostbyname(socket.gethostname()), "127.0.0.1", "127.9.9.9"]
+        targets = [[address, port] for address in own]
+        others = [[address, 80] for address in ("192.0.2.1", "10.0.0.1", "169.254.169.254", "2001:db8::1", "fd00::1")]
+        found = pyspawner.value("loopback.reach", *targets, *others, config=LOOPBACK)
+        assert found[1:3] == ["ECONNREFUSED"] * 2 and "host's secret" not in found
+        assert set(found[3:]) == {"ENETUNREACH"}
+        # The control: without the namespace it is the host's own.
+        config = '[profile.default]\nskip_layers = ["network_namespace"]\n'
+        found = pyspawner.value("loopback.reach", *targets[1:], config=config)
+        assert found == ["host's secret"] * 2
+
+
+def test_the_host_reaches_nobody_by_it(pyspawner):
+    with Running(pyspawner, "loopback.main", config='network = "loopback"\n', path=JOBS) as running:
+        running.send("listen", 45_679, "pyspawner-test-own")
+        running.child()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", 45_679), timeout=5)
+
+
+def test_siblings_with_loopback_cannot_meet(pyspawner):
+    """Each listens at the same port and the same name, and reaches itself alone."""
+
+    def reached(off=()):
+        config = "" if off else 'network = "loopback"\n'
+        with Running(pyspawner, "loopback.main", "-j", "2", config=config, off=off, path=JOBS) as running:
+            running.send("listen", 45_680, "pyspawner-test-sibling")
+            running.child()
+            running.send("reach", ["127.0.0.1", 45_680])
+            by_port = running.line()["result"]
+            running.send("reach_abstract", "pyspawner-test-sibling")
+            return by_port, running.line()["result"]
+
+    assert reached() == (["ECONNREFUSED"], "ECONNREFUSED")
+    assert reached(NETWORK) == (["a job's"], "ok")
+
+
+def test_a_namespace_with_loopback_is_used_once(pyspawner):
+    """What was sent there shows in its counters. Between are jobs of the same host that have none."""
+    done = pyspawner.map("loopback.remember", [[]] * 20, "-j", "2", config=LOOPBACK)
+    found = [line["result"] for line in done.lines]
+    assert {before for before, _ in found} == {0}, found
+
+
+def test_a_job_cannot_change_its_loopback_interface(pyspawner):
+    assert pyspawner.value("loopback.lower_loopback", config=LOOPBACK) == "EPERM"
+    config = LOOPBACK + 'skip_layers = ["drop_capabilities"]\n'
+    assert pyspawner.value("loopback.lower_loopback", config=config) == "ok"

@@ -10,7 +10,7 @@ def test_what_a_child_sees(pyspawner):
     done = pyspawner.map("basic.surroundings", [[]], "--env", "A=B", "--env", "C=d e")
     seen = done.lines[0]["result"]
     assert set(seen["descriptors"]) == {"0", "1", "2", "3"}
-    assert seen["environ"] == {"A": "B", "C": "d e"}
+    assert seen["environ"] == {"A": "B", "C": "d e", "HOME": "/tmp/job"}
     assert sorted(seen["environ_file"].rstrip("\0").split("\0")) == ["A=B", "C=d e"]
     assert seen["command_line"] == "pyspawner\0--as-host\0"
     assert seen["processes"] == [1] and seen["pid"] == 1
@@ -24,10 +24,10 @@ def test_what_a_child_sees(pyspawner):
     assert seen["status"]["Seccomp"] == "2"
 
 
-def test_environment_is_empty_unless_configured(pyspawner, monkeypatch):
+def test_environment_has_nothing_but_a_home_unless_configured(pyspawner, monkeypatch):
     monkeypatch.setenv("SECRET_TOKEN", "of the host")
     seen = pyspawner.value("basic.surroundings")
-    assert seen["environ"] == {} and seen["environ_file"].strip("\0") == ""
+    assert seen["environ"] == {"HOME": "/tmp/job"} and seen["environ_file"].strip("\0") == ""
 
 
 def test_skipped_layers_are_named_on_the_log(pyspawner):

@@ -135,8 +135,10 @@ def test_nothing_can_be_written_outside(pyspawner, user, open_folder):
     assert "ok" in done.lines[0]["result"].values(), done
 
 
-@pytest.mark.parametrize("root", ["{ empty = true }", '{ chroot = "FOLDER" }'])
-def test_other_roots(pyspawner, user, open_folder, root):
+@pytest.mark.parametrize(
+    ("root", "etc", "home"), [("{ empty = true }", {"etc"}, ["job"]), ('{ chroot = "FOLDER" }', set(), [])]
+)
+def test_other_roots(pyspawner, user, open_folder, root, etc, home):
     _, prefix = user
     for name in ("proc", "tmp"):
         (open_folder / name).mkdir()
@@ -145,8 +147,23 @@ def test_other_roots(pyspawner, user, open_folder, root):
     jobs = [["/"], ["/proc"], ["/tmp"]]
     done = pyspawner.map("files.listing", jobs, "--ordered", path=JOBS, prefix=prefix, config=config)
     seen = [line["result"] for line in done.lines]
-    assert set(seen[0]) - {"dev"} == {"proc", "tmp"}, done
-    assert [name for name in seen[1] if name.isdigit()] == ["1"] and seen[2] == []
+    assert set(seen[0]) - {"dev"} == {"proc", "tmp"} | etc, done
+    assert [name for name in seen[1] if name.isdigit()] == ["1"] and seen[2] == home
+
+
+def test_a_loopback_interface(pyspawner, user):
+    _, prefix = user
+    config = '[profile.default]\nnetwork = "loopback"\n'
+    jobs = [["127.0.0.1"], ["::1"]]
+    done = pyspawner.map("loopback.serve_http", jobs, path=BASIC, prefix=prefix, config=config)
+    assert [line["result"] for line in done.lines] == ["served /page"] * 2, done
+
+
+def test_a_home(pyspawner, user):
+    _, prefix = user
+    done = pyspawner.map("working_folder.surroundings", [[]], path=BASIC, prefix=prefix)
+    seen = done.lines[0]["result"]
+    assert (seen["user"], seen["cwd"], seen["HOME"]) == ("sandbox", "/tmp/job", "/tmp/job"), done
 
 
 def test_limits_and_honest_work(pyspawner, user):

@@ -81,6 +81,7 @@ fn veth() -> impl Strategy<Value = VethConfig> {
 fn network() -> impl Strategy<Value = JobNetwork> {
     prop_oneof![
         Just(JobNetwork::None),
+        Just(JobNetwork::Loopback),
         Just(JobNetwork::Egress),
         veth().prop_map(JobNetwork::Veth),
     ]
@@ -174,6 +175,7 @@ fn written(request: &Request) -> Value {
     };
     let network = spawn.network.as_ref().map(|network| match network {
         JobNetwork::None => json!("none"),
+        JobNetwork::Loopback => json!("loopback"),
         JobNetwork::Egress => json!("egress"),
         JobNetwork::Veth(veth) => json!({"veth": {
             "kernel_veth_name": veth.kernel_veth_name, "child_veth_name": veth.child_veth_name,

@@ -5,9 +5,11 @@
 //! each clone at every hidden name that may lead elsewhere than before.
 
 use std::collections::HashSet;
-use std::fs::{self, Metadata};
+use std::ffi::{CStr, CString};
+use std::fs::{self, Metadata, Permissions};
+use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -16,7 +18,7 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2};
 use nix::sys::stat::Mode;
 
 use super::BoundTree;
-use super::steps::{create_mount_point, error, io_error};
+use super::steps::{create_link, create_mount_point, error, io_error};
 use crate::sandbox::layer::SetupError;
 use crate::sys::mounts::{
     attach_to, attach_tree, copy_tree, copy_within, make_read_only, new_tmpfs,
@@ -60,6 +62,8 @@ struct Name {
     path: PathBuf,
     /// The whole path, as the host knows it.
     on_host: PathBuf,
+    /// What the shelf has in its place; by default something empty.
+    stand_in: Option<CString>,
 }
 
 impl Name {
@@ -101,6 +105,7 @@ impl Name {
                 within: self.within.clone(),
                 path: folder.to_owned(),
                 on_host: self.on_host.clone(),
+                stand_in: None,
             };
             let Some(found) = folder.find()? else {
                 return Ok(());
@@ -114,17 +119,26 @@ impl Name {
     }
 }
 
-/// An empty file and an empty folder, to be mounted where something is to be hidden. They lie on a
-/// file system that is mounted where it will be mounted over: a mount can only be copied from within
-/// a namespace.
+/// An empty file and an empty folder, to be mounted where something is to be hidden, and files that
+/// are to be seen in the place of others. They lie on a file system that is mounted where it will be
+/// mounted over: a mount can only be copied from within a namespace.
 pub(super) struct Shelf(OwnedFd);
 
 impl Shelf {
-    pub(super) fn new(place: &Path) -> Result<Self, SetupError> {
+    pub(super) fn new(place: &Path, files: &[(&str, String)]) -> Result<Self, SetupError> {
         let shelf = tmpfs()?;
-        let flags = OFlag::O_CREAT | OFlag::O_CLOEXEC;
-        openat(&shelf, "file", flags, Mode::from_bits_truncate(0o444))
-            .map_err(|e| error("create an empty file".into(), e))?;
+        let create = |name: &str| {
+            let flags = OFlag::O_CREAT | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+            openat(&shelf, name, flags, Mode::from_bits_truncate(0o444))
+                .map_err(|e| error(format!("create the file {name} of a tmpfs"), e))
+        };
+        create("file")?;
+        for (name, content) in files {
+            let mut file = fs::File::from(create(name)?);
+            file.write_all(content.as_bytes())
+                .and_then(|()| file.set_permissions(Permissions::from_mode(0o444)))
+                .map_err(|e| io_error(format!("write the file {name} of a tmpfs"), &e))?;
+        }
         nix::sys::stat::mkdirat(&shelf, "folder", Mode::from_bits_truncate(0o755))
             .map_err(|e| error("create an empty folder".into(), e))?;
         make_read_only(&shelf).map_err(|e| error("mount_setattr of a tmpfs".into(), e))?;
@@ -133,9 +147,12 @@ impl Shelf {
         Ok(Self(shelf))
     }
 
-    /// Mounts one of the two over what was found.
+    /// Mounts something empty over what was found.
     pub(super) fn cover(&self, found: fs::File, is_folder: bool) -> Result<(), Errno> {
-        let name = if is_folder { c"folder" } else { c"file" };
+        self.cover_by(if is_folder { c"folder" } else { c"file" }, found)
+    }
+
+    fn cover_by(&self, name: &CStr, found: fs::File) -> Result<(), Errno> {
         attach_to(&copy_within(&self.0, name)?, &found.into())
     }
 }
@@ -159,12 +176,28 @@ impl Covers {
         covers
     }
 
-    /// Makes it possible to hide files. `place` is a folder that will be mounted over.
-    pub(super) fn keep_shelf_at(&mut self, place: &Path) -> Result<(), SetupError> {
-        let shelf = Shelf::new(place)?;
+    /// Makes it possible to hide files, and to have these in the place of others. `place` is a folder
+    /// that will be mounted over.
+    pub(super) fn keep_shelf_at(
+        &mut self,
+        place: &Path,
+        files: &[(&str, String)],
+    ) -> Result<(), SetupError> {
+        let shelf = Shelf::new(place, files)?;
         self.devices.insert(device_of(&shelf.0)?);
         self.shelf = Some(shelf);
         Ok(())
+    }
+
+    /// Shows a file of the shelf by the name of another, whatever is found there: a program that
+    /// renames a new file over that one takes a mount away, as it does from what is hidden.
+    pub(super) fn replace(&mut self, path: &Path, stand_in: &str) {
+        self.hidden.push(Name {
+            within: None,
+            path: path.to_owned(),
+            on_host: path.to_owned(),
+            stand_in: Some(CString::new(stand_in).expect("a file's name")),
+        });
     }
 
     /// What is there now is meant to be seen.
@@ -214,12 +247,7 @@ impl Covers {
                 .map_err(|e| error(format!("move_mount {}", path.display()), e))?;
         }
         for (path, target) in links {
-            if fs::symlink_metadata(path).is_err() {
-                let folder = path.parent().expect("a path below a folder");
-                fs::create_dir_all(folder)
-                    .and_then(|()| symlink(&target, path))
-                    .map_err(|e| io_error(format!("symlink {}", path.display()), &e))?;
-            }
+            create_link(path, &target)?;
         }
         // The folders above what is needed are new ones.
         trees.iter().for_each(|(_, path, _)| self.show(path));
@@ -263,6 +291,7 @@ impl Covers {
                     within: Some(Rc::new(folder)),
                     path: rest.to_owned(),
                     on_host: path.to_owned(),
+                    stand_in: None,
                 });
             }
         }
@@ -270,6 +299,7 @@ impl Covers {
             within: None,
             path: path.to_owned(),
             on_host: path.to_owned(),
+            stand_in: None,
         })
     }
 
@@ -320,6 +350,7 @@ impl Covers {
                 within: None,
                 on_host: closed.clone(),
                 path: closed,
+                stand_in: None,
             });
         }
         Ok(())
@@ -355,6 +386,7 @@ impl Covers {
                 within: Some(tree.clone()),
                 path: path.to_owned(),
                 on_host: bind.source.join(path),
+                stand_in: None,
             };
             if bind.writable {
                 name.pin_folders_above()?;
@@ -432,7 +464,11 @@ impl Covers {
                 let step = format!("hide {path}, which leads to a folder above what children need");
                 return Err(error(step, Errno::EBUSY));
             }
-            match self.cover_found(found, seen.is_dir()) {
+            let covered = match (&name.stand_in, &self.shelf) {
+                (Some(stand_in), Some(shelf)) => shelf.cover_by(stand_in, found),
+                _ => self.cover_found(found, seen.is_dir()),
+            };
+            match covered {
                 Ok(()) => log::debug!("hiding {path}"),
                 Err(Errno::ENOENT) => {} // replaced again
                 Err(errno) => return Err(error(format!("hide {path}"), errno)),
@@ -471,9 +507,16 @@ fn metadata(found: &fs::File, path: &Path) -> Result<Metadata, SetupError> {
         .map_err(|e| io_error(format!("stat {}", path.display()), &e))
 }
 
+const OTHERS_MAY_PASS: u32 = 0o001;
+
+/// Whether others cannot enter a folder: for its own mode, or for that of one above it.
+pub(super) fn is_closed(folder: &Path) -> bool {
+    closed_folder_above(folder).is_some()
+        || fs::metadata(folder).is_ok_and(|found| found.mode() & OTHERS_MAY_PASS == 0)
+}
+
 /// The uppermost folder above `path` that others may not pass, in the root as it is now.
-pub(super) fn closed_folder_above(path: &Path) -> Option<PathBuf> {
-    const OTHERS_MAY_PASS: u32 = 0o001;
+fn closed_folder_above(path: &Path) -> Option<PathBuf> {
     let real = fs::canonicalize(path).ok()?;
     let above: Vec<&Path> = real.ancestors().skip(1).collect();
     let is_closed = |folder: &&&Path| {

@@ -7,6 +7,7 @@
 //! `/dev/shm`. There is no old root to detach in the child: it was detached before the first
 //! clone.
 
+mod account;
 mod covers;
 mod kernel;
 mod mountinfo;
@@ -22,15 +23,15 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::Mode;
-use nix::unistd::{chdir, fchdir};
+use nix::unistd::{chdir, fchdir, mkdir};
 
 pub use self::kernel::DEVICES;
 pub use self::own::{Covered, Folder, OwnRoot, enter_own};
 
-use self::covers::{Covers, closed_folder_above};
+use self::covers::{Covers, is_closed};
 use self::kernel::Devices;
 use self::resolver::Resolver;
-use self::steps::{create_mount_point, error, mount_tmpfs};
+use self::steps::{create_link, create_mount_point, error, mount_tmpfs};
 use super::layer::{Layer, Layers, SetupError};
 use crate::config::{Proc, Profile, Root};
 use crate::sys::mounts::{
@@ -51,9 +52,13 @@ pub struct PreparedRoot {
     private_places: Vec<PathBuf>,
     tmpfs_options: String,
     /// Paths that a private `/tmp` would hide.
-    kept: Vec<PathBuf>,
+    kept: Kept,
+    /// A folder that each child makes for itself.
+    home: Option<PathBuf>,
     /// Where children start.
     working_directory: PathBuf,
+    /// The caller's working directory, where children do not start in it, but can reach it.
+    import_directory: Option<PathBuf>,
     covers: Covers,
 }
 
@@ -76,6 +81,15 @@ impl PreparedRoot {
         let hidden = by_all_names(profile);
         leave_host_mount_namespace()?;
         let binds = take_binds(profile)?;
+        let home = profile.has_home().then(|| free_home(needed, &binds));
+        let account = home.as_deref().map(account::files);
+        let account = account.as_ref().map_or(&[][..], |files| files);
+        // Nothing is imported from where a job may have left it, nor looked for in what is empty.
+        let is_for_import = |path: &Path| {
+            let mut writable = profile.binds.iter().filter(|bind| bind.writable);
+            !hidden.iter().any(|hidden| hidden == path)
+                && !writable.any(|bind| path.starts_with(bind.target()))
+        };
         let resolver = Resolver::take(profile)?;
         let hosts_proc =
             copy_tree(Path::new("/proc"), true).map_err(|e| error("open_tree /proc".into(), e))?;
@@ -84,7 +98,7 @@ impl PreparedRoot {
         let mut covers = match &profile.root {
             Root::ReadOnly => {
                 let needed = with_working_directory(needed, &working_directory, &hidden);
-                enter_host_tree(&hidden, &needed, untrusted, &hosts_proc)?
+                enter_host_tree(&hidden, &needed, untrusted, account, &hosts_proc)?
             }
             Root::Chroot(folder) => {
                 enter_tree(
@@ -95,12 +109,12 @@ impl PreparedRoot {
                 let place = folders.next().map(|bind| bind.target.as_path());
                 let mut covers = Covers::new(&[], Vec::new());
                 if let Some(place) = place {
-                    covers.keep_shelf_at(place)?;
+                    covers.keep_shelf_at(place, &[])?;
                 }
                 kernel::remove_from_chroot(&mut covers, &hosts_proc, profile.proc())?;
                 covers
             }
-            Root::Empty => enter_empty_tree()?,
+            Root::Empty => enter_empty_tree(home.as_deref())?,
         };
         if profile.proc() == Proc::Private {
             kernel::mount_visible_proc(&hosts_proc)?;
@@ -114,21 +128,27 @@ impl PreparedRoot {
         if profile.shows_host_tree() && profile.proc() == Proc::None {
             covers.cover(Path::new("/proc"), &[])?;
         }
-        let kept = below_private_places(needed, &binds);
+        let kept = Kept::find(needed, &binds);
+        let reached = reached_directory(profile, working_directory, &kept);
         for bind in binds {
             covers.hide_in_bind(bind, &hidden)?;
         }
         covers.seal(&hosts_proc)?;
 
+        let (starting, import_directory) = match &home {
+            Some(home) if profile.starts_in_home() => {
+                (home.clone(), reached.filter(|path| is_for_import(path)))
+            }
+            _ => (reached.unwrap_or_else(|| "/".into()), None),
+        };
         Ok(Self {
             proc: profile.proc(),
             private_places: private_places(profile)?,
             tmpfs_options: tmpfs_options(profile.tmp().unwrap_or(0)),
-            working_directory: match profile.root {
-                Root::ReadOnly => reachable_or_root(working_directory, &kept),
-                _ => "/".into(),
-            },
+            working_directory: starting,
+            import_directory,
             kept,
+            home,
             covers,
         })
     }
@@ -136,6 +156,16 @@ impl PreparedRoot {
     /// The names that each clone hides anew if need be, as the host knows them.
     pub fn hidden_names(&self) -> Vec<PathBuf> {
         self.covers.names_on_host()
+    }
+
+    /// The folder that each child has for itself, in its private `/tmp`.
+    pub fn home(&self) -> Option<&Path> {
+        self.home.as_deref()
+    }
+
+    /// Where children import modules from besides, since they do not start there.
+    pub fn import_directory(&self) -> Option<&Path> {
+        self.import_directory.as_deref()
     }
 
     /// Before each clone: hides again what the host has shown since, by replacing a file or
@@ -147,7 +177,7 @@ impl PreparedRoot {
 
 /// The names of what is to be hidden, and what they lead to now: a bind may show it by that name.
 /// Where jobs can write, they choose what a name leads to, and only the name counts.
-fn by_all_names(profile: &Profile) -> Vec<PathBuf> {
+pub(super) fn by_all_names(profile: &Profile) -> Vec<PathBuf> {
     let is_jobs = |path: &Path| {
         let mut binds = profile.binds.iter();
         binds.any(|bind| bind.writable && path.starts_with(&bind.source))
@@ -177,8 +207,7 @@ fn with_working_directory(needed: &[PathBuf], own: &Path, hidden: &[PathBuf]) ->
         );
         return needed;
     }
-    let is_private = PRIVATE_PLACES.iter().any(|place| own.starts_with(place));
-    if own != Path::new("/") && !is_private && closed_folder_above(&own.join(".")).is_none() {
+    if own != Path::new("/") && !is_in_private_place(own) && !is_closed(own) {
         needed.push(own.to_owned());
     }
     needed
@@ -232,42 +261,51 @@ fn enter_host_tree(
     hidden: &[PathBuf],
     needed: &[PathBuf],
     untrusted: Vec<PathBuf>,
+    account: &[(&str, String)],
     hosts_proc: &OwnedFd,
 ) -> Result<Covers, SetupError> {
     let devices = Devices::take()?;
     enter_tree(&take_tree(Path::new("/"), READ_ONLY)?, "/")?;
     let mut covers = Covers::new(needed, untrusted);
-    cover_tmp(&mut covers, needed)?;
+    cover_tmp(&mut covers, needed, account)?;
     kernel::remove_from_host_tree(&mut covers, hosts_proc)?;
     devices.mount()?;
     covers.open_the_way_to(needed)?;
     for path in hidden {
         covers.hide(path, needed)?;
     }
+    for (name, _) in account {
+        covers.replace(&Path::new("/etc").join(name), name);
+    }
     Ok(covers)
 }
 
-/// An empty tree with `/dev`, `/proc` and `/tmp`.
-fn enter_empty_tree() -> Result<Covers, SetupError> {
+/// An empty tree with `/dev`, `/proc`, `/tmp`, and the names of its user.
+fn enter_empty_tree(home: Option<&Path>) -> Result<Covers, SetupError> {
     let devices = Devices::take()?;
     let root = covers::tmpfs()?;
     enter_tree(&root, "an empty tree")?;
     for folder in ["/dev", "/proc", "/tmp"] {
         create_mount_point(Path::new(folder), true)?;
     }
+    home.map_or(Ok(()), account::create_files)?;
     devices.mount()?;
     let mut covers = Covers::new(&[], Vec::new());
-    cover_tmp(&mut covers, &[])?;
+    cover_tmp(&mut covers, &[], &[])?;
     covers.adopt(root)?;
     Ok(covers)
 }
 
 /// Each child mounts its own over it. Covered here too, the host's is never in sight.
-fn cover_tmp(covers: &mut Covers, needed: &[PathBuf]) -> Result<(), SetupError> {
+fn cover_tmp(
+    covers: &mut Covers,
+    needed: &[PathBuf],
+    files: &[(&str, String)],
+) -> Result<(), SetupError> {
     covers.cover(Path::new("/tmp"), needed)?;
     let shelf = Path::new("/tmp/.shelf");
     create_mount_point(shelf, true)?;
-    covers.keep_shelf_at(shelf)
+    covers.keep_shelf_at(shelf, files)
 }
 
 /// Makes a detached tree the root and detaches the old one.
@@ -318,40 +356,80 @@ fn private_places(profile: &Profile) -> Result<Vec<PathBuf>, SetupError> {
 }
 
 /// The paths that lie in a place which each child mounts anew.
-fn below_private_places(needed: &[PathBuf], binds: &[BoundTree]) -> Vec<PathBuf> {
-    let mut kept: Vec<PathBuf> = needed
-        .iter()
-        .filter_map(|path| fs::canonicalize(path).ok())
-        .chain(binds.iter().map(|bind| bind.target.clone()))
-        .filter(|path| PRIVATE_PLACES.iter().any(|place| path.starts_with(place)))
-        .collect();
-    kept.sort();
-    kept.dedup_by(|path, above| path.starts_with(above));
-    kept
+struct Kept {
+    /// Bound there again. None lies in another.
+    trees: Vec<PathBuf>,
+    /// Names of some of them that lead to where they are, and where that is.
+    links: Vec<(PathBuf, PathBuf)>,
 }
 
-/// The caller's working directory where children can reach it, else `/`.
-fn reachable_or_root(directory: PathBuf, kept: &[PathBuf]) -> PathBuf {
-    let hidden = PRIVATE_PLACES
-        .iter()
-        .any(|place| directory.starts_with(place))
-        && !kept.iter().any(|path| directory.starts_with(path));
-    if !hidden && directory.is_dir() && closed_folder_above(&directory.join(".")).is_none() {
-        return directory;
+impl Kept {
+    /// `needed` paths may be links, or lie behind some.
+    fn find(needed: &[PathBuf], binds: &[BoundTree]) -> Self {
+        let mut trees: Vec<_> = binds.iter().map(|bind| bind.target.clone()).collect();
+        let mut links = Vec::new();
+        for path in needed {
+            let Ok(real) = fs::canonicalize(path) else {
+                continue;
+            };
+            if real != *path && is_in_private_place(path) {
+                links.push((path.clone(), real.clone()));
+            }
+            trees.push(real);
+        }
+        trees.retain(|path| is_in_private_place(path));
+        trees.sort();
+        trees.dedup_by(|path, above| path.starts_with(above));
+        // The outer ones first: a name in another's folder is in that already.
+        links.sort();
+        links.dedup();
+        Self { trees, links }
     }
+
+    fn has(&self, path: &Path) -> bool {
+        self.trees.iter().any(|tree| path.starts_with(tree))
+    }
+}
+
+/// A home that is none of the paths which will be in a child's `/tmp`. Looked for in the host's tree,
+/// where all names of them are in sight.
+fn free_home(needed: &[PathBuf], binds: &[BoundTree]) -> PathBuf {
+    let real: Vec<PathBuf> = needed.iter().flat_map(fs::canonicalize).collect();
+    let targets = binds.iter().map(|bind| &bind.target);
+    let taken = needed.iter().chain(&real).chain(targets);
+    account::choose_home(taken.map(PathBuf::as_path))
+}
+
+fn is_in_private_place(path: &Path) -> bool {
+    PRIVATE_PLACES.iter().any(|place| path.starts_with(place))
+}
+
+/// The caller's working directory, if children can reach it.
+fn reached_directory(profile: &Profile, directory: PathBuf, kept: &Kept) -> Option<PathBuf> {
+    if profile.root != Root::ReadOnly {
+        return None; // what has its path there is another folder, if anything
+    }
+    let is_hidden = is_in_private_place(&directory) && !kept.has(&directory);
+    if !is_hidden && directory.is_dir() && !is_closed(&directory) {
+        return Some(directory);
+    }
+    let start = match profile.starts_in_home() {
+        true => "",
+        false => " and start in /",
+    };
     log::info!(
-        "children cannot reach the working directory {} and start in /; modules that they \
-         import later must be in a --path",
+        "children cannot reach the working directory {}{start}; modules that they import later \
+         must be in a --path",
         directory.display()
     );
-    "/".into()
+    None
 }
 
 /// Mounts what must be a child's own: in the child, as the sandbox's user, while it still
 /// holds its capabilities.
 pub fn mount_private_places(root: &PreparedRoot, layers: &Layers) -> Result<(), SetupError> {
     let mut kept = Vec::new();
-    for path in &root.kept {
+    for path in &root.kept.trees {
         let tree =
             copy_tree(path, true).map_err(|e| error(format!("open_tree {}", path.display()), e))?;
         kept.push((path, tree));
@@ -365,6 +443,12 @@ pub fn mount_private_places(root: &PreparedRoot, layers: &Layers) -> Result<(), 
     for (path, tree) in kept {
         create_mount_point(path, is_folder(&tree)?)?;
         attach_tree(&tree, path).map_err(|e| error(format!("move_mount {}", path.display()), e))?;
+    }
+    for (path, target) in &root.kept.links {
+        create_link(path, target)?;
+    }
+    if let Some(home) = &root.home {
+        mkdir(home, Mode::S_IRWXU).map_err(|e| error(format!("mkdir {}", home.display()), e))?;
     }
     // By its path: the folder itself may be one that was just mounted over, through which the
     // host's files would be in reach.

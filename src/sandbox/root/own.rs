@@ -222,7 +222,7 @@ pub fn enter_own(tree: RawFd, covered: &[Covered], layers: &Layers) -> Result<()
         return Ok(());
     }
     // Copies are taken of what is mounted, so it lies above the root until all is covered.
-    let shelf = Shelf::new(Path::new("/"))?;
+    let shelf = Shelf::new(Path::new("/"), &[])?;
     covered
         .iter()
         .try_for_each(|mount| mount.cover(&tree, &shelf))?;

@@ -1,6 +1,8 @@
 //! The mount calls that this layer is made of, with errors that name it.
 
 use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -75,4 +77,17 @@ pub(super) fn create_mount_point(path: &Path, is_folder: bool) -> Result<(), Set
             .and_then(|()| fs::write(path, ""))
     };
     created.map_err(|e| io_error(format!("create {}", path.display()), &e))
+}
+
+/// A link, with the folders above it. A name that is there already, in a folder that is shown, is the
+/// link itself, or as good as it.
+pub(super) fn create_link(path: &Path, target: &Path) -> Result<(), SetupError> {
+    let created = fs::create_dir_all(path.parent().expect("a link is in a folder"))
+        .and_then(|()| symlink(target, path));
+    match created {
+        Err(e) if e.kind() != ErrorKind::AlreadyExists => {
+            Err(io_error(format!("symlink {}", path.display()), &e))
+        }
+        _ => Ok(()),
+    }
 }
