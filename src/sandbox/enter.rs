@@ -48,7 +48,9 @@ pub fn enter(
     }
     match (descriptors.root, &sandbox.root) {
         (Some(tree), _) => root::enter_own(tree, &order.covered, layers)?,
-        (None, Some(root)) => root::mount_private_places(root, layers)?,
+        (None, Some(root)) => {
+            root::mount_private_places(root, layers, !order.skip_layers.is_empty())?;
+        }
         (None, None) => {}
     }
     namespaces::enter_cgroup_namespace(layers)?;

@@ -194,3 +194,15 @@ def test_where_namespaces_are_refused_nothing_runs(pyspawner):
     done = pyspawner.map("files.whoami", [[]], path=JOBS, prefix=prefix)
     assert (done.status, done.stdout) == (125, "")
     assert "ENOSPC" in done.stderr and "namespaces" in done.stderr, done.stderr
+
+
+def test_what_preloaded_objects_hold_and_share_is_each_jobs_own(pyspawner, user):
+    """Here the host may not open what lies behind a mapping, and makes mounts in a namespace of its own alone."""
+    from test_held_descriptors import USED
+    from test_shared_memory import AS_IT_WAS
+
+    _, prefix = user
+    lines = pyspawner.map("held.use", [[], []], "--preload", "held", "-j", "1", path=BASIC, prefix=prefix).lines
+    assert [line["result"] for line in lines] == [USED, USED], lines
+    lines = pyspawner.map("shares.main", [[], []], "--preload", "shares", "-j", "1", path=BASIC, prefix=prefix).lines
+    assert [line["result"][0] for line in lines] == [AS_IT_WAS, AS_IT_WAS], lines

@@ -427,7 +427,13 @@ fn reached_directory(profile: &Profile, directory: PathBuf, kept: &Kept) -> Opti
 
 /// Mounts what must be a child's own: in the child, as the sandbox's user, while it still
 /// holds its capabilities.
-pub fn mount_private_places(root: &PreparedRoot, layers: &Layers) -> Result<(), SetupError> {
+///
+/// `is_for_tests` is a child whose client leaves layers out.
+pub fn mount_private_places(
+    root: &PreparedRoot,
+    layers: &Layers,
+    is_for_tests: bool,
+) -> Result<(), SetupError> {
     let mut kept = Vec::new();
     for path in &root.kept.trees {
         let tree =
@@ -446,6 +452,9 @@ pub fn mount_private_places(root: &PreparedRoot, layers: &Layers) -> Result<(), 
     }
     for (path, target) in &root.kept.links {
         create_link(path, target)?;
+    }
+    if root.home.is_some() && is_for_tests {
+        account::take_names_away()?;
     }
     if let Some(home) = &root.home {
         mkdir(home, Mode::S_IRWXU).map_err(|e| error(format!("mkdir {}", home.display()), e))?;
