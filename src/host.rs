@@ -107,8 +107,8 @@ fn prepare(settings: &HostSettings, io_thread: libc::pid_t) -> Result<Children, 
     let warm = warm::warm(settings).map_err(failure("preload"))?;
     // A module may have unblocked them.
     interrupt::block_signals().context("blocking signals").map_err(failure("setup"))?;
-    // What is left in the buffers of streams would be written by each child.
-    stdio::flush_all();
+    // What is left in its buffer would be written by each job that uses it.
+    stdio::flush_standard_output();
     let runtimes = openmp::Runtimes::find();
     runtimes.end_threads();
     let inherited = before.compare().context("/proc/thread-self/fd, /proc/self/smaps");

@@ -33,10 +33,21 @@ unsafe extern "C" {
     fn _IO_list_resetlock();
 }
 
-/// Writes what all streams have buffered (`fflush(3)` of null).
-pub fn flush_all() {
-    // SAFETY: null means all streams.
-    unsafe { libc::fflush(std::ptr::null_mut()) };
+/// Writes what standard output has buffered, unless another thread is using it (`ftrylockfile(3)`). Other streams are left
+/// alone: one of them may be locked by a thread that reads, and would be waited for.
+pub fn flush_standard_output() {
+    unsafe extern "C" {
+        static stdout: *mut libc::FILE;
+        fn ftrylockfile(stream: *mut libc::FILE) -> c_int;
+        fn funlockfile(stream: *mut libc::FILE);
+    }
+    // SAFETY: the C library's own stream, which this thread holds meanwhile.
+    unsafe {
+        if !stdout.is_null() && ftrylockfile(stdout) == 0 {
+            libc::fflush(stdout);
+            funlockfile(stdout);
+        }
+    }
 }
 
 /// Releases every stream's lock and that of their list, as `fork(3)` does in a child.
