@@ -22,7 +22,7 @@ use nix::errno::Errno;
 use pyo3::prelude::*;
 
 use crate::sandbox::SetupError;
-use crate::sys::clone3::{Birth, Side, ThreadState, clone3};
+use crate::sys::clone3::{Birth, Side, ThreadState, ThreadStateError, clone3};
 use crate::sys::process;
 use foreign_threads::ForeignThreads;
 use network_namespace::Home;
@@ -41,11 +41,8 @@ pub enum CloneError {
         hint(*errno)
     )]
     Clone { flags: u64, errno: Errno },
-    #[error(
-        "prctl(PR_GET_TID_ADDRESS), get_robust_list: {0}; hint: this kernel lacks \
-         CONFIG_CHECKPOINT_RESTORE"
-    )]
-    ThreadState(Errno),
+    #[error(transparent)]
+    ThreadState(#[from] ThreadStateError),
     #[error(
         "thread {name:?} (tid {tid}) of a preloaded module did not stay asleep during the clone \
          ({state}); hint: stop it in a before_clone hook, or do not start it while preloading"
@@ -89,7 +86,7 @@ impl Cloner {
     /// [`clone_lock`]. The calling thread is the only one that may clone later.
     pub fn new(own_threads: &[libc::pid_t]) -> Result<Self, CloneError> {
         Ok(Self {
-            thread: ThreadState::of_this_thread().map_err(CloneError::ThreadState)?,
+            thread: ThreadState::of_this_thread()?,
             foreign: ForeignThreads::new(own_threads).map_err(CloneError::Threads)?,
             home: Home::find()
                 .inspect_err(|errno| {

@@ -12,6 +12,7 @@ pub mod mounts;
 pub mod name_watch;
 pub mod process;
 pub mod seccomp;
+pub mod thread_id;
 
 use nix::errno::Errno;
 
