@@ -23,6 +23,8 @@ if sys.version_info < (3, 11):
     print(f"{sys.executable} is Python {sys.version.split()[0]}, and 3.11 or newer is needed")
 elif not sysconfig.get_config_var("Py_ENABLE_SHARED"):
     print(f"{sys.executable} has no shared library")
+elif sysconfig.get_config_var("Py_GIL_DISABLED"):
+    print(f"{sys.executable} is free-threaded, and pyspawner needs the global interpreter lock")
 elif not os.path.exists(header):
     print(f"{sys.executable} has no headers: {header} is missing")
 else:

@@ -17,7 +17,7 @@ use crate::clone::warm_image;
 use crate::clone::{CloneError, Cloner};
 use crate::config::HostSettings;
 use crate::interpreter::call::Entry;
-use crate::interpreter::{host_module, warm};
+use crate::interpreter::{host_module, internals, warm};
 use crate::pool::clone_service::{
     self, CloneOrder, Cloned, Failure, IoEnd, MainEnd, Prepared, Purpose, ToMain,
 };
@@ -70,7 +70,8 @@ fn prepare(settings: &HostSettings, io_thread: libc::pid_t) -> Result<Children, 
             detail: format!("{error:#}"),
         }
     };
-    let reserved = warm_image::prepare().context("reserving address space for the interpreter");
+    let reserved = warm_image::prepare(internals::arena_size())
+        .context("reserving address space for the interpreter");
     reserved.map_err(failure("setup"))?;
     let warm = warm::warm(settings).map_err(failure("preload"))?;
     let compact = warm_image::compact().context("/proc/self/smaps, mmap(MAP_FIXED)");
@@ -112,6 +113,9 @@ fn log_warm_state(
         report.resident >> 20,
         crate::clone::fork_protocol::handler_count(),
     );
+    for reason in &report.slower {
+        log::warn!("children start slower than they could with this Python: {reason}");
+    }
     for descriptor in &report.descriptors {
         log::info!("a preloaded module left {descriptor} open; children do not receive it");
     }
@@ -229,7 +233,7 @@ impl Children {
         }
         match request.purpose {
             Purpose::Job | Purpose::Spare => self.serve(py, request.purpose),
-            Purpose::Probe => self.check_reach(),
+            Purpose::Probe => self.probe(py),
             Purpose::Floor | Purpose::BareClone => say_ready(),
         }
     }
@@ -283,6 +287,14 @@ impl Children {
             return NEVER_STARTED;
         }
         self.entry.call(py, &job, assigned.wants_result)
+    }
+
+    /// Whether this child is a clone as jobs need it.
+    fn probe(&self, py: Python<'_>) -> i32 {
+        match self.entry.check_clone(py) {
+            Ok(()) => self.check_reach(),
+            Err(text) => refuse(ChildReport::HookFailed(text)),
+        }
     }
 
     /// Whether this child can read what its interpreter will need.

@@ -2,6 +2,7 @@
 
 pub mod call;
 pub mod host_module;
+pub mod internals;
 pub mod random_states;
 pub mod warm;
 

@@ -12,7 +12,8 @@ use pyo3::types::PyModule;
 
 use super::call::Entry;
 use super::random_states::RandomStates;
-use super::{describe, host_module, job_module};
+use super::{describe, host_module, internals, job_module};
+use crate::clone::warm_image;
 use crate::config::{Callable, HostSettings};
 
 /// The warm interpreter, and what became of the process on the way.
@@ -31,6 +32,8 @@ pub struct Report {
     pub descriptors: Vec<String>,
     /// Writable memory that a clone shares with its parent, as the kernel names it.
     pub shared_memory: Vec<String>,
+    /// Why children start slower than they could, for want of what is known of the interpreter.
+    pub slower: Vec<String>,
     /// Resident memory in bytes.
     pub resident: u64,
 }
@@ -50,7 +53,9 @@ pub fn warm(settings: &HostSettings) -> anyhow::Result<Warm> {
                 .map_err(|error| anyhow!("warm_up {warm_up} failed:\n{}", describe(py, &error)))?;
         }
         let random_states = RandomStates::find(py).context("after the warm-up")?;
-        if let Err(error) = job_module(py)?.call_method0("fill_type_cache") {
+        let usable = internals::check(py, warm_image::arenas_are_used())?;
+        let hooks = (usable.fork_hooks,);
+        if let Err(error) = job_module(py)?.call_method1("fill_type_cache", hooks) {
             // Each child does it for itself then.
             log::debug!("filling the type cache: {}", describe(py, &error));
         }
@@ -68,6 +73,7 @@ pub fn warm(settings: &HostSettings) -> anyhow::Result<Warm> {
                 total: start.elapsed(),
                 descriptors,
                 shared_memory: crate::sys::memory::shared_writable()?,
+                slower: usable.slower,
                 resident: crate::sys::memory::resident(nix::unistd::getpid().as_raw())?,
             },
         })

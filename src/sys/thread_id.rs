@@ -78,6 +78,6 @@ mod tests {
 
     #[test]
     fn an_address_elsewhere_is_refused() {
-        assert_eq!(cached_at(&raw const LARGEST_DESCRIPTOR as usize), None);
+        assert_eq!(cached_at(8), None);
     }
 }
