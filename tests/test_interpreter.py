@@ -105,6 +105,11 @@ def test_interpreter_and_modules_below_a_closed_folder(pyspawner, open_folder):
     assert line["result"] == ["1", "7\n", "", ["code", "venv"], ["deep"], False]
 
 
+def test_too_deep_a_recursion_is_an_exception(pyspawner):
+    """Since 3.14 CPython compares the stack with limits that it has found in the host."""
+    assert pyspawner.value("basic.recurse") == ["RecursionError"] * 3
+
+
 def test_output_is_unbuffered(pyspawner):
     command = pyspawner.command("run", "paths.print_and_wait")
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)

@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -92,6 +93,15 @@ def test_a_blocked_call_ends_the_job_whatever_it_prepared(pyspawner, name):
 def test_a_blocked_call_of_a_subprocess_ends_that_alone(pyspawner):
     assert attack(pyspawner, "seccomp.call_in_child") == [True, signal.SIGSYS]
     assert attack(pyspawner, "seccomp.call_in_child", off=["seccomp"]) == [False, 0]
+
+
+if sys.version_info >= (3, 14):  # PEP 768
+
+    @pytest.mark.parametrize("whom", ["itself", "a_child"])
+    def test_the_debuggers_interface_cannot_be_used(pyspawner, whom):
+        """It needs to read and write another process's memory, and opens nothing by itself."""
+        assert attack(pyspawner, "seccomp.debug", whom) == "blocked process_vm_readv"
+        assert attack(pyspawner, "seccomp.debug", whom, off=["seccomp"]) is True
 
 
 def test_the_handler_cannot_be_replaced(pyspawner):
