@@ -216,7 +216,17 @@ def _call(child_main, arguments, send_result):
     args, kwargs = arguments()
     value = child_main(*args, **kwargs)
     if send_result is not None:
-        send_result(_encode(value).encode("ascii"))
+        send_result(_encoded(value))
+
+
+def _encoded(value):
+    try:
+        return _encode(value).encode("ascii")
+    except Exception as error:
+        # Since CPython 3.14 there is a note for each level that the encoder was in: for a value that is
+        # nested too deeply, thousands of lines.
+        del getattr(error, "__notes__", [])[10:]
+        raise
 
 
 def first_byte():
