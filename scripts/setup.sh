@@ -16,7 +16,7 @@ why_not() {
         echo "there is no $1"
         return
     }
-    "$1" - <<'END' 2>&1 || echo "$1 cannot be run"
+    "$1" - <<'END' 2>/dev/null || echo "$1 is no Python 3 that can be run"
 import os, sys, sysconfig
 header = os.path.join(sysconfig.get_path("include"), "Python.h")
 if sys.version_info < (3, 11):

@@ -110,6 +110,20 @@ def test_too_deep_a_recursion_is_an_exception(pyspawner):
     assert pyspawner.value("basic.recurse") == ["RecursionError"] * 3
 
 
+if sys.version_info >= (3, 15):  # PEP 810
+
+    @pytest.mark.parametrize("flags", [[], ["--warm-up", "puts_off.touch"]])
+    def test_lazy_imports_are_made_in_the_warm_up_or_in_each_child(pyspawner, open_folder, flags):
+        (open_folder / "puts_off.py").write_text(
+            "import sys\n"
+            "lazy import colorsys\n"
+            "def touch(): return colorsys.rgb_to_hsv(0, 0, 0)\n"
+            "def main(): return ['colorsys' in sys.modules, touch() == (0, 0, 0), 'colorsys' in sys.modules]\n"
+        )
+        result = pyspawner.value("puts_off.main", path=open_folder, flags=["--preload", "puts_off", *flags])
+        assert result == [bool(flags), True, True]
+
+
 def test_output_is_unbuffered(pyspawner):
     command = pyspawner.command("run", "paths.print_and_wait")
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
