@@ -69,10 +69,10 @@ Python $version: NOT TESTED, since there is no python$version with a shared libr
         status=1
         result="FAILED"
     fi
-    figures=$(grep -E '^(=+ )?[0-9]+ (passed|failed).* in ' "$folder/log" | tail -n 1 | tr -d =)
+    figures=$(grep -E '^(=+ )?[0-9]+ (passed|failed).* in ' "$folder/log" | tail -n 1 | sed 's,[ =]*$,,; s,^[ =]*,,')
     release=$("$VENV/bin/python" --version 2>/dev/null || sed -n 's/^version = //p' "$VENV/pyvenv.cfg" 2>/dev/null || true)
     summary="$summary
-Python $version: $result:${figures:- no figures, see $folder/log} (${release#Python })"
+Python $version: $result: ${figures:-no figures, see $folder/log} (${release#Python })"
 done
 echo "===== all versions$summary"
 exit $status
