@@ -1,5 +1,6 @@
 # make demo    set everything up and run the main job on real data
 # make test    set everything up and run all tests, some in a virtual machine
+# make test-pythons  the same on CPython 3.12 to 3.15, which it gets where it can (an hour and a half)
 # make test-vm the attack suite in the virtual machine, as root and as users (an hour)
 # PYTHON=...   the interpreter to link and to test with; VENV=... where its packages go
 
@@ -10,7 +11,7 @@ export PYTHON VENV
 # The interpreter that setup links: the one that the environment was made from.
 CARGO_ENV = PYO3_PYTHON=$$(readlink -f $(VENV)/bin/python)
 
-.PHONY: demo test test-vm soak fuzz bench bench-memory lint docs setup clean
+.PHONY: demo test test-pythons test-vm soak fuzz bench bench-memory lint docs setup clean
 
 setup:
 	@scripts/setup.sh
@@ -22,6 +23,10 @@ test: setup
 	$(CARGO_ENV) cargo test --release --locked --quiet --lib
 	$(VENV)/bin/python -m pytest tests
 	tests/vm/run -- $(VENV)/bin/python -m pytest --color=no tests/vm
+
+# The versions that CI does not have. PYTHONS="3.14 3.15" for these only.
+test-pythons:
+	@scripts/test_pythons.sh $(PYTHONS)
 
 # The attack suite in a virtual machine with Debian's stock kernel, as root and as users.
 test-vm: setup

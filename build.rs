@@ -15,6 +15,11 @@ fn main() {
         python.shared(),
         "this Python has no shared library; hint: name one that has with PYO3_PYTHON"
     );
+    assert!(
+        !python.is_free_threaded(),
+        "this Python is free-threaded, and pyspawner needs the global interpreter lock: no other \
+         thread of Python may run while it clones; hint: name an ordinary one with PYO3_PYTHON"
+    );
     if let Some(folder) = python.lib_dir() {
         println!("cargo::rustc-link-arg=-Wl,-rpath,{folder}");
     }

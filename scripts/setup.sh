@@ -1,6 +1,6 @@
 #!/bin/sh
-# Everything that `make demo` and `make test` need, on a fresh Debian machine or one where
-# all is there already.
+# Everything that `make demo` and `make test` need, on a fresh Debian or Ubuntu machine or one
+# where all is there already.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -10,25 +10,52 @@ need() { # need COMMAND-OR-FILE PACKAGE...
     missing="$missing $*"
 }
 
+# why_not PYTHON: what is wrong with this interpreter, or nothing.
+why_not() {
+    command -v "$1" >/dev/null 2>&1 || {
+        echo "there is no $1"
+        return
+    }
+    "$1" - <<'END' 2>/dev/null || echo "$1 is no Python 3 that can be run"
+import os, sys, sysconfig
+header = os.path.join(sysconfig.get_path("include"), "Python.h")
+if sys.version_info < (3, 11):
+    print(f"{sys.executable} is Python {sys.version.split()[0]}, and 3.11 or newer is needed")
+elif not sysconfig.get_config_var("Py_ENABLE_SHARED"):
+    print(f"{sys.executable} has no shared library")
+elif sysconfig.get_config_var("Py_GIL_DISABLED"):
+    print(f"{sys.executable} is free-threaded, and pyspawner needs the global interpreter lock")
+elif not os.path.exists(header):
+    print(f"{sys.executable} has no headers: {header} is missing")
+else:
+    try:
+        import ensurepip, venv
+    except ImportError as error:
+        print(f"{sys.executable} cannot make virtual environments: {error}")
+END
+}
+
 missing=""
 need cc gcc libc6-dev
 need pkg-config pkg-config
 need /usr/include/seccomp.h libseccomp-dev
 need unshare util-linux
+need ps procps
 need newuidmap uidmap
 need ip iproute2
 need /usr/sbin/nft nftables
 need strace strace
 need bindfs bindfs
+need /usr/bin/python3 python3 # the tests run it as other users
 python=${PYTHON:-python3}
-has_shared_library() {
-    "$1" -c 'import sysconfig, sys, venv, ensurepip
-sys.exit(not sysconfig.get_config_var("Py_ENABLE_SHARED"))' 2>/dev/null
-}
-if ! has_shared_library "$python"; then
-    python=/usr/bin/python3
-    has_shared_library "$python" && [ -e /usr/include/python3.11/Python.h ] ||
-        missing="$missing python3 python3-dev python3-venv"
+if [ -n "$(why_not "$python")" ]; then
+    case $python in
+    python3) # one that somebody has put before the system's may not do
+        python=/usr/bin/python3
+        [ -z "$(why_not $python)" ] || missing="$missing python3 python3-dev python3-venv"
+        ;;
+    python3.[0-9]*) missing="$missing $python-dev $python-venv" ;;
+    esac
 fi
 if [ -n "$missing" ]; then
     echo "setup: installing Debian packages:$missing"
@@ -36,8 +63,9 @@ if [ -n "$missing" ]; then
     # shellcheck disable=SC2086 # a list of names
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
 fi
-has_shared_library "$python" || {
-    echo "setup: $python has no shared library or no venv module; name one that has: make PYTHON=..." >&2
+reason=$(why_not "$python")
+[ -z "$reason" ] || {
+    echo "setup: $reason; name another interpreter: make PYTHON=..." >&2
     exit 1
 }
 command -v cargo >/dev/null 2>&1 || {

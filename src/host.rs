@@ -21,7 +21,7 @@ use crate::clone::inherited::{Before, Held, Inherited, StreamCopy};
 use crate::clone::{self, CloneError, CloneSpec, Cloner};
 use crate::config::HostSettings;
 use crate::interpreter::call::Entry;
-use crate::interpreter::{self, held, host_module, surroundings, threads, warm};
+use crate::interpreter::{self, held, host_module, internals, surroundings, threads, warm};
 use crate::pool::clone_service::{
     self, CloneOrder, Cloned, Failure, IoEnd, MainEnd, Prepared, Purpose, ToMain, WarmUp,
 };
@@ -102,7 +102,8 @@ fn prepare(settings: &HostSettings, io_thread: libc::pid_t) -> Result<Children, 
     leave_mount_namespace().map_err(failure("setup"))?;
     let before = Before::note().context("/proc/thread-self/fd, open_tree /dev/null");
     let before = before.map_err(failure("setup"))?;
-    let reserved = warm_image::prepare().context("reserving address space for the interpreter");
+    let reserved = warm_image::prepare(internals::arena_size())
+        .context("reserving address space for the interpreter");
     reserved.map_err(failure("setup"))?;
     let warm = warm::warm(settings).map_err(failure("preload"))?;
     // A module may have unblocked them.
@@ -193,6 +194,9 @@ fn log_warm_state(
         report.resident >> 20,
         crate::clone::fork_protocol::handler_count(),
     );
+    for reason in &report.slower {
+        log::warn!("children start slower than they could with this Python: {reason}");
+    }
     log_inherited(inherited);
     for thread in threads {
         log::info!("a preloaded module left {thread} running");
@@ -375,7 +379,7 @@ impl Child<'_> {
         }
         match request.purpose {
             Purpose::Job | Purpose::Spare => self.serve(py, request.purpose),
-            Purpose::Probe => self.check_reach(),
+            Purpose::Probe => self.probe(py),
             Purpose::Rehearsal => self.rehearse_warm_up(py),
             Purpose::Floor | Purpose::BareClone => self.say_ready(),
         }
@@ -430,6 +434,14 @@ impl Child<'_> {
             return NEVER_STARTED;
         }
         entry.call(py, &job)
+    }
+
+    /// Whether this child is a clone as jobs need it.
+    fn probe(&self, py: Python<'_>) -> i32 {
+        match self.host.entry.check_clone(py) {
+            Ok(()) => self.check_reach(),
+            Err(text) => self.refuse(&ChildReport::HookFailed(text)),
+        }
     }
 
     /// Whether this child can read what its interpreter will need.

@@ -72,7 +72,7 @@ fn start_at_high_pid() -> anyhow::Result<Option<Pid>> {
         highest > LOWEST_HOST_PID,
         "kernel.pid_max is {highest}: the host needs a process id above {LOWEST_HOST_PID}"
     );
-    let thread = ThreadState::of_this_thread().context("PR_GET_TID_ADDRESS")?;
+    let thread = ThreadState::of_this_thread()?;
     for pid in (LOWEST_HOST_PID..highest).rev().take(64) {
         let birth = Birth {
             pid: Some(pid),

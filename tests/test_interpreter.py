@@ -12,8 +12,6 @@ from conftest import ROOT
 VERSION = "%d.%d" % sys.version_info[:2]
 
 
-
-
 def test_another_version_is_a_clear_error(pyspawner, open_folder):
     impostor = open_folder / "python"
     impostor.write_text('#!/bin/sh\necho 3.7\necho "$0"\n')
@@ -21,6 +19,57 @@ def test_another_version_is_a_clear_error(pyspawner, open_folder):
     done = pyspawner.run("basic.greet", flags=["--python", str(impostor)])
     assert done.status == 125
     assert f"is Python 3.7, but this pyspawner is linked to Python {VERSION}" in done.stderr
+
+
+def test_a_free_threaded_interpreter_is_a_clear_error(pyspawner, open_folder):
+    impostor = open_folder / "python"
+    said = [VERSION, str(impostor), f"{VERSION}.0", ".cpython-t.so", "_io sys", "t"]
+    impostor.write_text("#!/bin/sh\n" + "".join(f"echo '{line}'\n" for line in said))
+    impostor.chmod(0o755)
+    done = pyspawner.run("basic.greet", flags=["--python", str(impostor)])
+    assert done.status == 125
+    assert f"{impostor} is a free-threaded build of Python {VERSION}" in done.stderr
+
+
+def with_changed_interpreter(pyspawner, folder, change, *flags):
+    """Run a job in a host in which a preloaded module has changed the interpreter's insides."""
+    (folder / "changes.py").write_text(f"import atexit, random, threading\n{change}\n")
+    return pyspawner.run("basic.greet", "you", flags=["--preload", "changes", "--path", str(folder), *flags])
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ("del threading._shutdown", ["threading._shutdown", "no attribute"]),
+        ("atexit._run_exitfuncs = lambda wanted: None", ["atexit._run_exitfuncs", "takes arguments"]),
+        ("random.getstate = lambda: ()", ["`random` was not seeded anew"]),
+        ("threading.get_native_id = lambda: 0", ["the thread calls itself 0"]),
+    ],
+)
+def test_an_interpreter_that_jobs_could_not_run_in_is_refused(pyspawner, open_folder, change, words):
+    done = with_changed_interpreter(pyspawner, open_folder, change)
+    assert (done.status, done.stdout) == (125, "")
+    assert all(word in done.stderr for word in words), done.stderr
+
+
+@pytest.mark.parametrize(
+    "change, flags, words",
+    [
+        ("del threading._dangling", [], "there is no threading._dangling"),
+        ("threading._after_fork = lambda wanted: None", [], "threading._after_fork: it takes arguments"),
+        ("threading._after_fork = lambda: 1 / 0", [], 'threading._after_fork: it comes from module "changes"'),
+        ("", ["--env", "PYTHONMALLOC=malloc"], "no arenas of"),
+    ],
+)
+def test_what_only_makes_children_faster_is_done_without_and_said_once(pyspawner, open_folder, change, flags, words):
+    done = with_changed_interpreter(pyspawner, open_folder, change, *flags)
+    assert (done.status, done.stdout) == (0, "hello you\n"), done
+    assert done.stderr.count("children start slower") == 1 and words in done.stderr
+
+
+def test_an_interpreter_as_it_is_known_needs_no_word(pyspawner, open_folder):
+    done = with_changed_interpreter(pyspawner, open_folder, "")
+    assert (done.status, done.stderr) == (0, "warning\n")
 
 
 @pytest.mark.parametrize("path", ["/no/such/python", "/bin/true", "/etc/passwd"])
@@ -55,6 +104,25 @@ def test_interpreter_and_modules_below_a_closed_folder(pyspawner, open_folder):
     line = pyspawner.job("job.main", str(home), path=code, flags=["--python", str(home / "venv/bin/python")])
     assert line["outcome"] == "ok", line
     assert line["result"] == ["1", "7\n", "", ["code", "venv"], ["deep"], False]
+
+
+def test_too_deep_a_recursion_is_an_exception(pyspawner):
+    """Since 3.14 CPython compares the stack with limits that it has found in the host."""
+    assert pyspawner.value("basic.recurse") == ["RecursionError"] * 3
+
+
+if sys.version_info >= (3, 15):  # PEP 810
+
+    @pytest.mark.parametrize("flags", [[], ["--warm-up", "puts_off.touch"]])
+    def test_lazy_imports_are_made_in_the_warm_up_or_in_each_child(pyspawner, open_folder, flags):
+        (open_folder / "puts_off.py").write_text(
+            "import sys\n"
+            "lazy import colorsys\n"
+            "def touch(): return colorsys.rgb_to_hsv(0, 0, 0)\n"
+            "def main(): return ['colorsys' in sys.modules, touch() == (0, 0, 0), 'colorsys' in sys.modules]\n"
+        )
+        result = pyspawner.value("puts_off.main", path=open_folder, flags=["--preload", "puts_off", *flags])
+        assert result == [bool(flags), True, True]
 
 
 def test_output_is_unbuffered(pyspawner):

@@ -117,6 +117,16 @@ def test_the_terminal_is_left_as_it_was(pyspawner):
     assert fcntl.fcntl(terminal, fcntl.F_GETFL) == flags
 
 
+def test_terminal_modes_as_newer_c_libraries_ask_for_them(pyspawner):
+    """glibc's ``tcgetattr`` and ``tcsetattr``, and with them ``isatty``, use other requests since 2.42."""
+    import pty
+
+    master, terminal = pty.openpty()
+    command = pyspawner.command("run", "basic.terminal_modes")
+    done = subprocess.run(command, stdin=terminal, capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, b"True\n"), done
+
+
 def test_child_ends_with_its_host(pyspawner):
     command = pyspawner.command("run", "basic.sleep") + ["--", "61.25"]
     process = subprocess.Popen(command)

@@ -15,7 +15,7 @@ def test_software(pyspawner, name):
     assert pyspawner.value("software.main", name, flags=HEAVY) == software.EXPECTED[name]
 
 
-@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+@pytest.mark.parametrize("method", [None, "spawn", "forkserver"])
 def test_multiprocessing_methods(pyspawner, method):
     assert pyspawner.value("software.main", "pool", method) == [1, 2, 3]
 

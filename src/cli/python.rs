@@ -19,7 +19,8 @@ print(sys.executable)
 import importlib.machinery
 print(sys.version.split()[0])
 print(importlib.machinery.EXTENSION_SUFFIXES[0])
-print(*sorted(sys.builtin_module_names))";
+print(*sorted(sys.builtin_module_names))
+print(sys.abiflags)";
 
 /// The interpreter's own name for itself, after a look at its version. A preferred one is taken
 /// only if its build is the linked one's: nobody has named it to this program.
@@ -147,13 +148,23 @@ fn ask(path: PathBuf) -> anyhow::Result<Found> {
         );
     }
     let mut next = || lines.next().unwrap_or_default().to_owned();
+    let build = Build {
+        release: next(),
+        suffix: Some(next()),
+        builtin_modules: next().split(' ').map(str::to_owned).collect(),
+    };
+    // Its library is another one than the linked, and its extension modules fit only that.
+    if next().contains('t') {
+        bail!(
+            "{} is a free-threaded build of Python {version}, and pyspawner needs the global \
+             interpreter lock: no other thread of Python may run while it clones; hint: name an \
+             ordinary {LINKED_VERSION} with --python",
+            path.display()
+        );
+    }
     Ok(Found {
         executable: executable.into(),
-        build: Build {
-            release: next(),
-            suffix: Some(next()),
-            builtin_modules: next().split(' ').map(str::to_owned).collect(),
-        },
+        build,
     })
 }
 

@@ -26,7 +26,7 @@ use nix::errno::Errno;
 use pyo3::prelude::*;
 
 use crate::sandbox::{Layer, SetupError};
-use crate::sys::clone3::{Birth, Side, ThreadState, clone3};
+use crate::sys::clone3::{Birth, Side, ThreadState, ThreadStateError, clone3};
 use crate::sys::process::ChildSignal;
 use crate::sys::{process, stdio};
 use foreign_threads::{ForeignThread, ForeignThreads};
@@ -47,11 +47,8 @@ pub enum CloneError {
         hint(*errno)
     )]
     Clone { flags: u64, errno: Errno },
-    #[error(
-        "prctl(PR_GET_TID_ADDRESS), get_robust_list: {0}; hint: this kernel lacks \
-         CONFIG_CHECKPOINT_RESTORE"
-    )]
-    ThreadState(Errno),
+    #[error(transparent)]
+    ThreadState(#[from] ThreadStateError),
     #[error(
         "thread {name:?} (tid {tid}) of a preloaded module did not wait for others while the clone was \
          made ({state}), so it may have held a lock that the child would wait for for ever; hint: stop \
@@ -126,7 +123,7 @@ impl Cloner {
     /// [`clone_lock`]. The calling thread is the only one that may clone later.
     pub fn new(own_threads: &[libc::pid_t], inherited: Inherited) -> Result<Self, CloneError> {
         Ok(Self {
-            thread: ThreadState::of_this_thread().map_err(CloneError::ThreadState)?,
+            thread: ThreadState::of_this_thread()?,
             foreign: ForeignThreads::new(own_threads).map_err(CloneError::Threads)?,
             inherited,
             childs_signal: Cell::default(),

@@ -24,9 +24,6 @@ use crate::sys::memory::{self, HUGE_PAGE, Mapping};
 
 /// Address space set aside for Python's arenas. Only what is in use costs memory.
 const RESERVATION: usize = 64 << 30;
-/// The size of Python's arenas of objects (`Objects/obmalloc.c`, ARENA_SIZE). By the same functions
-/// it also gets memory for its frames, which is little.
-const ARENA: usize = 1 << 20;
 /// The largest that the C library takes from its heap, rather than map it by itself (`mallopt(3)`:
 /// the maximum). It is where its own adaption of that threshold ends, too.
 const LARGEST_IN_HEAP: libc::c_int = 32 << 20;
@@ -34,6 +31,7 @@ const LARGEST_IN_HEAP: libc::c_int = 32 << 20;
 const HEAP_STEP: libc::c_int = 8 << 20;
 
 static ARENAS: Mutex<Arenas> = Mutex::new(Arenas {
+    size: 0,
     start: 0,
     used: 0,
     usable: 0,
@@ -43,6 +41,8 @@ static IN_CHILD: AtomicBool = AtomicBool::new(false);
 
 /// Arenas, side by side.
 struct Arenas {
+    /// The size of each. By the same functions Python also gets memory for its frames, which is little.
+    size: usize,
     start: usize,
     used: usize,
     usable: usize,
@@ -72,7 +72,7 @@ impl Arenas {
             self.usable += HUGE_PAGE;
         }
         let address = self.start + self.used;
-        self.used += ARENA;
+        self.used += self.size;
         Some(address)
     }
 }
@@ -81,13 +81,19 @@ fn arenas() -> std::sync::MutexGuard<'static, Arenas> {
     ARENAS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Arranges where memory will come from. Comes before the interpreter's first allocation.
+/// Arranges where memory will come from. Comes before the interpreter's first allocation. The arenas of
+/// an interpreter of which their size is not known lie where it puts them.
 ///
 /// # Errors
 /// If there is no address space for it.
-pub fn prepare() -> Result<(), Errno> {
+pub fn prepare(arena_size: Option<usize>) -> Result<(), Errno> {
     memory::set_heap_policy(LARGEST_IN_HEAP, HEAP_STEP);
+    let Some(size) = arena_size else {
+        return Ok(());
+    };
+    debug_assert!(HUGE_PAGE.is_multiple_of(size));
     let base = memory::reserve(RESERVATION + HUGE_PAGE)?.as_ptr() as usize;
+    arenas().size = size;
     arenas().start = base.next_multiple_of(HUGE_PAGE);
     let mut allocator = ffi::PyObjectArenaAllocator {
         ctx: std::ptr::null_mut(),
@@ -105,10 +111,16 @@ pub fn in_child() {
     IN_CHILD.store(true, Ordering::Relaxed);
 }
 
+/// Whether the interpreter has asked for arenas of the size that is known of it.
+pub fn arenas_are_used() -> bool {
+    arenas().used > 0
+}
+
 extern "C" fn allocate_arena(_: *mut c_void, size: usize) -> *mut c_void {
-    if size == ARENA
-        && !IN_CHILD.load(Ordering::Relaxed)
-        && let Some(address) = arenas().allocate()
+    if !IN_CHILD.load(Ordering::Relaxed)
+        && let mut arenas = arenas()
+        && size == arenas.size
+        && let Some(address) = arenas.allocate()
     {
         return address as *mut c_void;
     }

@@ -20,6 +20,9 @@ pub struct Entry {
     unpickle: Py<PyAny>,
     call: Py<PyAny>,
     rehearse: Py<PyAny>,
+    check_clone: Py<PyAny>,
+    /// The host's state of `random` when this was made.
+    random_state: Py<PyAny>,
 }
 
 /// The pickle of an empty list, `pickle.dumps([], protocol=4)`.
@@ -50,7 +53,18 @@ impl Entry {
             unpickle: job.getattr("unpickle")?.unbind(),
             call: job.getattr("call")?.unbind(),
             rehearse: job.getattr("rehearse")?.unbind(),
+            check_clone: job.getattr("check_clone")?.unbind(),
+            random_state: job.call_method0("random_state")?.unbind(),
         })
+    }
+
+    /// Whether CPython's hooks have done what a clone is made with. Comes first in a child.
+    pub fn check_clone(&self, py: Python<'_>) -> Result<(), String> {
+        let arguments = (&self.random_state, nix::unistd::gettid().as_raw());
+        let checked = self.check_clone.call1(py, arguments);
+        checked
+            .map(drop)
+            .map_err(|error| format!("Python's fork hooks: {}", error.value(py)))
     }
 
     /// Makes the interpreter's state the child's own: randomness, then the operator's hooks.

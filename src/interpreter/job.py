@@ -21,10 +21,26 @@ class InvalidJob(Exception):
     """The arguments cannot be decoded."""
 
 
+# ---- what CPython's own hooks do --------------------------------------------------------
+
+
+def check_clone(state_before, thread_id):
+    """Raise if CPython's own hooks did not make this process another than the host."""
+    if random_state() == state_before:
+        raise RuntimeError("`random` was not seeded anew: every job would draw the same numbers")
+    if threading.get_native_id() != thread_id:
+        raise RuntimeError(f"the thread calls itself {threading.get_native_id()} and is {thread_id}")
+
+
+def random_state():
+    """A number that tells the states of ``random`` apart."""
+    return hash(random.getstate())
+
+
 # ---- the type cache ----------------------------------------------------------------------
 
 
-def fill_type_cache():
+def fill_type_cache(fork_hooks):
     """Do, in the host, what each child does on its way to its job.
 
     What is looked up in types on the way is in the interpreter's cache from then on. A child that
@@ -35,8 +51,8 @@ def fill_type_cache():
     _, _, arguments = unpickle(pickle.dumps([]), "", None)
     arguments()
     encode({"": [""]})
-    if is_the_only_thread():
-        _run_fork_hooks()
+    if fork_hooks and is_the_only_thread():
+        _run_fork_hooks(fork_hooks)
 
 
 def is_the_only_thread():
@@ -44,25 +60,20 @@ def is_the_only_thread():
 
     The hooks take locks from other threads, and call those stopped that were made, but not started.
     """
-    others = set(getattr(threading, "_dangling", ())) - {threading.main_thread()}
+    others = set(threading._dangling) - {threading.main_thread()}
     return not others and threading.active_count() == 1 and len(sys._current_frames()) == 1
 
 
-def _run_fork_hooks():
-    """Call the longest hooks of CPython's own modules, where nothing has taken their places."""
+def _run_fork_hooks(fork_hooks):
+    """Call these hooks of CPython's own modules, as ``internals.rs`` knows them."""
     state = random.getstate()
     random.seed()
     random.setstate(state)
-    for module, name in _FORK_HOOKS.items():
-        hook = getattr(sys.modules.get(module), name, None)
-        if getattr(hook, "__module__", None) == module:
-            try:
-                hook()
-            except Exception:
-                pass  # a handler's lock of another kind; in children Python says so, and goes on
-
-
-_FORK_HOOKS = {"threading": "_after_fork", "logging": "_after_at_fork_child_reinit_locks"}
+    for module, name in fork_hooks:
+        try:
+            getattr(sys.modules[module], name)()
+        except Exception:
+            pass  # a handler's lock of another kind; in children Python says so, and goes on
 
 
 # ---- the job ---------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 pub mod call;
 pub mod held;
 pub mod host_module;
+pub mod internals;
 pub mod random_states;
 pub mod settle;
 pub mod surroundings;

@@ -12,7 +12,8 @@ use pyo3::types::PyModule;
 
 use super::call::Entry;
 use super::random_states::RandomStates;
-use super::{describe, held, host_module, job_module, settle};
+use super::{describe, held, host_module, internals, job_module, settle};
+use crate::clone::warm_image;
 use crate::config::{Callable, HostSettings};
 use crate::sandbox::import_roots::ImportRoot;
 
@@ -32,6 +33,8 @@ pub struct Warm {
 pub struct Report {
     pub imports: Vec<(String, Duration)>,
     pub total: Duration,
+    /// Why children start slower than they could, for want of what is known of the interpreter.
+    pub slower: Vec<String>,
     /// Resident memory in bytes.
     pub resident: u64,
 }
@@ -53,7 +56,9 @@ pub fn warm(settings: &HostSettings) -> anyhow::Result<Warm> {
         let random_states = RandomStates::find(py).context("after the warm-up")?;
         held::prepare(py).context("after the warm-up")?;
         settle::settle(py, &random_states).context("after the warm-up")?;
-        if let Err(error) = job_module(py)?.call_method0("fill_type_cache") {
+        let usable = internals::check(py, warm_image::arenas_are_used())?;
+        let hooks = (usable.fork_hooks,);
+        if let Err(error) = job_module(py)?.call_method1("fill_type_cache", hooks) {
             // Each child does it for itself then.
             log::debug!("filling the type cache: {}", describe(py, &error));
         }
@@ -66,6 +71,7 @@ pub fn warm(settings: &HostSettings) -> anyhow::Result<Warm> {
             report: Report {
                 imports,
                 total: start.elapsed(),
+                slower: usable.slower,
                 resident: crate::sys::memory::resident(nix::unistd::getpid().as_raw())?,
             },
         })

@@ -32,6 +32,8 @@ const RESERVED_NUMBER: libc::c_long = libc::SYS_kexec_load;
 #[serde(deny_unknown_fields)]
 struct Policy {
     allow: Vec<Entry>,
+    /// Answered with success, and not made.
+    ignore: Vec<Entry>,
     /// Answered with EPERM.
     refuse: Vec<Entry>,
     kill: Vec<Entry>,
@@ -40,7 +42,8 @@ struct Policy {
 impl Policy {
     #[cfg(test)]
     fn entries(&self) -> impl Iterator<Item = &Entry> {
-        self.allow.iter().chain(&self.refuse).chain(&self.kill)
+        let lists = [&self.allow, &self.ignore, &self.refuse, &self.kill];
+        lists.into_iter().flatten()
     }
 }
 
@@ -141,6 +144,7 @@ fn compile_for(arch: ScmpArch) -> anyhow::Result<Vec<libc::sock_filter>> {
         ScmpAction::Errno(libc::EPERM),
         &policy.refuse,
     )?;
+    add(&mut filter, arch, ScmpAction::Errno(0), &policy.ignore)?;
     add(&mut filter, arch, ScmpAction::Trap, &policy.kill)?;
     let reserved = ScmpSyscall::from_name_by_arch(RESERVED_CALL, arch)?;
     filter.add_rule(ScmpAction::KillProcess, reserved)?;

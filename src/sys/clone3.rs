@@ -4,7 +4,7 @@ use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 
-use super::check;
+use super::{check, thread_id};
 
 /// The two sides of a successful clone.
 pub enum Side {
@@ -14,11 +14,23 @@ pub enum Side {
     Parent { pid: libc::pid_t, pidfd: OwnedFd },
 }
 
+/// Why the calling thread's state cannot be known.
+#[derive(Debug, thiserror::Error)]
+pub enum ThreadStateError {
+    #[error("{call}: {errno}; hint: this kernel lacks CONFIG_CHECKPOINT_RESTORE")]
+    Call { call: &'static str, errno: Errno },
+    #[error(
+        "the C library keeps the thread's id where it was not found, so a clone could not be given \
+         its own; hint: pyspawner knows glibc 2.34 to 2.43"
+    )]
+    ThreadId,
+}
+
 /// What the C library keeps in its thread descriptor about the calling thread, which
 /// `fork(3)` renews in the child and a bare `clone3` does not.
 #[derive(Clone, Copy, Debug)]
 pub struct ThreadState {
-    tid_address: u64,
+    tid_address: usize,
     robust_list: usize,
     robust_list_len: usize,
 }
@@ -28,22 +40,27 @@ impl ThreadState {
     ///
     /// Source: `PR_GET_TID_ADDRESS(2const)` (needs `CONFIG_CHECKPOINT_RESTORE`),
     /// `get_robust_list(2)`.
-    pub fn of_this_thread() -> Result<Self, Errno> {
-        let mut tid_address: u64 = 0;
+    pub fn of_this_thread() -> Result<Self, ThreadStateError> {
+        let call = |call| move |errno| ThreadStateError::Call { call, errno };
+        let mut cleared: u64 = 0;
         let mut robust_list: usize = 0;
         let mut robust_list_len: usize = 0;
-        // SAFETY: both calls write one word to each address given, all valid for writes.
-        unsafe {
-            check(libc::prctl(libc::PR_GET_TID_ADDRESS, &raw mut tid_address, 0, 0, 0).into())?;
-            check(libc::syscall(
+        // SAFETY: writes one word to the address given, which is valid for writes.
+        check(unsafe { libc::prctl(libc::PR_GET_TID_ADDRESS, &raw mut cleared, 0, 0, 0) }.into())
+            .map_err(call("prctl(PR_GET_TID_ADDRESS)"))?;
+        // SAFETY: writes one word to each address given, both valid for writes.
+        check(unsafe {
+            libc::syscall(
                 libc::SYS_get_robust_list,
                 0,
                 &raw mut robust_list,
                 &raw mut robust_list_len,
-            ))?;
-        }
+            )
+        })
+        .map_err(call("get_robust_list"))?;
         Ok(Self {
-            tid_address,
+            tid_address: thread_id::cached_at(cleared as usize)
+                .ok_or(ThreadStateError::ThreadId)?,
             robust_list,
             robust_list_len,
         })
@@ -96,7 +113,7 @@ pub unsafe fn clone3(flags: u64, thread: &ThreadState, birth: Birth) -> Result<S
             | libc::CLONE_CHILD_CLEARTID as u64
             | birth.cgroup.map_or(0, |_| CLONE_INTO_CGROUP),
         pidfd: (&raw mut pidfd) as u64,
-        child_tid: thread.tid_address,
+        child_tid: thread.tid_address as u64,
         parent_tid: 0,
         exit_signal: libc::SIGCHLD as u64,
         stack: 0,

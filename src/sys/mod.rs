@@ -16,6 +16,7 @@ pub mod process;
 pub mod seccomp;
 pub mod sqlite;
 pub mod stdio;
+pub mod thread_id;
 
 use nix::errno::Errno;
 

@@ -160,3 +160,33 @@ def _target(number):
         return os.readlink(f"/proc/self/fd/{number}")
     except FileNotFoundError:  # of the listing itself
         return None
+
+
+def terminal_modes():
+    """Read the modes of the terminal on standard input, and set them in each of the three ways."""
+    import fcntl
+
+    modes = fcntl.ioctl(0, 0x802C542A, bytes(44))  # TCGETS2
+    for request in (0x402C542B, 0x402C542C, 0x402C542D):  # TCSETS2, TCSETSW2, TCSETSF2
+        fcntl.ioctl(0, request, modes)
+    print(os.isatty(0))
+
+
+def recurse():
+    """What too deep a recursion ends as: in Python, and in two C functions."""
+    import json
+
+    nested = []
+    for _ in range(100_000):
+        nested = [nested]
+
+    def call():
+        call()
+
+    ends = []
+    for function in (call, lambda: repr(nested), lambda: json.dumps(nested)):
+        try:
+            function()
+        except RecursionError:
+            ends.append("RecursionError")
+    return ends

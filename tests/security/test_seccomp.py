@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -94,6 +95,17 @@ def test_a_blocked_call_ends_the_job_whatever_it_prepared(pyspawner, name):
 def test_a_blocked_call_of_a_subprocess_ends_that_alone(pyspawner):
     assert attack(pyspawner, "seccomp.call_in_child") == [True, signal.SIGSYS]
     assert attack(pyspawner, "seccomp.call_in_child", off=["seccomp"]) == [False, 0]
+
+
+if sys.version_info >= (3, 14):  # PEP 768
+
+    def test_the_debuggers_interface_cannot_be_used(pyspawner):
+        """It works by reading and writing a process's memory, and opens nothing by itself.
+
+        Hosts and clones of it cannot be debugged so: an embedded interpreter has no running `main`.
+        """
+        assert attack(pyspawner, "seccomp.debug") == "blocked process_vm_readv"
+        assert attack(pyspawner, "seccomp.debug", off=["seccomp"]) is True
 
 
 def test_the_handler_cannot_be_replaced(pyspawner):

@@ -77,6 +77,24 @@ def call_in_child():
     return [os.WIFSIGNALED(status), os.WTERMSIG(status)]
 
 
+def debug():
+    """Have another Python process run a script, through what debuggers use (``sys.remote_exec``)."""
+    import subprocess
+    import sys
+    import time
+
+    with open("/tmp/script.py", "w") as script:
+        script.write("open('/tmp/ran', 'w').close()")
+    other = subprocess.Popen([sys.executable, "-c", "import time\nwhile True: time.sleep(0.05)"])
+    time.sleep(0.5)  # until it is a Python process
+    sys.remote_exec(other.pid, "/tmp/script.py")
+    for _ in range(100):
+        if os.path.exists("/tmp/ran"):
+            return True
+        time.sleep(0.05)
+    return False
+
+
 def own_filter():
     """A filter of its own that would allow all."""
 
