@@ -138,7 +138,7 @@ fn prepare_children(
     let threads = cloner.foreign_threads()?;
     let threads = Python::attach(|py| threads::names(py, &threads));
     log_warm_state(settings, &warm.report, &cloner.inherited, &threads)?;
-    let mut needed = warm.needed;
+    let mut needed = warm.needed.clone();
     needed.extend(import_roots::to_show(
         &warm.import_roots,
         &needed,
@@ -154,6 +154,7 @@ fn prepare_children(
     let has_hooks = host_module::has_before_clone();
     let may_change = has_hooks || !threads.is_empty();
     cloner.inherited.seal(may_change).context("/proc/thread-self/fd")?;
+    Python::attach(|py| warm.fill_type_cache(py));
     let took = warm.warm_up.as_ref().map(|(_, took)| *took);
     let to_rehearse = took.filter(|_| settings.rehearsal);
     Ok(Children {

@@ -20,6 +20,8 @@ use crate::sandbox::import_roots::ImportRoot;
 /// The warm interpreter, and what became of the process on the way.
 pub struct Warm {
     pub entry: Entry,
+    /// Fork hooks that the host may call, by module and name.
+    fork_hooks: Vec<(&'static str, &'static str)>,
     /// The warm-up function, if there is one, and how long it took.
     pub warm_up: Option<(Py<PyAny>, Duration)>,
     /// Folders and files that a child's interpreter reads: prefixes, `sys.path`.
@@ -27,6 +29,19 @@ pub struct Warm {
     /// What it imports from besides.
     pub import_roots: Vec<ImportRoot>,
     pub report: Report,
+}
+
+impl Warm {
+    /// Does what children do on their way, so that what they look up in types is cached. Comes last: whatever else the
+    /// host has Python do takes the places of that.
+    pub fn fill_type_cache(&self, py: Python<'_>) {
+        let filled = job_module(py)
+            .and_then(|job| job.call_method1("fill_type_cache", (self.fork_hooks.clone(),)));
+        if let Err(error) = filled {
+            // Each child does it for itself then.
+            log::debug!("filling the type cache: {}", describe(py, &error));
+        }
+    }
 }
 
 /// What was done, for the log.
@@ -57,14 +72,10 @@ pub fn warm(settings: &HostSettings) -> anyhow::Result<Warm> {
         held::prepare(py).context("after the warm-up")?;
         settle::settle(py, &random_states).context("after the warm-up")?;
         let usable = internals::check(py, warm_image::arenas_are_used())?;
-        let hooks = (usable.fork_hooks,);
-        if let Err(error) = job_module(py)?.call_method1("fill_type_cache", hooks) {
-            // Each child does it for itself then.
-            log::debug!("filling the type cache: {}", describe(py, &error));
-        }
         let needed = freeze(py).context("after the warm-up")?;
         Ok(Warm {
             entry: Entry::new(py, child_main, random_states)?,
+            fork_hooks: usable.fork_hooks,
             warm_up,
             needed: needed.into_iter().chain(settings.path.clone()).collect(),
             import_roots,

@@ -46,7 +46,7 @@ def test_an_interpreter_turned_upside_down_hurts_only_itself(pyspawner, what):
 @pytest.mark.parametrize(
     ("status", "code"),
     [
-        ("None", 0), ("0", 0), ("256", 0), ("-1", 255), ("True", 1), ("2**80", 255 & 2**80), ("'text'", 1),
+        ("None", 0), ("0", 0), ("256", 0), ("-1", 255), ("True", 1), ("2**80", 255), ("'text'", 1),
         ("1.5", 1), ("object()", 1), ("[]", 1), ("(3,)", 3), ("b''", 1),
     ],
 )  # fmt: skip

@@ -92,24 +92,16 @@ def test_what_a_job_changes_in_memory_is_its_own(pyspawner, change):
     assert first == second and first in (False, [False, False])
 
 
-def test_memory_that_children_would_share_is_told(pyspawner, open_folder):
-    """As a preloaded module may leave it: what one job writes there, the next reads."""
+def test_memory_that_a_clone_would_share_is_each_jobs_own(pyspawner, open_folder):
+    """As a preloaded module may leave it. (The control is in test_shared_memory: forked copies do share it.)"""
     (open_folder / "shared.py").write_text("import mmap\nSHARED = mmap.mmap(-1, 4096)\n")
     (open_folder / "job.py").write_text(
         "import shared\n\n"
         "def main(data):\n"
         "    before = shared.SHARED[:6].decode()\n"
         "    shared.SHARED[: len(data)] = data.encode()\n"
-        "    return before\n"
+        "    return [before, shared.SHARED[:6].decode()]\n"
     )
-
-    def run(*flags):
-        jobs = [["secret"], ["other!"]]
-        return pyspawner.map("job.main", jobs, "-j", "1", "--ordered", *flags, path=open_folder)
-
-    done = run("--preload", "shared")
-    assert done.lines[1]["result"] == "secret"  # so it must be told
-    assert "share" in done.stderr and "hint" in done.stderr
-    strict = run("--preload", "shared", "--strict")
-    assert (strict.status, strict.stdout) == (125, "") and "shared memory" in strict.stderr
-    assert "share" not in pyspawner.map("basic.nothing", [[]]).stderr  # the control
+    jobs = [["secret"], ["other!"]]
+    done = pyspawner.map("job.main", jobs, "-j", "1", "--ordered", "--strict", "--preload", "shared", path=open_folder)
+    assert [line["result"] for line in done.lines] == [["\0" * 6, "secret"], ["\0" * 6, "other!"]]

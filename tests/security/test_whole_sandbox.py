@@ -9,7 +9,8 @@ from conftest import skipping
 def test_what_a_child_sees(pyspawner):
     done = pyspawner.map("basic.surroundings", [[]], "--env", "A=B", "--env", "C=d e")
     seen = done.lines[0]["result"]
-    assert set(seen["descriptors"]) == {"0", "1", "2", "3"}
+    # The fourth is the result's.
+    assert {"0", "1", "2"} < set(seen["descriptors"]) and len(seen["descriptors"]) == 4
     assert seen["environ"] == {"A": "B", "C": "d e", "HOME": "/tmp/job"}
     assert sorted(seen["environ_file"].rstrip("\0").split("\0")) == ["A=B", "C=d e"]
     assert seen["command_line"] == "pyspawner\0--as-host\0"

@@ -473,15 +473,24 @@ fn entries(table: &Table, own: &[RawFd]) -> nix::Result<Vec<Entry>> {
         if number <= libc::STDERR_FILENO || own.contains(&number) {
             continue;
         }
-        entries.push(Entry {
-            number,
-            target: table.target(number)?,
-            // SAFETY: as in `Entry::fd`.
-            status: fstat(unsafe { borrow(number) })?,
-            info: table.info(number, &mut room)?,
-        });
+        match entry(table, number, &mut room) {
+            Ok(entry) => entries.push(entry),
+            // A thread of a preloaded module has closed it meanwhile.
+            Err(Errno::ENOENT | Errno::EBADF) => {}
+            Err(errno) => return Err(errno),
+        }
     }
     Ok(entries)
+}
+
+fn entry(table: &Table, number: RawFd, room: &mut [u8]) -> nix::Result<Entry> {
+    Ok(Entry {
+        number,
+        target: table.target(number)?,
+        // SAFETY: as in `Entry::fd`.
+        status: fstat(unsafe { borrow(number) })?,
+        info: table.info(number, room)?,
+    })
 }
 
 /// The standard stream whose open file a number shares: what is kept of it is the job's own then.

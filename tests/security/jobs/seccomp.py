@@ -44,7 +44,9 @@ def install_handler_then_call(name):
 def set_action(number_of_signal):
     """rt_sigaction by number: the kernel reads an int, a filter 64 bits."""
     action = (ctypes.c_uint64 * 8)(1)  # SIG_IGN
-    return outcome(raw(number("rt_sigaction"), number_of_signal, action, 0, 8))
+    answer = outcome(raw(number("rt_sigaction"), number_of_signal, action, 0, 8))
+    ignored = int(open("/proc/self/status").read().split("SigIgn:\t")[1].split()[0], 16)
+    return [answer, "ignored" if ignored & 1 << 30 else "a handler"]
 
 
 def block_then_call():

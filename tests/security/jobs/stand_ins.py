@@ -221,6 +221,8 @@ def as_plain_forks(*jobs):
 if __name__ == "__main__":
     import json
 
+    import held  # noqa: F401  as a host preloads it
+
     path, *names = sys.argv[1:]
     found = as_plain_forks(*names)
     with open(path, "w") as file:  # what the jobs have done to standard output is theirs
