@@ -29,7 +29,7 @@ use crate::pool::interrupt;
 use crate::sandbox::assignment::{self, Assigned};
 use crate::sandbox::enter::{self, Control, NEVER_STARTED};
 use crate::sandbox::handshake::ChildReport;
-use crate::sandbox::{Layer, Sandbox, SetupError, import_roots};
+use crate::sandbox::{Layer, Sandbox, SetupError, import_roots, seccomp};
 use crate::sys::{files, process, stdio};
 
 /// What the I/O thread runs. It ends the process when it is done.
@@ -100,6 +100,9 @@ fn prepare(settings: &HostSettings, io_thread: libc::pid_t) -> Result<Children, 
         }
     };
     leave_mount_namespace().map_err(failure("setup"))?;
+    if let Err(error) = seccomp::hide_io_uring() {
+        log::info!("preloaded modules may find io_uring, which jobs have not: {error:#}");
+    }
     let before = Before::note().context("/proc/thread-self/fd, open_tree /dev/null");
     let before = before.map_err(failure("setup"))?;
     let reserved = warm_image::prepare(internals::arena_size())
@@ -210,10 +213,17 @@ fn log_warm_state(
 
 /// Says once what of the preloaded objects does not work in jobs as it does here.
 fn log_inherited(inherited: &Inherited) {
-    for (name, is_out_of_reach) in inherited.shared_memory() {
-        match is_out_of_reach {
-            true => log::warn!("jobs cannot use {name}, which a preloaded module has mapped"),
-            false => log::info!("each job has a copy of its own of shared memory: {name}"),
+    for range in inherited.shared_memory() {
+        let name = &range.name;
+        if range.is_out_of_reach() {
+            log::warn!("jobs cannot use {name}, which a preloaded module has mapped");
+        } else if range.is_common_to_a_job() {
+            log::info!("each job has a copy of its own of shared memory: {name}");
+        } else {
+            log::info!(
+                "each job has its own view of shared memory: {name}; it is large, so that processes which a \
+                 job forks do not share their changes to it"
+            );
         }
     }
     inherited.with_held(|held| {

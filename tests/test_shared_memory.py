@@ -25,7 +25,7 @@ def test_no_job_sees_what_another_wrote_or_locked(pyspawner):
         seen, modes, own = line["result"]
         assert seen == AS_IT_WAS, line
         # Its own copy is as shared memory is: it can write there.
-        assert own == "mine" and modes.endswith("p")
+        assert own == "mine" and modes.endswith(("p", "s"))
 
 
 def test_the_hosts_own_is_as_it_was(pyspawner, open_folder):
@@ -57,19 +57,32 @@ def test_the_control_forked_copies_share_it():
 
 
 def test_a_device_that_is_mapped_is_out_of_reach(pyspawner, open_folder):
-    """The rings of io_uring: whoever shares them has the host's kernel work for it."""
+    """The kernel's ring of events, as an example: whoever shares it sees what the host does."""
     (open_folder / "ring.py").write_text(
-        "import ctypes, mmap\n"
+        "import ctypes, struct\n"
         "libc = ctypes.CDLL(None, use_errno=True)\n"
-        "FD = libc.syscall(425, 4, (ctypes.c_uint32 * 30)())\n"
+        "# A software event that counts nothing (PERF_COUNT_SW_DUMMY).\n"
+        "attributes = struct.pack('=IIQ', 1, 112, 9) + bytes(96)\n"
+        "FD = libc.syscall(298 if __import__('os').uname().machine == 'x86_64' else 241, attributes, 0, -1, -1, 0)\n"
         "libc.mmap.restype = ctypes.c_void_p\n"
-        "RING = libc.mmap(None, 4096, 3, 1, FD, ctypes.c_long(0)) if FD >= 0 else None\n"
+        "RING = libc.mmap(None, 2 * 4096, 3, 1, FD, ctypes.c_long(0)) if FD >= 0 else None\n"
         "def main():\n"
         "    ctypes.memset(RING, 1, 8)\n"
     )
     done = pyspawner.map("ring.main", [[]], path=open_folder)
     assert done.lines[0]["outcome"] == "signaled" and done.lines[0]["signal"] == 11, done
-    assert "jobs cannot use anon_inode:[io_uring]" in done.stderr
+    assert "jobs cannot use anon_inode:[perf_event]" in done.stderr
+
+
+def test_io_uring_is_not_found_while_modules_are_preloaded(pyspawner, open_folder):
+    """A library that finds it would go on to use it in jobs, which have none."""
+    (open_folder / "ring.py").write_text(
+        "import ctypes, errno\n"
+        "libc = ctypes.CDLL(None, use_errno=True)\n"
+        "FOUND = libc.syscall(425, 4, (ctypes.c_uint32 * 30)()), errno.errorcode[ctypes.get_errno()]\n"
+        "def main(): return FOUND\n"
+    )
+    assert pyspawner.value("ring.main", path=open_folder) == [-1, "ENOSYS"]
 
 
 def test_shared_memory_of_a_gibibyte_costs_a_clone_little(pyspawner, open_folder):
@@ -84,3 +97,21 @@ def test_shared_memory_of_a_gibibyte_costs_a_clone_little(pyspawner, open_folder
     assert [line["result"] for line in done.lines] == [1] * 3
     # A copy would touch a quarter of a million pages.
     assert all(line["peak_memory_bytes"] < 64 << 20 for line in done.lines), done.lines
+
+
+def test_processes_of_one_job_share_its_copy(pyspawner, open_folder):
+    (open_folder / "family.py").write_text(
+        "import multiprocessing\n"
+        "LOCK, VALUE = multiprocessing.Lock(), multiprocessing.Value('i', 0)\n"
+        "def work():\n"
+        "    for _ in range(300):\n"
+        "        with LOCK: VALUE.value += 1\n"
+        "def main():\n"
+        "    context = multiprocessing.get_context('fork')\n"
+        "    processes = [context.Process(target=work) for _ in range(3)]\n"
+        "    for process in processes: process.start()\n"
+        "    for process in processes: process.join()\n"
+        "    return VALUE.value\n"
+    )
+    done = pyspawner.map("family.main", [[], []], "-j", "1", path=open_folder)
+    assert [line["result"] for line in done.lines] == [900, 900], done

@@ -8,10 +8,8 @@ use nix::unistd::{getgroups, getresgid, getresuid};
 
 use super::layer::{Layer, Layers, SetupError};
 use super::limits::ResourceLimits;
-use super::{Sandbox, capabilities, identity};
+use super::{Sandbox, capabilities, identity, seccomp};
 use crate::sys::process::prctl;
-
-const SECCOMP_MODE_FILTER: i64 = 2;
 
 /// Refuses with `EBADE` and the promise's name if the child's state is not as promised.
 pub fn check_promises(
@@ -46,7 +44,7 @@ pub fn check_promises(
     if layers.has(Layer::NoNewPrivs) && prctl(libc::PR_GET_NO_NEW_PRIVS, 0) != Ok(1) {
         return broken(Layer::NoNewPrivs, "no_new_privs is not set");
     }
-    if layers.has(Layer::Seccomp) && prctl(libc::PR_GET_SECCOMP, 0) != Ok(SECCOMP_MODE_FILTER) {
+    if layers.has(Layer::Seccomp) && !seccomp::is_in_force() {
         return broken(Layer::Seccomp, "no filter is in force");
     }
     Ok(())

@@ -89,6 +89,27 @@ impl Condition {
     }
 }
 
+/// Has io_uring answered with ENOSYS for the calling thread and those that it starts, as it is for jobs. A library that found
+/// it while it was preloaded (libuv makes a ring for each event loop) would use it in every job. The filter comes to children as
+/// well, below their own.
+///
+/// # Errors
+/// Of `seccomp(2)`: it needs CAP_SYS_ADMIN.
+pub fn hide_io_uring() -> anyhow::Result<()> {
+    let mut filter = ScmpFilterContext::new(ScmpAction::Allow)?;
+    filter.set_act_badarch(ScmpAction::Allow)?;
+    for name in ["io_uring_setup", "io_uring_enter", "io_uring_register"] {
+        filter.add_rule(ScmpAction::Errno(libc::ENOSYS), ScmpSyscall::from_name(name)?)?;
+    }
+    sys::install(&export(&filter)?).context("seccomp")
+}
+
+/// Whether the policy holds for the calling process, by a call that it does not list and that the kernel would refuse
+/// otherwise (EINVAL). Its mode does not tell, since the host has a filter of its own.
+pub fn is_in_force() -> bool {
+    sys::unlisted_call() == Err(Errno::ENOSYS)
+}
+
 /// The compiled filter.
 pub struct Program {
     instructions: Vec<libc::sock_filter>,

@@ -164,25 +164,25 @@ pub unsafe fn map_private(
     Errno::result(base).map(drop)
 }
 
-/// Puts a private copy of a range in its place (`mremap(2)`, MREMAP_FIXED).
+/// Puts a copy of a range in its place, which this process shares with those that it forks, and with no other
+/// (`mremap(2)`, MREMAP_FIXED).
 ///
 /// # Safety
 /// The range must be mapped, page-aligned, and used by no other thread meanwhile.
 pub unsafe fn copy_in_place(range: Range<usize>, protection: libc::c_int) -> Result<(), Errno> {
     let base = range.start as *mut libc::c_void;
-    let copy = map(range.len())?.as_ptr();
-    // SAFETY: source and copy are mapped over their whole length and do not overlap; then the copy takes the
-    // source's place as a whole.
+    // SAFETY: a new mapping; source and copy are mapped over their whole length and do not overlap; then the copy takes
+    // the source's place as a whole.
     unsafe {
+        let (access, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
+        let copy = libc::mmap(std::ptr::null_mut(), range.len(), access, flags, -1, 0);
+        Errno::result(copy)?;
         if protection & libc::PROT_READ == 0 {
             check(libc::mprotect(base, range.len(), libc::PROT_READ).into())?;
         }
-        copy.copy_from_nonoverlapping(base.cast(), range.len());
+        copy.cast::<u8>().copy_from_nonoverlapping(base.cast(), range.len());
         let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
-        let moved = libc::mremap(copy.cast(), range.len(), range.len(), flags, base);
-        if moved == libc::MAP_FAILED {
-            return Err(Errno::last());
-        }
+        Errno::result(libc::mremap(copy, range.len(), range.len(), flags, base))?;
         check(libc::mprotect(base, range.len(), protection).into()).map(drop)
     }
 }

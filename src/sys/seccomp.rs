@@ -58,3 +58,9 @@ pub fn call(number: libc::c_long) {
         libc::syscall(number);
     }
 }
+
+/// `inotify_init1(2)` with flags that no kernel takes: EINVAL, unless a filter answers.
+pub fn unlisted_call() -> Result<libc::c_long, Errno> {
+    // SAFETY: a plain integer; it makes nothing.
+    super::check(unsafe { libc::syscall(libc::SYS_inotify_init1, -1) })
+}

@@ -44,10 +44,11 @@ def main():
 def spoil_quiet():
     libc = ctypes.CDLL(None, use_errno=True)
     for line in open("/proc/self/maps"):
-        # Where it lies: the only mapping of a page at that offset of a deleted file of that name.
-        if "/held-" in line and line.split()[2] == "00001000":
-            start = int(line.split("-")[0], 16)
+        modes, name = line.split()[1], line.split()[5:]
+        # A readable page, of the file itself (as after a plain fork) or of a copy.
+        start, end = (int(number, 16) for number in line.split()[0].split("-"))
+        if end - start == 4096 and modes.startswith("r--") and name and name[0].startswith(("/var/tmp/held-", "/dev/zero")):
             if libc.mprotect(ctypes.c_void_p(start), 4096, 3) == 0:
                 ctypes.memmove(start, b"mine", 4)
-                return line.split()[1]
+                return modes
     return "not found"

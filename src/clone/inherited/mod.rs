@@ -15,7 +15,7 @@ use nix::unistd::{Whence, lseek};
 
 pub use descriptors::Held;
 use descriptors::{StandIn, Survey, Table, restricted};
-use shared_memory::SharedRange;
+pub use shared_memory::SharedRange;
 
 use crate::sandbox::{Layer, SetupError};
 use crate::sys::descriptors::{lowest_free_number, offset};
@@ -118,10 +118,9 @@ impl Inherited {
         look(&self.survey.borrow().held)
     }
 
-    /// The memory that children have a copy of, and the memory that they cannot reach.
-    pub fn shared_memory(&self) -> impl Iterator<Item = (&str, bool)> {
-        let shared = self.shared.iter();
-        shared.map(|range| (&*range.name, range.is_out_of_reach()))
+    /// The memory that the host would share with its clones.
+    pub fn shared_memory(&self) -> &[SharedRange] {
+        &self.shared
     }
 
     /// Comes last of all preparations: what is open now and was not held after the warm-up is pyspawner's own.

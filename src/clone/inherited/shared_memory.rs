@@ -12,6 +12,10 @@ use nix::sys::stat::{Mode, SFlag, fstat};
 
 use crate::sys::memory::{self, Mapping};
 
+/// Up to this size in bytes a range is copied for each child, at up to a microsecond a KiB: locks, and what they guard. What is
+/// larger is mostly data to be read.
+const LARGEST_COPY: usize = 1 << 20;
+
 /// A range that clones share with the host and that they may write to.
 #[derive(Debug)]
 pub struct SharedRange {
@@ -24,9 +28,10 @@ pub struct SharedRange {
 
 #[derive(Debug)]
 enum How {
-    /// Mapped again, privately, from the file behind it: costs nothing until it is used.
+    /// Mapped again, privately, from the file behind it: costs nothing until it is used. What a job changes there, the
+    /// processes that it has forked do not see.
     FromFile { file: OwnedFd, offset: usize },
-    /// Copied byte by byte.
+    /// Copied, into memory that the job shares with the processes that it forks, as `multiprocessing` expects.
     ByCopy,
     /// Nothing but the addresses stays.
     OutOfReach,
@@ -53,7 +58,7 @@ impl SharedRange {
         };
         let how = match file {
             _ if !is_memory => How::OutOfReach,
-            Some(file) if !mapping.is_huge => How::FromFile {
+            Some(file) if mapping.range.len() > LARGEST_COPY && !mapping.is_huge => How::FromFile {
                 file,
                 offset: mapping.offset,
             },
@@ -65,6 +70,11 @@ impl SharedRange {
             how,
             name: mapping.name,
         }
+    }
+
+    /// Whether the processes of a job share it with each other.
+    pub fn is_common_to_a_job(&self) -> bool {
+        matches!(self.how, How::ByCopy)
     }
 
     pub fn is_out_of_reach(&self) -> bool {
