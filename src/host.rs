@@ -13,11 +13,11 @@ use nix::mount::{MsFlags, mount};
 use pyo3::prelude::*;
 
 use crate::call::Payload;
+use crate::clone::inherited::{Before, Held, Inherited, StreamCopy};
 use crate::clone::network_namespace::Birth;
 use crate::clone::openmp;
 use crate::clone::private_memory::spawn_private_thread;
 use crate::clone::warm_image;
-use crate::clone::inherited::{Before, Held, Inherited, StreamCopy};
 use crate::clone::{self, CloneError, CloneSpec, Cloner};
 use crate::config::HostSettings;
 use crate::interpreter::call::Entry;
@@ -84,7 +84,10 @@ fn separate_streams() -> anyhow::Result<()> {
     let is_file = std::fs::metadata("/proc/thread-self/fd/2").is_ok_and(|found| found.is_file());
     let anew = match is_file {
         true => None,
-        false => std::fs::File::options().append(true).open("/proc/thread-self/fd/2").ok(),
+        false => std::fs::File::options()
+            .append(true)
+            .open("/proc/thread-self/fd/2")
+            .ok(),
     };
     let source = anew.as_ref().map_or(stderr, AsRawFd::as_raw_fd);
     files::duplicate_onto(source, libc::STDOUT_FILENO, false)?;
@@ -110,12 +113,16 @@ fn prepare(settings: &HostSettings, io_thread: libc::pid_t) -> Result<Children, 
     reserved.map_err(failure("setup"))?;
     let warm = warm::warm(settings).map_err(failure("preload"))?;
     // A module may have unblocked them.
-    interrupt::block_signals().context("blocking signals").map_err(failure("setup"))?;
+    interrupt::block_signals()
+        .context("blocking signals")
+        .map_err(failure("setup"))?;
     // What is left in its buffer would be written by each job that uses it.
     stdio::flush_standard_output();
     let runtimes = openmp::Runtimes::find();
     runtimes.end_threads();
-    let inherited = before.compare().context("/proc/thread-self/fd, /proc/self/smaps");
+    let inherited = before
+        .compare()
+        .context("/proc/thread-self/fd, /proc/self/smaps");
     let inherited = inherited.map_err(failure("setup"))?;
     let compact = warm_image::compact().context("/proc/self/smaps, mmap(MAP_FIXED)");
     compact.map_err(failure("setup"))?;
@@ -156,7 +163,10 @@ fn prepare_children(
     cloner.keep_child_statuses()?;
     let has_hooks = host_module::has_before_clone();
     let may_change = has_hooks || !threads.is_empty();
-    cloner.inherited.seal(may_change).context("/proc/thread-self/fd")?;
+    cloner
+        .inherited
+        .seal(may_change)
+        .context("/proc/thread-self/fd")?;
     Python::attach(|py| warm.fill_type_cache(py));
     let took = warm.warm_up.as_ref().map(|(_, took)| *took);
     let to_rehearse = took.filter(|_| settings.rehearsal);
@@ -206,7 +216,10 @@ fn log_warm_state(
         log::info!("a preloaded module left {thread} running");
     }
     if settings.strict && !threads.is_empty() {
-        anyhow::bail!("strict: preloaded modules left threads running: {}", threads.join(", "));
+        anyhow::bail!(
+            "strict: preloaded modules left threads running: {}",
+            threads.join(", ")
+        );
     }
     Ok(())
 }
@@ -283,12 +296,8 @@ impl Children {
         if request.purpose == Purpose::BareClone {
             return self.clone_bare(request);
         }
-        host_module::run_before_clone(py).map_err(|error| {
-            format!(
-                "before_clone:\n{}",
-                interpreter::describe(py, &error)
-            )
-        })?;
+        host_module::run_before_clone(py)
+            .map_err(|error| format!("before_clone:\n{}", interpreter::describe(py, &error)))?;
         if self.has_hooks {
             self.openmp.end_threads();
             let kept = self.cloner.keep_child_statuses();
@@ -376,9 +385,7 @@ impl Child<'_> {
     /// Its whole life. Returns its exit status.
     fn live(&self, py: Python<'_>, request: &CloneOrder) -> i32 {
         let sandbox = &self.host.sandbox;
-        if let Err(error) =
-            enter::enter(sandbox, &request.descriptors, request.cgroup.is_some())
-        {
+        if let Err(error) = enter::enter(sandbox, &request.descriptors, request.cgroup.is_some()) {
             return self.refuse(&ChildReport::SetupFailed(error));
         }
         if request.descriptors.root.is_some()

@@ -196,7 +196,10 @@ impl ForeignThreads {
             ForeignThread {
                 tid,
                 name: self.name(tid),
-                library: code.as_ref().zip(call).and_then(|(code, call)| code.library_of(&call)),
+                library: code
+                    .as_ref()
+                    .zip(call)
+                    .and_then(|(code, call)| code.library_of(&call)),
             }
         });
         Ok(described.collect())
@@ -274,7 +277,10 @@ impl ForeignThreads {
 
 fn call_name(number: i32) -> String {
     let call = libseccomp::ScmpSyscall::from(number);
-    call.get_name().map_or_else(|_| format!("system call {number}"), |name| format!("{name}(2)"))
+    call.get_name().map_or_else(
+        |_| format!("system call {number}"),
+        |name| format!("{name}(2)"),
+    )
 }
 
 #[cfg(test)]
@@ -289,7 +295,11 @@ mod tests {
         assert!(is_waiting(&read(std::os::fd::AsRawFd::as_raw_fd(&pipe))));
         assert!(!is_waiting(&read(std::os::fd::AsRawFd::as_raw_fd(&file))));
         assert!(is_waiting(&format!("{} 0x3 0x0", libc::SYS_recvfrom)));
-        for call in ["running", "-1 0x7f00 0x0", &format!("{} 0x0", libc::SYS_mmap)] {
+        for call in [
+            "running",
+            "-1 0x7f00 0x0",
+            &format!("{} 0x0", libc::SYS_mmap),
+        ] {
             assert!(!is_waiting(call), "{call}");
         }
     }

@@ -313,7 +313,9 @@ enum Attempt {
         /// Whether threads of preloaded modules did not come along.
         threads_are_gone: bool,
     },
-    Made { pid: libc::pid_t },
+    Made {
+        pid: libc::pid_t,
+    },
     Disturbed(CloneError),
 }
 

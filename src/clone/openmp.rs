@@ -28,7 +28,9 @@ impl Runtimes {
             let status = unsafe { libraries::call_with_int(pause, PAUSE_HARD) };
             if status != 0 {
                 // Such a call is in vain within a parallel region, where no code of this thread's is now.
-                log::warn!("omp_pause_resource_all: status {status}; jobs that use OpenMP may hang");
+                log::warn!(
+                    "omp_pause_resource_all: status {status}; jobs that use OpenMP may hang"
+                );
             }
         }
     }

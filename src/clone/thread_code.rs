@@ -8,7 +8,15 @@ use crate::sys::memory::{self, Mapping};
 
 /// Libraries that all others call: they tell nothing.
 const COMMON: &[&str] = &[
-    "libc.so", "libc-", "ld-linux", "ld-", "libpthread", "libstdc++", "libgcc_s", "libpython", "pyspawner",
+    "libc.so",
+    "libc-",
+    "ld-linux",
+    "ld-",
+    "libpthread",
+    "libstdc++",
+    "libgcc_s",
+    "libpython",
+    "pyspawner",
 ];
 /// How far up a stack is looked, in bytes.
 const FARTHEST: usize = 64 << 10;
@@ -40,12 +48,16 @@ impl CodeMap {
         // A stack may end before that.
         let length = self.memory.read_at(&mut bytes, stack as u64).ok()?;
         let words = bytes[..length].chunks_exact(size_of::<usize>());
-        let mut addresses = words.map(|word| usize::from_ne_bytes(word.try_into().unwrap_or_default()));
+        let mut addresses =
+            words.map(|word| usize::from_ne_bytes(word.try_into().unwrap_or_default()));
         addresses.find_map(|address| self.library_at(address))
     }
 
     fn library_at(&self, address: usize) -> Option<String> {
-        let mapping = self.code.iter().find(|mapping| mapping.range.contains(&address))?;
+        let mapping = self
+            .code
+            .iter()
+            .find(|mapping| mapping.range.contains(&address))?;
         let name = mapping.name.rsplit('/').next()?;
         let is_common = COMMON.iter().any(|common| name.starts_with(common));
         (!is_common).then(|| within_packages(&mapping.name).unwrap_or(name).to_owned())

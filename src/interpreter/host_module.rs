@@ -10,8 +10,8 @@ use std::sync::{Mutex, PoisonError};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
-use crate::{record, result_channel};
 use crate::sys::files::write_once;
+use crate::{record, result_channel};
 
 static STATE: Mutex<State> = Mutex::new(State {
     before_clone: Vec::new(),
@@ -178,9 +178,7 @@ pub fn send_result(json: Option<&[u8]>, note: Option<&[u8]>) -> std::io::Result<
             note.map_or(Ok(()), |note| write_record(&channel, record::NOTE, note))?;
             write_record(&channel, record::RESULT, json)
         }
-        (None, reason) => {
-            write_record(&channel, record::NO_FORM, reason.unwrap_or_default())
-        }
+        (None, reason) => write_record(&channel, record::NO_FORM, reason.unwrap_or_default()),
     }
 }
 

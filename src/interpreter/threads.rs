@@ -73,5 +73,7 @@ pub fn print_stack_later(py: Python<'_>, after: Duration, to: RawFd) -> PyResult
     let options = [("file", to)].into_py_dict(py)?;
     let faulthandler = py.import("faulthandler")?;
     let arguments = (after.as_secs_f64(),);
-    faulthandler.call_method("dump_traceback_later", arguments, Some(&options)).map(drop)
+    faulthandler
+        .call_method("dump_traceback_later", arguments, Some(&options))
+        .map(drop)
 }

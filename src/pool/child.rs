@@ -102,7 +102,9 @@ pub(super) async fn reap(pidfd: &AsyncFd<OwnedFd>) -> Reaped {
             Err(Errno::EINTR) => {}
             // Its end is certain, since the descriptor tells of it.
             Err(errno) => {
-                log::error!("waitid of a child that has ended: {errno}; hint: does something have SIGCHLD ignored?");
+                log::error!(
+                    "waitid of a child that has ended: {errno}; hint: does something have SIGCHLD ignored?"
+                );
                 return Reaped::LOST;
             }
         }

@@ -25,8 +25,8 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-use crate::clone::network_namespace::Birth;
 use crate::clone::inherited::ChildDescriptors;
+use crate::clone::network_namespace::Birth;
 use crate::sys::files::{Interest, watch};
 use crate::sys::messages::{self, Socket};
 use crate::sys::process;

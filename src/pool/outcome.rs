@@ -38,7 +38,8 @@ pub enum Outcome {
     Cancelled,
 }
 
-const LOST: &str = "how it ended is not known: SIGCHLD was ignored in the host, by a preloaded module's hook";
+const LOST: &str =
+    "how it ended is not known: SIGCHLD was ignored in the host, by a preloaded module's hook";
 
 /// What the host did to end a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

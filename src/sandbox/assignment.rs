@@ -101,10 +101,7 @@ pub fn end_rehearsal(copies: &[StreamCopy]) -> Result<(), SetupError> {
     place(libc::STDERR_FILENO, libc::STDOUT_FILENO, copies)
 }
 
-fn take(
-    control: BorrowedFd<'_>,
-    copies: &[StreamCopy],
-) -> Result<Option<Assigned>, SetupError> {
+fn take(control: BorrowedFd<'_>, copies: &[StreamCopy]) -> Result<Option<Assigned>, SetupError> {
     let failed = at(Layer::Descriptors, "decoding the assignment");
     let received = messages::receive_up_to(LONGEST, control, 0);
     let Some(message) = received.map_err(|error| self::failed("recvmsg(assignment)", &error))?

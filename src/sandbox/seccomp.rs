@@ -19,8 +19,8 @@ use serde::Deserialize;
 
 use super::at;
 use super::layer::{Layer, Layers, SetupError};
-use crate::{record, result_channel};
 use crate::sys::seccomp as sys;
+use crate::{record, result_channel};
 
 const POLICY: &str = include_str!("seccomp_policy.toml");
 
@@ -99,7 +99,10 @@ pub fn hide_io_uring() -> anyhow::Result<()> {
     let mut filter = ScmpFilterContext::new(ScmpAction::Allow)?;
     filter.set_act_badarch(ScmpAction::Allow)?;
     for name in ["io_uring_setup", "io_uring_enter", "io_uring_register"] {
-        filter.add_rule(ScmpAction::Errno(libc::ENOSYS), ScmpSyscall::from_name(name)?)?;
+        filter.add_rule(
+            ScmpAction::Errno(libc::ENOSYS),
+            ScmpSyscall::from_name(name)?,
+        )?;
     }
     sys::install(&export(&filter)?).context("seccomp")
 }

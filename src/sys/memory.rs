@@ -157,7 +157,10 @@ pub unsafe fn map_private(
     file: RawFd,
     offset: usize,
 ) -> Result<(), Errno> {
-    let (base, flags) = (range.start as *mut libc::c_void, libc::MAP_PRIVATE | libc::MAP_FIXED);
+    let (base, flags) = (
+        range.start as *mut libc::c_void,
+        libc::MAP_PRIVATE | libc::MAP_FIXED,
+    );
     let offset = offset as libc::off_t;
     // SAFETY: for who reads the range nothing changes; the rest is the caller's promise.
     let base = unsafe { libc::mmap(base, range.len(), protection, flags, file, offset) };
@@ -174,13 +177,17 @@ pub unsafe fn copy_in_place(range: Range<usize>, protection: libc::c_int) -> Res
     // SAFETY: a new mapping; source and copy are mapped over their whole length and do not overlap; then the copy takes
     // the source's place as a whole.
     unsafe {
-        let (access, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
+        let (access, flags) = (
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED | libc::MAP_ANONYMOUS,
+        );
         let copy = libc::mmap(std::ptr::null_mut(), range.len(), access, flags, -1, 0);
         Errno::result(copy)?;
         if protection & libc::PROT_READ == 0 {
             check(libc::mprotect(base, range.len(), libc::PROT_READ).into())?;
         }
-        copy.cast::<u8>().copy_from_nonoverlapping(base.cast(), range.len());
+        copy.cast::<u8>()
+            .copy_from_nonoverlapping(base.cast(), range.len());
         let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
         Errno::result(libc::mremap(copy, range.len(), range.len(), flags, base))?;
         check(libc::mprotect(base, range.len(), protection).into()).map(drop)
@@ -275,7 +282,11 @@ impl Mapping {
 
     /// `PROT_*`, as `mmap(2)` takes it.
     pub fn protection(&self) -> libc::c_int {
-        let bits = [('r', libc::PROT_READ), ('w', libc::PROT_WRITE), ('x', libc::PROT_EXEC)];
+        let bits = [
+            ('r', libc::PROT_READ),
+            ('w', libc::PROT_WRITE),
+            ('x', libc::PROT_EXEC),
+        ];
         let bits = bits.iter().filter(|(mode, _)| self.modes.contains(*mode));
         bits.fold(libc::PROT_NONE, |all, (_, bit)| all | bit)
     }

@@ -31,8 +31,7 @@ const LONGEST_INFO: usize = 1 << 20;
 /// urandom.
 const STATELESS_DEVICES: &[u64] = &[3, 5, 7, 8, 9];
 /// What a file is restricted to for children, whatever the way that leads to it.
-const READ_ONLY: u64 =
-    libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
+const READ_ONLY: u64 = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
 
 /// One end of something that a child makes anew.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +59,10 @@ pub enum StandIn {
         flags: OFlag,
     },
     /// The job's own standard stream of that number.
-    Stream { number: RawFd, stream: RawFd },
+    Stream {
+        number: RawFd,
+        stream: RawFd,
+    },
     /// A new pipe, of which an end that the host does not hold is closed.
     Pipe {
         reader: Option<End>,
@@ -84,18 +86,29 @@ pub enum StandIn {
         count: u64,
         is_semaphore: bool,
     },
-    Timer { end: End, setting: Timer },
+    Timer {
+        end: End,
+        setting: Timer,
+    },
     /// A new `signalfd(2)` for the signals of this mask.
-    Signals { end: End, mask: u64 },
+    Signals {
+        end: End,
+        mask: u64,
+    },
     /// A new epoll instance that watches the same numbers.
     Epoll {
         number: RawFd,
         interests: Vec<Interest>,
     },
     /// Every use fails with EBADF, as if it were closed; but the number is taken (`open(2)`, O_PATH).
-    Unusable { number: RawFd },
+    Unusable {
+        number: RawFd,
+    },
     /// Shares the open file of another stand-in, as in the host.
-    Duplicate { number: RawFd, of: RawFd },
+    Duplicate {
+        number: RawFd,
+        of: RawFd,
+    },
 }
 
 /// A descriptor that preloaded objects hold.
@@ -170,7 +183,10 @@ struct Info(String);
 
 impl Info {
     fn value(&self, name: &str) -> Option<&str> {
-        let mut values = self.0.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        let mut values = self
+            .0
+            .lines()
+            .filter_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
         values.next().map(str::trim)
     }
 
@@ -421,7 +437,8 @@ impl Survey {
             self.stand_ins.push(unbound(end));
             return Some("no connection ever comes");
         }
-        self.stand_ins.push(StandIn::Unconnected { family, kind, end });
+        self.stand_ins
+            .push(StandIn::Unconnected { family, kind, end });
         Some("it is bound to no address")
     }
 
@@ -532,7 +549,11 @@ fn unbound(end: End) -> StandIn {
 fn family(entry: &Entry) -> Option<AddressFamily> {
     let address = getsockname::<SockaddrStorage>(entry.number).ok()?;
     let family = address.family()?;
-    let known = [AddressFamily::Unix, AddressFamily::Inet, AddressFamily::Inet6];
+    let known = [
+        AddressFamily::Unix,
+        AddressFamily::Inet,
+        AddressFamily::Inet6,
+    ];
     known.contains(&family).then_some(family)
 }
 
@@ -577,7 +598,12 @@ fn copy_of_memory(entry: &Entry) -> std::io::Result<OwnedFd> {
     let file = openat(&mount, "copy", flags, Mode::from_bits_truncate(0o444))?;
     std::fs::File::from(file).write_all(&content)?;
     set_attributes(&mount, READ_ONLY, 0)?;
-    Ok(openat(&mount, "copy", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?)
+    Ok(openat(
+        &mount,
+        "copy",
+        OFlag::O_PATH | OFlag::O_CLOEXEC,
+        Mode::empty(),
+    )?)
 }
 
 /// The ends of one pipe, or of one pair of sockets, by number. For sockets the kernel does not tell; those of
@@ -644,7 +670,9 @@ mod tests {
 
     #[test]
     fn descriptions_of_descriptors_are_read() {
-        let info = Info("pos:\t17\nflags:\t02004002\nit_value: (3, 499)\nsigmask:\t0000000000004000\n".into());
+        let info = Info(
+            "pos:\t17\nflags:\t02004002\nit_value: (3, 499)\nsigmask:\t0000000000004000\n".into(),
+        );
         assert_eq!(info.number("pos", 10), Some(17));
         assert!(info.flags().contains(OFlag::O_NONBLOCK | OFlag::O_RDWR));
         assert_eq!(info.time("it_value"), Some((3, 499)));

@@ -74,11 +74,7 @@ impl Before {
     /// If the table cannot be read.
     pub fn note() -> nix::Result<Self> {
         let table = Table::open()?;
-        let null = open(
-            "/dev/null",
-            OFlag::O_PATH | OFlag::O_CLOEXEC,
-            Mode::empty(),
-        )?;
+        let null = open("/dev/null", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
         let unusable = restricted(null.as_fd())?;
         drop(null);
         let own = table.numbers()?;
@@ -220,10 +216,13 @@ impl Inherited {
     /// Where a child's standard streams must be put as well.
     pub fn stream_copies(&self) -> Vec<StreamCopy> {
         let survey = self.survey.borrow();
-        let copies = survey.stand_ins.iter().filter_map(|stand_in| match *stand_in {
-            StandIn::Stream { number, stream } => Some(StreamCopy { number, stream }),
-            _ => None,
-        });
+        let copies = survey
+            .stand_ins
+            .iter()
+            .filter_map(|stand_in| match *stand_in {
+                StandIn::Stream { number, stream } => Some(StreamCopy { number, stream }),
+                _ => None,
+            });
         copies.collect()
     }
 }

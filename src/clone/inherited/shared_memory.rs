@@ -51,9 +51,8 @@ impl SharedRange {
     fn of(mapping: Mapping) -> Self {
         let file = file_behind(&mapping);
         let is_memory = match &file {
-            Some(file) => fstat(file).is_ok_and(|status| {
-                status.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFREG.bits()
-            }),
+            Some(file) => fstat(file)
+                .is_ok_and(|status| status.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFREG.bits()),
             None => is_memory_by_name(&mapping.name),
         };
         let how = match file {

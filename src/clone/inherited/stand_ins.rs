@@ -89,9 +89,10 @@ fn place_one<'a>(
             let made = EventFd::from_value_and_flags(first, flags);
             put(made.map_err(failed("eventfd2", end.number))?.into(), end)
         }
-        StandIn::Timer { end, ref setting } => {
-            put(timer(setting).map_err(failed("timerfd_create", end.number))?, end)
-        }
+        StandIn::Timer { end, ref setting } => put(
+            timer(setting).map_err(failed("timerfd_create", end.number))?,
+            end,
+        ),
         StandIn::Signals { end, mask } => {
             let made = SignalFd::with_flags(&signals(mask), SfdFlags::SFD_CLOEXEC);
             let made = made.map_err(failed("signalfd4", end.number))?;

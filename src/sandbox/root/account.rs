@@ -46,8 +46,14 @@ pub(super) fn files(home: &Path) -> [(&'static str, String); 2] {
 /// `id` to print numbers alone, as it did there on a machine without a user of this id.
 pub(super) fn take_names_away() -> Result<(), SetupError> {
     for path in ["/etc/passwd", "/etc/group"] {
-        mount(Some("/dev/null"), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
-            .map_err(|e| error(format!("mount /dev/null on {path}"), e))?;
+        mount(
+            Some("/dev/null"),
+            path,
+            None::<&str>,
+            MsFlags::MS_BIND,
+            None::<&str>,
+        )
+        .map_err(|e| error(format!("mount /dev/null on {path}"), e))?;
     }
     Ok(())
 }
