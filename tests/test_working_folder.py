@@ -282,3 +282,16 @@ def test_a_home_does_not_take_the_place_of_what_is_shown(pyspawner, open_folder)
         folder.rmdir()
     config = profile(f'binds = [{{ source = "{open_folder}", target = "/tmp/job/data" }}]')
     assert pyspawner.value("working_folder.surroundings", config=config)["cwd"] == "/tmp/job-2"
+
+
+def test_a_client_that_leaves_layers_out_has_no_names(pyspawner):
+    """Version 1 named nobody, and its users' tests read the numbers that `id` prints."""
+    said = []
+    with Client(child_main="subprocess.call", environment={}, executable=sys.executable) as client:
+        for left_out in (frozenset(), frozenset(["setuid", "no_new_privs"])):
+            child = client.spawn_child([["/usr/bin/id"]], sandbox_config=SandboxConfig(skip_sandbox_except=left_out))
+            said.append(child.communicate()[0].decode())
+    assert said == [
+        "uid=1000(sandbox) gid=1000(sandbox) groups=1000(sandbox)\n",
+        "uid=1000 gid=1000 groups=1000\n",
+    ]

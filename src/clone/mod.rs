@@ -59,7 +59,10 @@ pub enum CloneError {
         tid: libc::pid_t,
         state: String,
     },
-    #[error("opening what preloaded modules hold open, for a child: {0}")]
+    #[error(
+        "opening what preloaded modules hold open, for a child: {0}{}",
+        if matches!(.0, Errno::EMFILE | Errno::ENFILE) { "; hint: raise the limit of open files (ulimit -n), or have the modules hold fewer" } else { "" }
+    )]
     Inherited(Errno),
     #[error("sigaction(SIGCHLD): {0}")]
     Signal(Errno),

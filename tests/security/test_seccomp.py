@@ -10,7 +10,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from attacking import attack, attacks
+from attacking import ATTACKS, attack, attacks
 
 INTEL = os.uname().machine == "x86_64"
 POLICY = tomllib.loads((Path(__file__).parents[2] / "src/sandbox/seccomp_policy.toml").read_text())
@@ -111,6 +111,13 @@ if sys.version_info >= (3, 14):  # PEP 768
 def test_the_handler_cannot_be_replaced(pyspawner):
     assert attack(pyspawner, "seccomp.install_handler_then_call", "unshare") == "blocked unshare"
     assert attack(pyspawner, "seccomp.install_handler_then_call", "unshare", off=["seccomp"])[0] is True
+
+
+def test_a_call_that_ended_one_of_the_jobs_processes_is_named(pyspawner):
+    """By that process, so with its own word: the outcome is the job's."""
+    line = pyspawner.job("seccomp.call_in_child", path=ATTACKS)
+    assert (line["outcome"], line["result"]) == ("ok", [True, signal.SIGSYS])
+    assert line["detail"] == "one of its processes was ended by the blocked system call unshare"
 
 
 @pytest.mark.parametrize("number", [31, 31 + (1 << 32), 31 - (1 << 63), 63 - 32 + (1 << 33)])
