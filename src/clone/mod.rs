@@ -59,10 +59,7 @@ pub enum CloneError {
         tid: libc::pid_t,
         state: String,
     },
-    #[error(
-        "opening what preloaded modules hold open, for a child: {0}{}",
-        if matches!(.0, Errno::EMFILE | Errno::ENFILE) { "; hint: raise the limit of open files (ulimit -n), or have the modules hold fewer" } else { "" }
-    )]
+    #[error("opening what preloaded modules hold open, for a child: {0}{}", limit_hint(*.0))]
     Inherited(Errno),
     #[error("sigaction(SIGCHLD): {0}")]
     Signal(Errno),
@@ -70,6 +67,15 @@ pub enum CloneError {
     Threads(std::io::Error),
     #[error(transparent)]
     NetworkNamespace(#[from] SetupError),
+}
+
+fn limit_hint(errno: Errno) -> &'static str {
+    match errno {
+        Errno::EMFILE | Errno::ENFILE => {
+            "; hint: raise the limit of open files (ulimit -n), or have the modules hold fewer"
+        }
+        _ => "",
+    }
 }
 
 fn hint(errno: Errno) -> &'static str {
