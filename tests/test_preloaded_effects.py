@@ -74,12 +74,13 @@ def test_children_find_sigchld_as_the_module_left_it(pyspawner, open_folder):
 
 @pytest.mark.parametrize("how", ["signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())", "signal.signal(signal.SIGTERM, signal.SIG_IGN)", "signal.signal(signal.SIGTERM, lambda *_: None)"])
 def test_the_host_still_ends_when_it_is_told_to(pyspawner, open_folder, how):
-    (open_folder / "stubborn.py").write_text(f"import signal, time\n{how}\ndef main(): time.sleep(60)\n")
-    command = pyspawner.command("map", "stubborn.main", path=open_folder, spares=0)
+    (open_folder / "stubborn.py").write_text(f"import signal, time\n{how}\ndef main(seconds): time.sleep(seconds)\n")
+    command = pyspawner.command("map", "stubborn.main", "-j", "1", path=open_folder, spares=0)
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        process.stdin.write(b"[]\n")
+        process.stdin.write(b"[0]\n[60]\n")
         process.stdin.flush()
-        wait_until(lambda: host_of(process) is not None and children_of(host_of(process)))
+        assert b'"ok"' in process.stdout.readline()
+        wait_until(lambda: children_of(host_of(process)))
         process.send_signal(signal.SIGTERM)
         out, _ = process.communicate(timeout=20)
     assert process.returncode == 128 + signal.SIGTERM

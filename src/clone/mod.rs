@@ -59,8 +59,8 @@ pub enum CloneError {
         tid: libc::pid_t,
         state: String,
     },
-    #[error("opening what preloaded modules hold open, for a child: {0}{}", limit_hint(*.0))]
-    Inherited(Errno),
+    #[error("opening what preloaded modules hold open, for a child: {errno}{}", limit_hint(*errno))]
+    Inherited { errno: Errno },
     #[error("sigaction(SIGCHLD): {0}")]
     Signal(Errno),
     #[error("looking at the threads of this process in /proc/self/task: {0}")]
@@ -287,7 +287,7 @@ impl Cloner {
         };
         // While the foreign threads sleep, so that the table is as the child will have it.
         let opened = self.inherited.open(spec.own);
-        let opened = opened.map_err(CloneError::Inherited)?;
+        let opened = opened.map_err(|errno| CloneError::Inherited { errno })?;
         let birth = Birth {
             pid: None,
             cgroup: spec.cgroup,

@@ -60,7 +60,8 @@ def is_the_only_thread():
 
     The hooks take locks from other threads, and call those stopped that were made, but not started.
     """
-    others = set(threading._dangling) - {threading.main_thread()}
+    # Where the interpreter keeps no such list, there may be others.
+    others = set(getattr(threading, "_dangling", [None])) - {threading.main_thread()}
     return not others and threading.active_count() == 1 and len(sys._current_frames()) == 1
 
 
