@@ -28,7 +28,6 @@ use crate::pool::clone_service::{
 use crate::pool::interrupt;
 use crate::sandbox::Sandbox;
 use crate::sandbox::enter::NEVER_STARTED;
-use crate::sandbox::handshake::ChildReport;
 use crate::sys::process;
 
 /// What the I/O thread runs. It ends the process when it is done.
@@ -135,7 +134,7 @@ impl Children {
                 let child = Child::new(self, request);
                 let life = || match made_own {
                     Ok(()) => child.live(py, request),
-                    Err(error) => child.refuse(&ChildReport::SetupFailed(error)),
+                    Err(error) => child.refuse_once_released(error),
                 };
                 let status = std::panic::catch_unwind(std::panic::AssertUnwindSafe(life));
                 // To take this process apart takes the kernel a millisecond or more, in which it

@@ -24,8 +24,9 @@ use crate::sys::files::read_whole;
 /// More than any of a thread's files has: `status` names up to some thousand groups.
 const MOST: usize = 64 << 10;
 
-/// System calls in which a thread waits for others. Whoever waits there holds at most the lock of a C stream, which
-/// children release ([`crate::sys::stdio::renew_locks`]), as `fork(3)` does.
+/// System calls in which a thread waits for others. Of the C library's locks, whoever waits there holds at most a
+/// stream's, which children release ([`crate::sys::stdio::renew_locks`]), as `fork(3)` does. A lock of its own library's it may
+/// hold, as beside `fork(3)`.
 const WAITING_CALLS: &[libc::c_long] = &[
     libc::SYS_futex,
     libc::SYS_futex_waitv,
@@ -106,7 +107,7 @@ pub struct ForeignThread {
 }
 
 /// A thread as it was seen asleep.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sleeper {
     tid: libc::pid_t,
     /// The line of `/proc/self/task/TID/syscall`: number, arguments, stack, instruction.

@@ -18,7 +18,7 @@ mod scratch;
 mod thread_code;
 pub mod warm_image;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
@@ -29,7 +29,7 @@ use crate::sandbox::{Layer, SetupError};
 use crate::sys::clone3::{Birth, Side, ThreadState, ThreadStateError, clone3};
 use crate::sys::process::ChildSignal;
 use crate::sys::{process, stdio};
-use foreign_threads::{ForeignThread, ForeignThreads};
+use foreign_threads::{ForeignThread, ForeignThreads, Sleeper};
 use inherited::{ChildDescriptors, Inherited};
 use network_namespace::Home;
 
@@ -61,6 +61,8 @@ pub enum CloneError {
     },
     #[error("opening what preloaded modules hold open, for a child: {errno}{}", limit_hint(*errno))]
     Inherited { errno: Errno },
+    #[error("looking at what preloaded modules hold open and share: {0}")]
+    Look(std::io::Error),
     #[error("sigaction(SIGCHLD): {0}")]
     Signal(Errno),
     #[error("looking at the threads of this process in /proc/self/task: {0}")]
@@ -121,6 +123,10 @@ pub struct Cloner {
     thread: ThreadState,
     foreign: ForeignThreads,
     pub inherited: Inherited,
+    /// The foreign threads as they were when [`Inherited`] was last looked at; `None` before the first clone.
+    last_asleep: RefCell<Option<Vec<Sleeper>>>,
+    /// Whether code of preloaded modules runs before each clone, or after it.
+    pub runs_others_code: bool,
     /// What children do at SIGCHLD, if the host cannot do the same.
     childs_signal: Cell<Option<ChildSignal>>,
     /// `None`: this thread could not come back from another network namespace.
@@ -135,6 +141,8 @@ impl Cloner {
             thread: ThreadState::of_this_thread()?,
             foreign: ForeignThreads::new(own_threads).map_err(CloneError::Threads)?,
             inherited,
+            last_asleep: RefCell::default(),
+            runs_others_code: false,
             childs_signal: Cell::default(),
             home: Home::find()
                 .inspect_err(|errno| {
@@ -261,6 +269,24 @@ impl Cloner {
         side.map_err(|errno| CloneError::Clone { flags, errno })
     }
 
+    /// Nothing that preloaded objects hold changes while nobody's code but the host's own runs: no thread of theirs since
+    /// the last look, and neither hooks nor fork handlers.
+    fn look_again_if_need_be(
+        &self,
+        spec: &CloneSpec<'_>,
+        asleep: &[Sleeper],
+    ) -> Result<(), CloneError> {
+        let is_as_before = self.last_asleep.borrow().as_deref() == Some(asleep);
+        if is_as_before && !self.runs_others_code && !self.inherited.is_outdated(spec.own) {
+            return Ok(());
+        }
+        self.inherited
+            .look_again(spec.own)
+            .map_err(CloneError::Look)?;
+        self.last_asleep.replace(Some(asleep.to_vec()));
+        Ok(())
+    }
+
     /// Undoes that a module, or a hook, has the kernel throw children's statuses away. Children go on as that left it.
     ///
     /// # Errors
@@ -285,9 +311,20 @@ impl Cloner {
             Ok(asleep) => asleep,
             Err(busy) => return Ok(Attempt::Disturbed(busy)),
         };
-        // While the foreign threads sleep, so that the table is as the child will have it.
-        let opened = self.inherited.open(spec.own);
-        let opened = opened.map_err(|errno| CloneError::Inherited { errno })?;
+        // While the foreign threads sleep, so that all is as the child will have it.
+        if let Err(error) = self.look_again_if_need_be(spec, &asleep) {
+            return match asleep.is_empty() {
+                true => Err(error),
+                false => Ok(Attempt::Disturbed(error)), // one of them was not asleep any more
+            };
+        }
+        let opened = match self.inherited.open() {
+            Ok(opened) => opened,
+            Err(errno @ (Errno::ENOENT | Errno::EBADF)) if !asleep.is_empty() => {
+                return Ok(Attempt::Disturbed(CloneError::Inherited { errno }));
+            }
+            Err(errno) => return Err(CloneError::Inherited { errno }),
+        };
         let birth = Birth {
             pid: None,
             cgroup: spec.cgroup,

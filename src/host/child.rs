@@ -53,6 +53,14 @@ impl<'a> Child<'a> {
         }
     }
 
+    /// For a clone whose descriptors or memory could not be made its own.
+    pub(super) fn refuse_once_released(&self, error: SetupError) -> i32 {
+        match self.control.wait_for_host() {
+            Ok(()) => self.refuse(&ChildReport::SetupFailed(error)),
+            Err(_) => NEVER_STARTED, // the host has ended, or does not want this clone
+        }
+    }
+
     /// Waits for a job in the sandbox, and runs it.
     fn serve(&self, py: Python<'_>, purpose: Purpose) -> i32 {
         if let Err(text) = self.host.entry.become_own(py) {
@@ -159,7 +167,7 @@ impl<'a> Child<'a> {
         }
     }
 
-    pub(super) fn refuse(&self, report: &ChildReport) -> i32 {
+    fn refuse(&self, report: &ChildReport) -> i32 {
         // If nobody reads the report, the host is gone; there is nothing else to tell.
         self.control.report(report);
         NEVER_STARTED

@@ -8,7 +8,7 @@ use pyo3::prelude::*;
 
 use super::Children;
 use crate::clone::Cloner;
-use crate::clone::inherited::{Before, Held, Inherited};
+use crate::clone::inherited::{Before, Held, Inherited, SharedRange};
 use crate::clone::openmp;
 use crate::clone::warm_image;
 use crate::config::HostSettings;
@@ -111,11 +111,8 @@ fn prepare_children(
     }
     cloner.keep_child_statuses()?;
     let has_hooks = host_module::has_before_clone();
-    let may_change = has_hooks || !threads.is_empty();
-    cloner
-        .inherited
-        .seal(may_change)
-        .context("/proc/thread-self/fd")?;
+    cloner.inherited.seal().context("/proc/thread-self/fd")?;
+    cloner.runs_others_code = has_hooks || Python::attach(host_module::has_fork_handlers)?;
     Python::attach(|py| warm.fill_type_cache(py));
     let took = warm.warm_up.as_ref().map(|(_, took)| *took);
     let to_rehearse = took.filter(|_| settings.rehearsal);
@@ -175,19 +172,7 @@ fn log_warm_state(
 
 /// Says once what of the preloaded objects does not work in jobs as it does here.
 fn log_inherited(inherited: &Inherited) {
-    for range in inherited.shared_memory() {
-        let name = &range.name;
-        if range.is_out_of_reach() {
-            log::warn!("jobs cannot use {name}, which a preloaded module has mapped");
-        } else if range.is_common_to_a_job() {
-            log::info!("each job has a copy of its own of shared memory: {name}");
-        } else {
-            log::info!(
-                "each job has its own view of shared memory: {name}; it is large, so that processes which a \
-                 job forks do not share their changes to it"
-            );
-        }
-    }
+    inherited.with_shared_memory(|ranges| ranges.iter().for_each(log_shared));
     inherited.with_held(|held| {
         let numbers: Vec<RawFd> = held.iter().map(|held| held.number).collect();
         let names = Python::attach(|py| held::names(py, &numbers)).unwrap_or_default();
@@ -212,4 +197,18 @@ fn log_inherited(inherited: &Inherited) {
             );
         }
     });
+}
+
+fn log_shared(range: &SharedRange) {
+    let name = &range.name;
+    if range.is_out_of_reach() {
+        log::warn!("jobs cannot use {name}, which a preloaded module has mapped");
+    } else if range.is_common_to_a_job() {
+        log::info!("each job has a copy of its own of shared memory: {name}");
+    } else {
+        log::info!(
+            "each job has its own view of shared memory: {name}; it is large, so that processes which a \
+             job forks do not share their changes to it"
+        );
+    }
 }

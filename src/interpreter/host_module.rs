@@ -134,6 +134,13 @@ pub fn has_before_clone() -> bool {
     !state().before_clone.is_empty()
 }
 
+/// Whether preloaded modules, other than the standard library's, have Python call something in the host at each fork.
+pub fn has_fork_handlers(py: Python<'_>) -> PyResult<bool> {
+    py.import("_pyspawner_fork_handlers")?
+        .call_method0("are_registered")?
+        .extract()
+}
+
 /// Runs the hooks of `after_clone`.
 pub fn run_after_clone(py: Python<'_>) -> PyResult<()> {
     run(py, |state| &state.after_clone)

@@ -19,6 +19,10 @@ use pyo3::types::PyModule;
 /// each other.
 const PYTHON_MODULES: &[(&CStr, &str)] = &[
     (c"_pyspawner_results", include_str!("results.py")),
+    (
+        c"_pyspawner_fork_handlers",
+        include_str!("fork_handlers.py"),
+    ),
     (c"_pyspawner_held", include_str!("held.py")),
     (c"_pyspawner_threads", include_str!("threads.py")),
     (c"_pyspawner_job", include_str!("job.py")),

@@ -164,6 +164,8 @@ fn extend_path(py: Python<'_>, folders: &[PathBuf]) -> anyhow::Result<()> {
             .setattr("__file__", "<pyspawner>")?;
     }
     settle::before_imports(py)?;
+    py.import("_pyspawner_fork_handlers")?
+        .call_method0("watch")?;
     Ok(())
 }
 

@@ -152,7 +152,17 @@ fn place(source: RawFd, stream: RawFd, copies: &[StreamCopy]) -> Result<(), Setu
     let failed = at(Layer::Descriptors, "dup3");
     files::duplicate_onto(source, stream, false).map_err(&failed)?;
     for copy in copies.iter().filter(|copy| copy.stream == stream) {
-        files::duplicate_onto(source, copy.number, true).map_err(&failed)?;
+        match files::duplicate_onto(source, copy.number, true) {
+            Ok(()) => {}
+            // The number is above the job's limit of open files. What was there until now is the host's.
+            Err(Errno::EBADF) => nix::unistd::close(copy.number)
+                .or_else(|errno| match errno {
+                    Errno::EBADF => Ok(()),
+                    other => Err(other),
+                })
+                .map_err(&failed)?,
+            Err(errno) => return Err(failed(errno)),
+        }
     }
     Ok(())
 }

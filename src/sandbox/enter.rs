@@ -91,8 +91,9 @@ impl Control {
         unsafe { borrow(self.0) }
     }
 
-    /// Blocks until the host has written the id maps. The host's end is the child's end too.
-    fn wait_for_host(self) -> Result<(), SetupError> {
+    /// Blocks until the host has written the id maps. The host's end is the child's end too. What a clone says before is
+    /// heard even if the host throws it away and makes another (a thread ran meanwhile), so it says nothing.
+    pub fn wait_for_host(self) -> Result<(), SetupError> {
         let mut word = [0; GO.len()];
         loop {
             match nix::unistd::read(self.descriptor(), &mut word) {

@@ -68,15 +68,6 @@ pub fn set_nonblocking(fd: RawFd) -> Result<(), Errno> {
     check(unsafe { libc::fcntl(fd, libc::F_SETFL, flags | libc::O_NONBLOCK) }.into()).map(drop)
 }
 
-/// The number that the next descriptor of the calling thread's table would have.
-pub fn lowest_free_number(some: &OwnedFd) -> Result<RawFd, Errno> {
-    // SAFETY: plain integers; the new descriptor belongs to nobody else, and is closed at once.
-    unsafe {
-        let fd = check(libc::fcntl(some.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 0).into())?;
-        Ok(OwnedFd::from_raw_fd(fd as RawFd).as_raw_fd())
-    }
-}
-
 /// Where in its file a descriptor stands; 0 where there is no such place.
 pub fn offset(fd: RawFd) -> Result<i64, Errno> {
     // SAFETY: plain integers.

@@ -234,7 +234,8 @@ pub fn mappings() -> std::io::Result<Vec<Mapping>> {
     Ok(parse_smaps(&std::fs::read_to_string("/proc/self/smaps")?))
 }
 
-fn parse_smaps(smaps: &str) -> Vec<Mapping> {
+/// The mappings that such a file tells of.
+pub fn parse_smaps(smaps: &str) -> Vec<Mapping> {
     let mut found: Vec<Mapping> = Vec::new();
     for line in smaps.lines() {
         if let Some(mapping) = parse_mapping(line) {
@@ -247,7 +248,8 @@ fn parse_smaps(smaps: &str) -> Vec<Mapping> {
             && let Some(mapping) = found.last_mut()
         {
             let has = |flag: &str| flags.split_whitespace().any(|word| word == flag);
-            mapping.is_shared = has("sh") && has("mw");
+            // A clone does not receive what was kept from it (`dc`: MADV_DONTFORK).
+            mapping.is_shared = has("sh") && has("mw") && !has("dc");
             mapping.is_huge = has("ht");
         }
     }

@@ -20,7 +20,7 @@ use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
 use nix::sys::statfs::fstatfs;
 
 use crate::sys::descriptors::{Timer, borrow, share_open_file};
-use crate::sys::files::read_whole;
+use crate::sys::files::{read_to_end, read_whole};
 use crate::sys::mounts::{copy_of_file, is_kernels, new_tmpfs, set_attributes};
 
 /// A memory file up to this size in bytes is copied for children.
@@ -130,15 +130,35 @@ pub struct Survey {
     sources: Vec<((u64, u64), OwnedFd)>,
 }
 
-/// The calling thread's folder in `/proc`, whose path is gone once the root has been changed.
-pub struct Table(OwnedFd);
+/// The folders of the calling thread and of its process in `/proc`, whose paths are gone once the root has been changed.
+pub struct Table {
+    thread: OwnedFd,
+    process: OwnedFd,
+}
 
 impl Table {
     /// # Errors
     /// Of `open(2)`.
     pub fn open() -> nix::Result<Self> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        open("/proc/thread-self", flags, Mode::empty()).map(Self)
+        Ok(Self {
+            thread: open("/proc/thread-self", flags, Mode::empty())?,
+            process: open("/proc/self", flags, Mode::empty())?,
+        })
+    }
+
+    /// # Errors
+    /// Of `open(2)`.
+    pub fn open_of_process(&self, name: &str, flags: OFlag) -> nix::Result<OwnedFd> {
+        openat(&self.process, name, flags, Mode::empty())
+    }
+
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn read_of_process(&self, name: &str) -> std::io::Result<String> {
+        let file = self.open_of_process(name, OFlag::O_RDONLY | OFlag::O_CLOEXEC)?;
+        let content = crate::sys::files::read_to_end(file)?;
+        Ok(String::from_utf8_lossy(&content).into_owned())
     }
 
     /// The numbers that are open, but for this listing's own.
@@ -147,7 +167,7 @@ impl Table {
     /// Of reading `/proc/thread-self/fd`.
     pub fn numbers(&self) -> nix::Result<Vec<RawFd>> {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let folder = openat(&self.0, "fd", flags, Mode::empty())?;
+        let folder = openat(&self.thread, "fd", flags, Mode::empty())?;
         let own = folder.as_raw_fd();
         let mut numbers = Vec::new();
         for entry in Dir::from_fd(folder)?.iter() {
@@ -164,16 +184,21 @@ impl Table {
     /// Of `open(2)`.
     pub fn open_anew(&self, number: RawFd, flags: OFlag) -> nix::Result<OwnedFd> {
         let path = format!("fd/{number}");
-        openat(&self.0, &*path, flags | OFlag::O_CLOEXEC, Mode::empty())
+        openat(
+            &self.thread,
+            &*path,
+            flags | OFlag::O_CLOEXEC,
+            Mode::empty(),
+        )
     }
 
     fn target(&self, number: RawFd) -> nix::Result<String> {
-        let target = readlinkat(&self.0, &*format!("fd/{number}"))?;
+        let target = readlinkat(&self.thread, &*format!("fd/{number}"))?;
         Ok(target.to_string_lossy().into_owned())
     }
 
     fn info(&self, number: RawFd, room: &mut [u8]) -> nix::Result<Info> {
-        let text = read_whole(self.0.as_fd(), &format!("fdinfo/{number}"), room)?;
+        let text = read_whole(self.thread.as_fd(), &format!("fdinfo/{number}"), room)?;
         Ok(Info(String::from_utf8_lossy(text).into_owned()))
     }
 }
@@ -257,6 +282,17 @@ impl Entry {
         (self.status.st_dev, self.status.st_ino)
     }
 
+    fn is_memory(&self) -> bool {
+        self.target.starts_with("/memfd:")
+    }
+
+    /// What two numbers of one open file have in common. Only close-on-exec is each number's own.
+    fn shape(&self) -> ((u64, u64), Vec<&str>) {
+        let lines = self.info.0.lines();
+        let common = lines.filter(|line| !line.starts_with("flags:"));
+        (self.inode(), common.collect())
+    }
+
     fn kind(&self) -> SFlag {
         SFlag::from_bits_truncate(self.status.st_mode & SFlag::S_IFMT.bits())
     }
@@ -272,14 +308,16 @@ impl Survey {
         let entries = entries(table, own)?;
         let mut survey = Self::default();
         let mut firsts: Vec<&Entry> = Vec::new();
+        let mut alike: HashMap<_, Vec<RawFd>> = HashMap::new();
         for entry in &entries {
             let number = entry.number;
+            let others = alike.entry(entry.shape()).or_default();
             if let Some(stream) = same_as_stream(number) {
                 survey.stand_ins.push(StandIn::Stream { number, stream });
-            } else if let Some(first) = firsts.iter().find(|first| is_duplicate(first, entry)) {
-                let of = first.number;
+            } else if let Some(&of) = others.iter().find(|of| share_open_file(**of, number)) {
                 survey.stand_ins.push(StandIn::Duplicate { number, of });
             } else {
+                others.push(number);
                 firsts.push(entry);
             }
         }
@@ -288,7 +326,7 @@ impl Survey {
         for entry in &firsts {
             let partner = partners.get(&entry.number).copied();
             let known = earlier.and_then(|earlier| earlier.source_of(entry));
-            let remark = survey.add(entry, partner, known, &firsts);
+            let remark = survey.add(table, entry, partner, known, &firsts);
             remarks.insert(entry.number, remark);
         }
         survey.held = entries
@@ -321,6 +359,7 @@ impl Survey {
     /// Chooses the stand-in of one open file. Returns what a job must not expect of it.
     fn add(
         &mut self,
+        table: &Table,
         entry: &Entry,
         partner: Option<&Entry>,
         known: Option<&OwnedFd>,
@@ -331,7 +370,7 @@ impl Survey {
             return self.make_unusable(number);
         }
         match entry.kind() {
-            SFlag::S_IFREG => self.add_file(entry, known),
+            SFlag::S_IFREG => self.add_file(table, entry, known),
             SFlag::S_IFIFO => self.add_pipe(entry, partner),
             SFlag::S_IFSOCK => self.add_socket(entry, partner),
             SFlag::S_IFCHR if is_stateless_device(&entry.status) => self.add_device(entry, known),
@@ -346,7 +385,12 @@ impl Survey {
         Some("every use fails (EBADF)")
     }
 
-    fn add_file(&mut self, entry: &Entry, known: Option<&OwnedFd>) -> Option<&'static str> {
+    fn add_file(
+        &mut self,
+        table: &Table,
+        entry: &Entry,
+        known: Option<&OwnedFd>,
+    ) -> Option<&'static str> {
         let number = entry.number;
         let Ok(file_system) = fstatfs(entry.fd()) else {
             return self.make_unusable(number);
@@ -361,7 +405,10 @@ impl Survey {
             });
             return Some("what is written goes to the job's standard error");
         }
-        let Ok(source) = known.map_or_else(|| readable_copy(entry), OwnedFd::try_clone) else {
+        // A memory file is copied each time, as it is now.
+        let known = known.filter(|_| !entry.is_memory());
+        let Ok(source) = known.map_or_else(|| readable_copy(table, entry), OwnedFd::try_clone)
+        else {
             return self.make_unusable(number);
         };
         self.stand_ins.push(StandIn::Opened {
@@ -518,10 +565,6 @@ fn same_as_stream(number: RawFd) -> Option<RawFd> {
         .find(|stream| share_open_file(*stream, number))
 }
 
-fn is_duplicate(first: &Entry, second: &Entry) -> bool {
-    first.inode() == second.inode() && share_open_file(first.number, second.number)
-}
-
 fn is_stateless_device(status: &FileStat) -> bool {
     let (major, minor) = (libc::major(status.st_rdev), libc::minor(status.st_rdev));
     major == 1 && STATELESS_DEVICES.contains(&minor.into())
@@ -559,11 +602,11 @@ fn family(entry: &Entry) -> Option<AddressFamily> {
 
 /// A descriptor through which children open a file read-only: on a mount of its own, or of a copy, so that
 /// whoever has it comes to no more than that file.
-fn readable_copy(entry: &Entry) -> std::io::Result<OwnedFd> {
+fn readable_copy(table: &Table, entry: &Entry) -> std::io::Result<OwnedFd> {
     match restricted(entry.fd()) {
         Ok(tree) => Ok(tree),
         // A file of no mount: a memory file.
-        Err(Errno::EINVAL) if entry.target.starts_with("/memfd:") => copy_of_memory(entry),
+        Err(Errno::EINVAL) if entry.is_memory() => copy_of_memory(table, entry),
         Err(errno) => Err(errno.into()),
     }
 }
@@ -588,11 +631,11 @@ fn restricted_device(device: BorrowedFd<'_>) -> std::io::Result<OwnedFd> {
 
 /// A copy of a memory file, on a read-only mount as well: of one that is only sealed, times and attributes could be
 /// changed.
-fn copy_of_memory(entry: &Entry) -> std::io::Result<OwnedFd> {
+fn copy_of_memory(table: &Table, entry: &Entry) -> std::io::Result<OwnedFd> {
     if entry.status.st_size > LARGEST_MEMORY_FILE {
         return Err(Errno::EFBIG.into());
     }
-    let content = std::fs::read(format!("/proc/thread-self/fd/{}", entry.number))?;
+    let content = read_to_end(table.open_anew(entry.number, OFlag::O_RDONLY)?)?;
     let mount = new_tmpfs(&[(c"mode", c"700")])?;
     let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
     let file = openat(&mount, "copy", flags, Mode::from_bits_truncate(0o444))?;
@@ -618,24 +661,30 @@ fn partners<'a>(entries: &[&'a Entry]) -> HashMap<RawFd, &'a Entry> {
         }
     };
     let with_kind = |kind| entries.iter().filter(move |entry| entry.kind() == kind);
-    for reader in with_kind(SFlag::S_IFIFO).filter(|entry| entry.access() == OFlag::O_RDONLY) {
-        for writer in with_kind(SFlag::S_IFIFO).filter(|entry| entry.access() == OFlag::O_WRONLY) {
-            if reader.status.st_ino == writer.status.st_ino {
-                pair(reader, writer);
-            }
+    let pipes_with =
+        |access| with_kind(SFlag::S_IFIFO).filter(move |entry| entry.access() == access);
+    let writers: HashMap<_, &'a Entry> = pipes_with(OFlag::O_WRONLY)
+        .map(|entry| (entry.inode(), *entry))
+        .collect();
+    for reader in pipes_with(OFlag::O_RDONLY) {
+        if let Some(writer) = writers.get(&reader.inode()) {
+            pair(reader, writer);
         }
     }
-    let ends: Vec<_> = with_kind(SFlag::S_IFSOCK)
+    let ends: HashMap<_, &'a Entry> = with_kind(SFlag::S_IFSOCK)
         .filter(|entry| is_end_of_pair(entry))
+        .map(|entry| (entry.status.st_ino, *entry))
         .collect();
+    let mut inodes: Vec<_> = ends.keys().copied().collect();
+    inodes.sort_unstable();
     // Those with successive numbers first, since they are so more likely.
     for has_next_number in [true, false] {
-        for one in &ends {
-            for other in &ends {
-                let follows = other.status.st_ino == one.status.st_ino + 1;
-                if follows && (other.number == one.number + 1 || !has_next_number) {
-                    pair(one, other);
-                }
+        for inode in &inodes {
+            let (one, other) = (ends[inode], ends.get(&(inode + 1)));
+            if let Some(other) = other
+                && (other.number == one.number + 1 || !has_next_number)
+            {
+                pair(one, other);
             }
         }
     }

@@ -15,10 +15,11 @@ use nix::unistd::{Whence, lseek};
 
 pub use descriptors::Held;
 use descriptors::{StandIn, Survey, Table, restricted};
+use shared_memory::SharedMemory;
 pub use shared_memory::SharedRange;
 
 use crate::sandbox::{Layer, SetupError};
-use crate::sys::descriptors::{lowest_free_number, offset};
+use crate::sys::descriptors::offset;
 use crate::sys::files::{close_all_but, duplicate_onto};
 
 /// What preloaded objects hold, and what children get in its place.
@@ -29,9 +30,7 @@ pub struct Inherited {
     /// pyspawner's own numbers.
     own: Vec<RawFd>,
     survey: RefCell<Survey>,
-    shared: Vec<SharedRange>,
-    /// Whether the table may change between clones, as hooks and threads of preloaded modules may.
-    may_change: bool,
+    shared: RefCell<SharedMemory>,
 }
 
 /// A number of the child at which it finds one of the job's standard streams.
@@ -96,14 +95,13 @@ impl Before {
             unusable,
         } = self;
         let survey = RefCell::new(Survey::make(&table, &own, None)?);
-        let shared = SharedRange::find_all()?;
+        let shared = RefCell::new(SharedMemory::find(&table)?);
         Ok(Inherited {
             table,
             unusable,
             own,
             survey,
             shared,
-            may_change: false,
         })
     }
 }
@@ -115,33 +113,59 @@ impl Inherited {
     }
 
     /// The memory that the host would share with its clones.
-    pub fn shared_memory(&self) -> &[SharedRange] {
-        &self.shared
+    pub fn with_shared_memory<T>(&self, look: impl FnOnce(&[SharedRange]) -> T) -> T {
+        look(&self.shared.borrow().ranges)
     }
 
-    /// Comes last of all preparations: what is open now and was not held after the warm-up is pyspawner's own.
-    /// With `may_change` the table is compared again before each clone.
+    /// Comes last of all preparations: what was opened meanwhile is pyspawner's own, if it is of a kind that no job can use:
+    /// folders, files of the kernel's. A thread of a preloaded module may have opened something at the same time.
     ///
     /// # Errors
     /// If the table cannot be read.
-    pub fn seal(&mut self, may_change: bool) -> nix::Result<()> {
-        let survey = self.survey.get_mut();
-        let known: Vec<RawFd> = survey.numbers().collect();
-        self.own = self.table.numbers()?;
-        self.own.retain(|number| !known.contains(number));
-        self.may_change = may_change;
+    pub fn seal(&mut self) -> nix::Result<()> {
+        let earlier = self.survey.borrow();
+        let known = self.own.iter().copied().chain(earlier.own_numbers());
+        let known: Vec<RawFd> = known.chain(self.shared.borrow().own_numbers()).collect();
+        let now = Survey::make(&self.table, &known, Some(&earlier))?;
+        let held: Vec<RawFd> = earlier.numbers().collect();
+        drop(earlier);
+        let others = now.stand_ins.iter().filter_map(|stand_in| match stand_in {
+            StandIn::Unusable { number } if !held.contains(number) => Some(*number),
+            _ => None,
+        });
+        self.own.extend(others);
         Ok(())
     }
 
-    /// Before a clone, in the host: looks again if need be, and opens the files that the child is to have.
-    /// `own` are the descriptors that were made for this clone.
+    /// Looks at descriptors and mappings again, while nobody changes them: other code has run in the host since the
+    /// last look. `own` are the descriptors that were made for this clone.
     ///
     /// # Errors
-    /// Of reading the table and of `open(2)`.
-    pub fn open(&self, own: &[RawFd]) -> nix::Result<Vec<OwnedFd>> {
-        if self.may_change {
-            self.look_again(own)?;
-        }
+    /// If table or mappings cannot be read.
+    pub fn look_again(&self, own: &[RawFd]) -> std::io::Result<()> {
+        let survey = {
+            let (earlier, shared) = (self.survey.borrow(), self.shared.borrow());
+            let own = self.own.iter().chain(own).copied();
+            let own = own.chain(earlier.own_numbers()).chain(shared.own_numbers());
+            let own: Vec<RawFd> = own.collect();
+            Survey::make(&self.table, &own, Some(&earlier))?
+        };
+        self.survey.replace(survey);
+        self.shared.borrow_mut().look_again(&self.table)?;
+        Ok(())
+    }
+
+    /// Whether a number that was held is now one of a clone's own: then its owner has closed it.
+    pub fn is_outdated(&self, own: &[RawFd]) -> bool {
+        let survey = self.survey.borrow();
+        survey.numbers().any(|number| own.contains(&number))
+    }
+
+    /// Before a clone, in the host: opens the files that the child is to have.
+    ///
+    /// # Errors
+    /// Of `open(2)`.
+    pub fn open(&self) -> nix::Result<Vec<OwnedFd>> {
         let survey = self.survey.borrow();
         let mut opened = Vec::new();
         for stand_in in &survey.stand_ins {
@@ -152,11 +176,7 @@ impl Inherited {
             } = *stand_in
             {
                 let file = self.table.open_anew(through, flags)?;
-                // Closed by its owner since: its number stays taken all the same.
-                let offset = offset(number).or_else(|errno| match errno {
-                    Errno::EBADF => Ok(0),
-                    other => Err(other),
-                })?;
+                let offset = offset(number)?;
                 if offset != 0 {
                     lseek(&file, offset, Whence::SeekSet)?;
                 }
@@ -166,33 +186,13 @@ impl Inherited {
         Ok(opened)
     }
 
-    /// Makes the survey anew if something was opened, or if what was open is missing. The kernel gives the lowest
-    /// free number, so that one shows it without a list of all: it is taken, or there is a lower one.
-    fn look_again(&self, own: &[RawFd]) -> nix::Result<()> {
-        let earlier = self.survey.borrow();
-        let sources = earlier.own_numbers();
-        let own: Vec<_> = self.own.iter().chain(own).copied().chain(sources).collect();
-        let mut known: Vec<_> = own.iter().copied().chain(earlier.numbers()).collect();
-        known.sort_unstable();
-        known.dedup();
-        let numbers = (0..).zip(&known);
-        let lowest_free = numbers.take_while(|(free, known)| free == *known).count();
-        if lowest_free_number(&self.unusable)? as usize == lowest_free {
-            return Ok(());
-        }
-        let survey = Survey::make(&self.table, &own, Some(&earlier))?;
-        drop(earlier);
-        self.survey.replace(survey);
-        Ok(())
-    }
-
     /// In a child that has just been cloned, before any handler: puts the stand-ins in place, makes shared memory
     /// its own, and closes all but these and the child's own descriptors.
     ///
     /// # Errors
     /// With the step that failed; the child must not go on then.
     pub fn make_own(&self, opened: &[OwnedFd], own: &ChildDescriptors) -> Result<(), SetupError> {
-        for range in &self.shared {
+        for range in &self.shared.borrow().ranges {
             range.make_private().map_err(|errno| {
                 let step = format!("mmap of a private copy of {}", range.name);
                 SetupError::new(Layer::Descriptors, step, errno)

@@ -4,12 +4,13 @@
 //! What is not plain memory (a device's registers, the rings of io_uring) is out of a child's reach.
 
 use std::ops::Range;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open};
-use nix::sys::stat::{Mode, SFlag, fstat};
+use nix::fcntl::OFlag;
+use nix::sys::stat::{SFlag, fstat};
 
+use super::descriptors::Table;
 use crate::sys::memory::{self, Mapping};
 
 /// Up to this size in bytes a range is copied for each child, at up to a microsecond a KiB: locks, and what they guard. What is
@@ -37,19 +38,64 @@ enum How {
     OutOfReach,
 }
 
-impl SharedRange {
-    /// All of this process's.
+/// All ranges of this process that clones would share with it.
+pub struct SharedMemory {
+    pub ranges: Vec<SharedRange>,
+    /// The lines of `/proc/PID/maps` that may be such, as they were when this was found.
+    lines: Vec<String>,
+}
+
+impl SharedMemory {
+    /// # Errors
+    /// If the mappings cannot be read.
+    pub fn find(table: &Table) -> std::io::Result<Self> {
+        let lines = lines(table)?;
+        let mappings = match lines.is_empty() {
+            true => Vec::new(),
+            false => memory::parse_smaps(&table.read_of_process("smaps")?),
+        };
+        let shared = mappings.into_iter().filter(Mapping::is_shared_with_clones);
+        Ok(Self {
+            ranges: shared
+                .map(|mapping| SharedRange::of(mapping, table))
+                .collect(),
+            lines,
+        })
+    }
+
+    /// The descriptors that this process keeps for it.
+    pub fn own_numbers(&self) -> impl Iterator<Item = RawFd> {
+        self.ranges.iter().filter_map(|range| match &range.how {
+            How::FromFile { file, .. } => Some(file.as_raw_fd()),
+            How::ByCopy | How::OutOfReach => None,
+        })
+    }
+
+    /// Finds them anew if there are others. `smaps` takes the kernel ten times as long as `maps`.
     ///
     /// # Errors
     /// If the mappings cannot be read.
-    pub fn find_all() -> std::io::Result<Vec<Self>> {
-        let mappings = memory::mappings()?;
-        let shared = mappings.into_iter().filter(Mapping::is_shared_with_clones);
-        Ok(shared.map(Self::of).collect())
+    pub fn look_again(&mut self, table: &Table) -> std::io::Result<()> {
+        if lines(table)? != self.lines {
+            *self = Self::find(table)?;
+        }
+        Ok(())
     }
+}
 
-    fn of(mapping: Mapping) -> Self {
-        let file = file_behind(&mapping);
+fn lines(table: &Table) -> std::io::Result<Vec<String>> {
+    let maps = table.read_of_process("maps")?;
+    let is_shared = |line: &&str| {
+        line.split(' ')
+            .nth(1)
+            .is_some_and(|modes| modes.ends_with('s'))
+    };
+    Ok(maps.lines().filter(is_shared).map(str::to_owned).collect())
+}
+
+impl SharedRange {
+    fn of(mapping: Mapping, table: &Table) -> Self {
+        let file = file_behind(&mapping, table);
         let is_memory = match &file {
             Some(file) => fstat(file)
                 .is_ok_and(|status| status.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFREG.bits()),
@@ -86,8 +132,8 @@ impl SharedRange {
     /// Of `mmap(2)`, `mprotect(2)` and `mremap(2)`.
     pub fn make_private(&self) -> Result<(), Errno> {
         let range = self.range.clone();
-        // SAFETY: the range is mapped, since the host keeps what was mapped at the end of the warm-up. What it
-        // holds stays (or, out of reach, can only be used by a driver's library, which then ends by SIGSEGV), and
+        // SAFETY: the range is mapped: nobody but code of the host's has run since this was found, else it was found
+        // anew. What it holds stays (or, out of reach, can only be used by a driver's library, which then ends by SIGSEGV), and
         // this is the only thread.
         unsafe {
             match &self.how {
@@ -103,12 +149,13 @@ impl SharedRange {
 
 /// The file that is mapped, if this process may open it so (`proc_pid_map_files(5)`: CAP_SYS_ADMIN or
 /// CAP_CHECKPOINT_RESTORE in the initial user namespace).
-fn file_behind(mapping: &Mapping) -> Option<OwnedFd> {
+fn file_behind(mapping: &Mapping, table: &Table) -> Option<OwnedFd> {
     let Range { start, end } = mapping.range;
-    let path = format!("/proc/self/map_files/{start:x}-{end:x}");
     // O_NONBLOCK: to open a device may wait.
     let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
-    open(&*path, flags, Mode::empty()).ok()
+    table
+        .open_of_process(&format!("map_files/{start:x}-{end:x}"), flags)
+        .ok()
 }
 
 /// Without a look at the file: anonymous and System V shared memory, memory files, and files of folders.

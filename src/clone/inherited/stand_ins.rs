@@ -11,11 +11,11 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::socket::{AddressFamily, SockFlag, socket, socketpair};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket, socketpair};
 use nix::unistd::pipe2;
 
 use super::descriptors::{End, Interest, StandIn};
-use crate::sys::descriptors::{add_to_epoll, set_nonblocking, timer};
+use crate::sys::descriptors::{Timer, add_to_epoll, set_nonblocking, timer};
 use crate::sys::files::duplicate_onto;
 
 /// A step that failed, with the number that it was for.
@@ -75,7 +75,11 @@ fn place_one<'a>(
             other.map_or(Ok(()), |end| put(second, end))
         }
         StandIn::Unconnected { family, kind, end } => {
-            let made = socket(family, kind, SockFlag::SOCK_CLOEXEC, None);
+            // A kind that takes a protocol, or a right, that a child has not.
+            let made = socket(family, kind, SockFlag::SOCK_CLOEXEC, None).or_else(|_| {
+                let (family, kind) = (AddressFamily::Unix, SockType::Datagram);
+                socket(family, kind, SockFlag::SOCK_CLOEXEC, None)
+            });
             put(made.map_err(failed("socket", end.number))?, end)
         }
         StandIn::Counter {
@@ -89,10 +93,11 @@ fn place_one<'a>(
             let made = EventFd::from_value_and_flags(first, flags);
             put(made.map_err(failed("eventfd2", end.number))?.into(), end)
         }
-        StandIn::Timer { end, ref setting } => put(
-            timer(setting).map_err(failed("timerfd_create", end.number))?,
-            end,
-        ),
+        StandIn::Timer { end, ref setting } => {
+            // An alarm that wakes the machine is not a child's to set (EPERM): it never expires.
+            let made = timer(setting).or_else(|_| timer(&Timer::default()));
+            put(made.map_err(failed("timerfd_create", end.number))?, end)
+        }
         StandIn::Signals { end, mask } => {
             let made = SignalFd::with_flags(&signals(mask), SfdFlags::SFD_CLOEXEC);
             let made = made.map_err(failed("signalfd4", end.number))?;
@@ -137,8 +142,9 @@ fn signals(mask: u64) -> SigSet {
 fn watch(number: RawFd, interests: &[Interest]) -> Result<(), Failed> {
     for interest in interests {
         match add_to_epoll(number, interest.number, interest.events, interest.data) {
-            // Its stand-in is a file, which is always ready.
-            Ok(()) | Err(Errno::EPERM) => {}
+            // What stands in cannot be watched (a file, which is always ready; what cannot be used; a loop of
+            // instances), or is watched already, by a number that was another file's once.
+            Ok(()) | Err(Errno::EPERM | Errno::EBADF | Errno::ELOOP | Errno::EEXIST) => {}
             Err(errno) => return Err(failed("epoll_ctl", number)(errno)),
         }
     }

@@ -9,6 +9,7 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 
 use super::steps::{error, io_error};
@@ -46,14 +47,11 @@ pub(super) fn files(home: &Path) -> [(&'static str, String); 2] {
 /// `id` to print numbers alone, as it did there on a machine without a user of this id.
 pub(super) fn take_names_away() -> Result<(), SetupError> {
     for path in ["/etc/passwd", "/etc/group"] {
-        mount(
-            Some("/dev/null"),
-            path,
-            None::<&str>,
-            MsFlags::MS_BIND,
-            None::<&str>,
-        )
-        .map_err(|e| error(format!("mount /dev/null on {path}"), e))?;
+        let source = Some("/dev/null");
+        match mount(source, path, None::<&str>, MsFlags::MS_BIND, None::<&str>) {
+            Ok(()) | Err(Errno::ENOENT) => {} // a machine without such a file
+            Err(errno) => return Err(error(format!("mount /dev/null on {path}"), errno)),
+        }
     }
     Ok(())
 }
