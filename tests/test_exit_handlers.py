@@ -271,3 +271,18 @@ def test_what_threads_register_in_the_host_is_the_hosts(job):
         spares=0,
     )
     assert outputs(lines) == [("job\n", "")] * 3
+
+
+def test_a_failure_of_what_ends_threads_is_told_and_changes_nothing_else(pyspawner, open_folder):
+    """As the interpreter has it: exit handlers run, and the result and the status stay."""
+    (open_folder / "fails.py").write_text(
+        "import atexit, threading\n"
+        "def fail(): raise OSError('a pipe that is closed already')\n"
+        "def main():\n"
+        "    threading._register_atexit(fail)\n"
+        "    atexit.register(print, 'the end')\n"
+        "    return 5\n"
+    )
+    line = pyspawner.job("fails.main", path=open_folder)
+    assert (line["outcome"], line["result"], line["stdout"]) == ("ok", 5, "the end\n")
+    assert "Exception ignored in: <module 'threading'" in line["stderr"] and "a pipe that is closed" in line["stderr"]

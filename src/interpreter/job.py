@@ -213,7 +213,12 @@ def _print(error):
 
 def _finish():
     """End as an interpreter ends: wait for threads, run exit handlers, flush."""
-    threading._shutdown()
+    try:
+        threading._shutdown()
+    except BaseException as error:
+        # As an interpreter has it (wait_for_thread_shutdown): told, and without an effect on what follows.
+        print(f"Exception ignored in: {threading!r}", file=sys.stderr)
+        _print(error)
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         if stream is not None and not stream.closed:

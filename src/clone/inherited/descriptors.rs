@@ -33,6 +33,9 @@ const STATELESS_DEVICES: &[u64] = &[3, 5, 7, 8, 9];
 /// What a file is restricted to for children, whatever the way that leads to it.
 const READ_ONLY: u64 = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
 
+/// As the kernel names an instance of `inotify(7)`.
+pub const WATCH_OF_NAMES: &str = "anon_inode:inotify";
+
 /// One end of something that a child makes anew.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct End {
@@ -345,6 +348,13 @@ impl Survey {
         self.held.iter().map(|held| held.number)
     }
 
+    /// Whether a number has a stand-in of which every use fails.
+    pub fn is_unusable(&self, number: RawFd) -> bool {
+        let mut stand_ins = self.stand_ins.iter();
+        stand_ins
+            .any(|stand_in| matches!(stand_in, StandIn::Unusable { number: n } if *n == number))
+    }
+
     /// The descriptors that this survey has made for itself.
     pub fn own_numbers(&self) -> impl Iterator<Item = RawFd> {
         self.sources.iter().map(|(_, source)| source.as_raw_fd())
@@ -520,7 +530,7 @@ impl Survey {
                     interests: interests.map(|(interest, _)| interest).collect(),
                 });
             }
-            "anon_inode:inotify" | "anon_inode:[fanotify]" | "anon_inode:[pidfd]" => {
+            WATCH_OF_NAMES | "anon_inode:[fanotify]" | "anon_inode:[pidfd]" => {
                 self.stand_ins.push(idle(end));
                 return Some("it never tells of anything");
             }

@@ -14,7 +14,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::{Whence, lseek};
 
 pub use descriptors::Held;
-use descriptors::{StandIn, Survey, Table, restricted};
+use descriptors::{StandIn, Survey, Table, WATCH_OF_NAMES, restricted};
 use shared_memory::SharedMemory;
 pub use shared_memory::SharedRange;
 
@@ -117,8 +117,9 @@ impl Inherited {
         look(&self.shared.borrow().ranges)
     }
 
-    /// Comes last of all preparations: what was opened meanwhile is pyspawner's own, if it is of a kind that no job can use:
-    /// folders, files of the kernel's. A thread of a preloaded module may have opened something at the same time.
+    /// Comes last of all preparations: what was opened meanwhile is pyspawner's own, if it is of a kind that no job can
+    /// use anyway: folders, files of the kernel's, watches of names. For the rest, a thread of a preloaded module may have
+    /// opened something at the same time.
     ///
     /// # Errors
     /// If the table cannot be read.
@@ -129,11 +130,9 @@ impl Inherited {
         let now = Survey::make(&self.table, &known, Some(&earlier))?;
         let held: Vec<RawFd> = earlier.numbers().collect();
         drop(earlier);
-        let others = now.stand_ins.iter().filter_map(|stand_in| match stand_in {
-            StandIn::Unusable { number } if !held.contains(number) => Some(*number),
-            _ => None,
-        });
-        self.own.extend(others);
+        let new = now.held.iter().filter(|new| !held.contains(&new.number));
+        let own = new.filter(|new| now.is_unusable(new.number) || new.target == WATCH_OF_NAMES);
+        self.own.extend(own.map(|own| own.number));
         Ok(())
     }
 
