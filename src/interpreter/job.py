@@ -217,7 +217,8 @@ def _finish():
         threading._shutdown()
     except BaseException as error:
         # As an interpreter has it (wait_for_thread_shutdown): told, and without an effect on what follows.
-        print(f"Exception ignored in: {threading!r}", file=sys.stderr)
+        if sys.stderr is not None:
+            print(f"Exception ignored in: {threading!r}", file=sys.stderr)
         _print(error)
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
