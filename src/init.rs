@@ -77,6 +77,7 @@ fn start_at_high_pid() -> anyhow::Result<Option<Pid>> {
         let birth = Birth {
             pid: Some(pid),
             cgroup: None,
+            exit_signal: libc::SIGCHLD,
         };
         // SAFETY: there is one thread, so no lock is held and no handler is needed.
         match unsafe { clone3(0, &thread, birth) } {

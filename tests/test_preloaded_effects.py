@@ -63,6 +63,35 @@ def test_whatever_sigchld_does_the_host_knows_how_its_children_ended(pyspawner, 
     assert [line["exit_code"] for line in done.lines] == [0, 3, 0], done
 
 
+TAKERS = {
+    "a hook that ignores SIGCHLD": CHILDREN["a hook"],
+    "a hook that waits for any child": (
+        "def wait():\n"
+        "    try: os.waitpid(-1, os.WNOHANG)\n"
+        "    except ChildProcessError: pass\n"
+        "pyspawner_host.before_clone(wait)"
+    ),
+    "a thread that waits for any child": (
+        "def wait():\n"
+        "    while True:\n"
+        "        try: os.waitpid(-1, 0)\n"
+        "        except ChildProcessError: time.sleep(0.001)\n"
+        "threading.Thread(target=wait, daemon=True).start()"
+    ),
+}
+
+
+@pytest.mark.parametrize("how", TAKERS)
+def test_no_module_takes_the_status_of_a_job(pyspawner, open_folder, how):
+    (open_folder / "takes.py").write_text(
+        f"import os, pyspawner_host, signal, threading, time\n{TAKERS[how]}\n"
+        "def main(status): os._exit(status)\n"
+    )
+    statuses = [number % 7 for number in range(150)]
+    done = pyspawner.map("takes.main", [[status] for status in statuses], "--ordered", "-j", "4", path=open_folder)
+    assert [line["exit_code"] for line in done.lines] == statuses, done
+
+
 def test_children_find_sigchld_as_the_module_left_it(pyspawner, open_folder):
     (open_folder / "ignores.py").write_text(
         "import signal\nsignal.signal(signal.SIGCHLD, signal.SIG_IGN)\n"

@@ -328,6 +328,7 @@ impl Cloner {
         let birth = Birth {
             pid: None,
             cgroup: spec.cgroup,
+            exit_signal: 0, // no preloaded module's `wait` or SIGCHLD may take its status
         };
         let side = {
             let _no_shared_state_is_in_use = clone_lock::hold();

@@ -103,7 +103,7 @@ pub(super) async fn reap(pidfd: &AsyncFd<OwnedFd>) -> Reaped {
             // Its end is certain, since the descriptor tells of it.
             Err(errno) => {
                 log::error!(
-                    "waitid of a child that has ended: {errno}; hint: does something have SIGCHLD ignored?"
+                    "waitid of a child that has ended: {errno}; hint: does a preloaded module have SIGCHLD ignored, or wait for any child?"
                 );
                 return Reaped::LOST;
             }

@@ -507,9 +507,9 @@ fn open_network(pid: libc::pid_t) -> Option<OwnedFd> {
 /// Kills and reaps a child by its id, which is its own until then.
 async fn end_without_descriptor(pid: libc::pid_t) {
     let pid = Pid::from_raw(pid);
-    // It fails only if a preloaded module has waited for every child (`waitpid(-1, …)`).
     kill(pid, Signal::SIGKILL).ok();
-    while waitpid(pid, Some(WaitPidFlag::WNOHANG)) == Ok(WaitStatus::StillAlive) {
+    let flags = WaitPidFlag::WNOHANG | WaitPidFlag::__WALL;
+    while waitpid(pid, Some(flags)) == Ok(WaitStatus::StillAlive) {
         tokio::time::sleep(LOOK).await;
     }
 }

@@ -39,7 +39,7 @@ pub enum Outcome {
 }
 
 const LOST: &str =
-    "how it ended is not known: SIGCHLD was ignored in the host, by a preloaded module's hook";
+    "how it ended is not known: it executed a program, and a preloaded module has SIGCHLD ignored or waits for any child";
 
 /// What the host did to end a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

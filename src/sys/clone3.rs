@@ -88,13 +88,16 @@ pub struct Birth {
     pub pid: Option<libc::pid_t>,
     /// The folder of the control group it shall be in (`clone(2)`, `CLONE_INTO_CGROUP`).
     pub cgroup: Option<RawFd>,
+    /// What its parent is sent at its end. With 0 the kernel keeps its status whatever the parent does at SIGCHLD,
+    /// and only a wait with `__WALL` finds it: no `wait(2)` for any child does (`do_notify_parent` and
+    /// `eligible_child` in the kernel). A program that it executes has SIGCHLD again.
+    pub exit_signal: i32,
 }
 
 /// Beyond the 32 bits that `libc` gives clone flags.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
-/// Clones the calling process with `flags` (`CLONE_NEW*`), `CLONE_PIDFD` and SIGCHLD as
-/// the exit signal. The thread id that glibc caches is renewed by the kernel
+/// Clones the calling process with `flags` (`CLONE_NEW*`) and `CLONE_PIDFD`. The thread id that glibc caches is renewed by the kernel
 /// (`CLONE_CHILD_SETTID`) at the address found in `thread`.
 ///
 /// Source: `clone(2)`.
@@ -115,7 +118,7 @@ pub unsafe fn clone3(flags: u64, thread: &ThreadState, birth: Birth) -> Result<S
         pidfd: (&raw mut pidfd) as u64,
         child_tid: thread.tid_address as u64,
         parent_tid: 0,
-        exit_signal: libc::SIGCHLD as u64,
+        exit_signal: birth.exit_signal as u64,
         stack: 0,
         stack_size: 0,
         tls: 0,

@@ -13,7 +13,8 @@ use super::{check, files};
 pub enum Ending {
     Exited(i32),
     Signaled(i32),
-    /// Nobody knows: the kernel reaped it because something had SIGCHLD ignored.
+    /// Nobody knows: it executed a program, whose exit signal is SIGCHLD again, and in the host a preloaded module's
+    /// hook had just ignored that, or waited for any child.
     Lost,
 }
 
@@ -35,7 +36,7 @@ pub struct Reaped {
     pub max_rss: u64,
 }
 
-/// Reaps the process behind a pidfd; `None` if it still runs.
+/// Reaps the process behind a pidfd, whatever its exit signal; `None` if it still runs.
 ///
 /// Source: `waitid(2)`; the raw system call takes a fifth argument, `struct rusage *`.
 pub fn reap(pidfd: BorrowedFd<'_>) -> Result<Option<Reaped>, Errno> {
@@ -49,7 +50,7 @@ pub fn reap(pidfd: BorrowedFd<'_>) -> Result<Option<Reaped>, Errno> {
             libc::P_PIDFD,
             pidfd.as_raw_fd(),
             info.as_mut_ptr(),
-            libc::WEXITED | libc::WNOHANG,
+            libc::WEXITED | libc::WNOHANG | libc::__WALL,
             usage.as_mut_ptr(),
         ))?;
         (info.assume_init(), usage.assume_init())
