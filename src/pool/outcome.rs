@@ -38,8 +38,7 @@ pub enum Outcome {
     Cancelled,
 }
 
-const LOST: &str =
-    "how it ended is not known: it executed a program, and a preloaded module has SIGCHLD ignored or waits for any child";
+const LOST: &str = "how it ended is not known: it executed a program, and a preloaded module ignores SIGCHLD or waits for all";
 
 /// What the host did to end a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
