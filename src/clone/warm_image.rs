@@ -143,6 +143,7 @@ extern "C" fn free_arena(_: *mut c_void, arena: *mut c_void, size: usize) {
 /// # Errors
 /// If the mappings of this process cannot be read, or may have lost some.
 pub fn compact() -> std::io::Result<()> {
+    memory::trim_heap();
     let mappings = memory::mappings()?;
     collapse(&mappings);
     join_libraries(&mappings);

@@ -174,6 +174,9 @@ fn log_warm_state(
 fn log_inherited(inherited: &Inherited) {
     inherited.with_shared_memory(|ranges| ranges.iter().for_each(log_shared));
     inherited.with_held(|held| {
+        if held.is_empty() {
+            return;
+        }
         let numbers: Vec<RawFd> = held.iter().map(|held| held.number).collect();
         let names = Python::attach(|py| held::names(py, &numbers)).unwrap_or_default();
         let mut limited = Vec::new();

@@ -2,14 +2,11 @@
 
 import os
 import sys
-import sysconfig
 import threading
 import traceback
 
-_LIBRARY = tuple(
-    os.path.join(sysconfig.get_path(name), "") for name in ("stdlib", "platstdlib")
-)
-_SITE = tuple(os.path.join(sysconfig.get_path(name), "") for name in ("purelib", "platlib"))
+_LIBRARY = os.path.dirname(os.__file__) + os.sep
+_SITE = ("site-packages", "dist-packages")  # folders below it, for what is not its own
 
 
 def describe(native_id):
@@ -28,7 +25,11 @@ def _module_of(frame):
     nearest = frame.f_globals.get("__name__", "")
     while frame is not None:
         file = os.path.abspath(frame.f_code.co_filename)
-        if not file.startswith(_LIBRARY) or file.startswith(_SITE):
+        if not _is_library(file):
             return frame.f_globals.get("__name__", nearest)
         frame = frame.f_back
     return nearest
+
+
+def _is_library(file):
+    return file.startswith(_LIBRARY) and file[len(_LIBRARY) :].split(os.sep, 1)[0] not in _SITE

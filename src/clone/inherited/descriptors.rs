@@ -25,8 +25,9 @@ use crate::sys::mounts::{copy_of_file, is_kernels, new_tmpfs, set_attributes};
 
 /// A memory file up to this size in bytes is copied for children.
 const LARGEST_MEMORY_FILE: i64 = 256 << 20;
-/// Room for a file of `/proc/PID/fdinfo`: an epoll instance has a line for each descriptor it watches.
-const LONGEST_INFO: usize = 1 << 20;
+/// Room for a file of `/proc/PID/fdinfo`, in bytes: enough for most, and for an epoll instance, which has a line for
+/// each descriptor it watches. What is touched of the heap costs each clone, so the smaller is tried first.
+const INFO_SIZES: [usize; 3] = [4 << 10, 64 << 10, 1 << 20];
 /// Character devices without a state of their own, by minor number of major 1: null, zero, full, random,
 /// urandom.
 const STATELESS_DEVICES: &[u64] = &[3, 5, 7, 8, 9];
@@ -200,9 +201,15 @@ impl Table {
         Ok(target.to_string_lossy().into_owned())
     }
 
-    fn info(&self, number: RawFd, room: &mut [u8]) -> nix::Result<Info> {
-        let text = read_whole(self.thread.as_fd(), &format!("fdinfo/{number}"), room)?;
-        Ok(Info(String::from_utf8_lossy(text).into_owned()))
+    fn info(&self, number: RawFd) -> nix::Result<Info> {
+        let name = format!("fdinfo/{number}");
+        for size in INFO_SIZES {
+            match read_whole(self.thread.as_fd(), &name, &mut vec![0; size]) {
+                Err(Errno::EFBIG) => {}
+                text => return Ok(Info(String::from_utf8_lossy(text?).into_owned())),
+            }
+        }
+        Err(Errno::EFBIG)
     }
 }
 
@@ -541,13 +548,12 @@ impl Survey {
 }
 
 fn entries(table: &Table, own: &[RawFd]) -> nix::Result<Vec<Entry>> {
-    let mut room = vec![0; LONGEST_INFO];
     let mut entries = Vec::new();
     for number in table.numbers()? {
         if number <= libc::STDERR_FILENO || own.contains(&number) {
             continue;
         }
-        match entry(table, number, &mut room) {
+        match entry(table, number) {
             Ok(entry) => entries.push(entry),
             // A thread of a preloaded module has closed it meanwhile.
             Err(Errno::ENOENT | Errno::EBADF) => {}
@@ -557,13 +563,13 @@ fn entries(table: &Table, own: &[RawFd]) -> nix::Result<Vec<Entry>> {
     Ok(entries)
 }
 
-fn entry(table: &Table, number: RawFd, room: &mut [u8]) -> nix::Result<Entry> {
+fn entry(table: &Table, number: RawFd) -> nix::Result<Entry> {
     Ok(Entry {
         number,
         target: table.target(number)?,
         // SAFETY: as in `Entry::fd`.
         status: fstat(unsafe { borrow(number) })?,
-        info: table.info(number, room)?,
+        info: table.info(number)?,
     })
 }
 
