@@ -143,7 +143,6 @@ extern "C" fn free_arena(_: *mut c_void, arena: *mut c_void, size: usize) {
 /// # Errors
 /// If the mappings of this process cannot be read, or may have lost some.
 pub fn compact() -> std::io::Result<()> {
-    memory::trim_heap();
     let mappings = memory::mappings()?;
     collapse(&mappings);
     join_libraries(&mappings);
@@ -154,9 +153,12 @@ pub fn compact() -> std::io::Result<()> {
 /// Puts what is in small pages into huge ones.
 fn collapse(mappings: &[Mapping]) {
     for range in mappings.iter().filter_map(filled_part) {
-        // SAFETY: nothing of the content changes.
-        if let Err(errno) = unsafe { memory::collapse(range.clone()) } {
-            log::debug!("madvise(MADV_COLLAPSE) of {range:x?}: {errno}");
+        // One at a time: the kernel gives up a whole range for one that it cannot do (`madvise_collapse`).
+        for start in range.step_by(HUGE_PAGE) {
+            // SAFETY: nothing of the content changes.
+            if let Err(errno) = unsafe { memory::collapse(start..start + HUGE_PAGE) } {
+                log::debug!("madvise(MADV_COLLAPSE) at {start:#x}: {errno}");
+            }
         }
     }
 }

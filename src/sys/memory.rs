@@ -324,12 +324,6 @@ pub fn set_heap_policy(largest: libc::c_int, step: libc::c_int) {
     }
 }
 
-/// Gives the kernel back the pages of the C library's heap that nothing is in (`malloc_trim(3)`).
-pub fn trim_heap() {
-    // SAFETY: the C library takes its own locks.
-    unsafe { libc::malloc_trim(0) };
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
