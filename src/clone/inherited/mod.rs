@@ -1,9 +1,12 @@
 //! What a clone receives of preloaded objects besides private memory: descriptors and shared memory. None of it
 //! may stay common to jobs, or to a job and the host.
 
-mod descriptors;
+mod pairs;
+mod read_only;
 mod shared_memory;
 mod stand_ins;
+mod survey;
+mod table;
 
 use std::cell::RefCell;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
@@ -13,10 +16,13 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use nix::unistd::{Whence, lseek};
 
-pub use descriptors::Held;
-use descriptors::{StandIn, Survey, Table, WATCH_OF_NAMES, restricted};
+use read_only::restricted;
 use shared_memory::SharedMemory;
 pub use shared_memory::SharedRange;
+use stand_ins::StandIn;
+pub use survey::Held;
+use survey::{Survey, WATCH_OF_NAMES};
+use table::Table;
 
 use crate::sandbox::{Layer, SetupError};
 use crate::sys::descriptors::offset;

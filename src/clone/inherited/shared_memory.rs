@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::stat::{SFlag, fstat};
 
-use super::descriptors::Table;
+use super::table::Table;
 use crate::sys::memory::{self, Mapping};
 
 /// Up to this size in bytes a range is copied for each child, at up to a microsecond a KiB: locks, and what they guard. What is

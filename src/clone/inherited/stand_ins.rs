@@ -1,6 +1,6 @@
-//! Puts the stand-ins in place, in a child that has just been cloned.
+//! What a child has in place of descriptors of the host's, and how it is put there, in a child that has just been cloned.
 //!
-//! Comes before any fork handler, since handlers close and reopen what they know (libuv does). Nothing here
+//! That comes before any fork handler, since handlers close and reopen what they know (libuv does). Nothing here
 //! may take a lock. New descriptors take numbers that nobody holds, since those that are held are open.
 
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -14,9 +14,86 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket, socketpair};
 use nix::unistd::pipe2;
 
-use super::descriptors::{End, Interest, StandIn};
 use crate::sys::descriptors::{Timer, add_to_epoll, set_nonblocking, timer};
 use crate::sys::files::duplicate_onto;
+
+/// One end of something that a child makes anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct End {
+    pub number: RawFd,
+    pub is_nonblocking: bool,
+}
+
+/// What an epoll instance watches: a number, events, and the word that it answers with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Interest {
+    pub number: RawFd,
+    pub events: u32,
+    pub data: u64,
+}
+
+/// What a child has in place of descriptors of the host's.
+#[derive(Debug)]
+pub enum StandIn {
+    /// The same file, which the host opens anew for each child.
+    Opened {
+        number: RawFd,
+        /// The descriptor of this process that leads to it.
+        through: RawFd,
+        flags: OFlag,
+    },
+    /// The job's own standard stream of that number.
+    Stream {
+        number: RawFd,
+        stream: RawFd,
+    },
+    /// A new pipe, of which an end that the host does not hold is closed.
+    Pipe {
+        reader: Option<End>,
+        writer: Option<End>,
+    },
+    /// A new pair of connected sockets. The second is closed if the host did not hold both.
+    Connected {
+        kind: SockType,
+        one: End,
+        other: Option<End>,
+    },
+    /// A new socket that is neither bound nor connected.
+    Unconnected {
+        family: AddressFamily,
+        kind: SockType,
+        end: End,
+    },
+    /// A new counter (`eventfd(2)`); also where nothing shall ever happen.
+    Counter {
+        end: End,
+        count: u64,
+        is_semaphore: bool,
+    },
+    Timer {
+        end: End,
+        setting: Timer,
+    },
+    /// A new `signalfd(2)` for the signals of this mask.
+    Signals {
+        end: End,
+        mask: u64,
+    },
+    /// A new epoll instance that watches the same numbers.
+    Epoll {
+        number: RawFd,
+        interests: Vec<Interest>,
+    },
+    /// Every use fails with EBADF, as if it were closed; but the number is taken (`open(2)`, O_PATH).
+    Unusable {
+        number: RawFd,
+    },
+    /// Shares the open file of another stand-in, as in the host.
+    Duplicate {
+        number: RawFd,
+        of: RawFd,
+    },
+}
 
 /// A step that failed, with the number that it was for.
 pub struct Failed {
