@@ -477,6 +477,30 @@ def test_a_home_that_cannot_be_made_or_entered_stops_the_child(map_host):
             assert fault(map_host, count + 1, calls[count], places[count], code) is None
 
 
+# What a child reads back before it reports.
+READ_BACK = (
+    "setgroups", "setresgid", "setresuid", "prlimit64", "capset", "seccomp",
+    "PR_SET_NO_NEW_PRIVS", "PR_CAPBSET_DROP", "PR_SET_SECUREBITS",
+)  # fmt: skip
+
+
+def test_a_call_that_does_nothing_and_says_otherwise_is_noticed(host):
+    """As a bug of a wrapper, or of the kernel, would have it."""
+    calls = host.way_in()
+    seen = set()
+    for count, call in enumerate(calls, 1):
+        if call not in READ_BACK:
+            continue
+        report, claimed = host.job_under("fail", count, 0)
+        assert claimed == [call]
+        # To take away what is not there is no lie.
+        assert host.is_whole(report) or report["outcome"] == "setup_failed" and report["stdout"] == "", (call, report)
+        if report["outcome"] == "setup_failed" and "EBADE" in report["detail"]:
+            seen.add(call)
+    # Without its user a child comes no further, and without no_new_privs it gets no filter.
+    assert seen == {"prlimit64", "capset", "seccomp", "PR_CAPBSET_DROP", "PR_SET_SECUREBITS"}
+
+
 # ---- the controls -------------------------------------------------------------------------
 
 
