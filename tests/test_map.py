@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 from conftest import children_of, host_of, name_of, skipping, wait_until
@@ -294,6 +295,27 @@ def test_memory_does_not_grow_with_the_input(pyspawner):
     assert process.wait() == 0
     assert len(peak) == 4
     assert peak[-1] < peak[0] + 8 * 1024, peak
+
+
+def test_what_waits_for_an_earlier_result_is_bounded_in_bytes(pyspawner, open_folder, tmp_path):
+    """With --ordered, and a first job that ends last: 60 results of 7 MiB would wait for it."""
+    (open_folder / "heavy.py").write_text(
+        "import time\n"
+        "def main(number):\n"
+        "    if number == 0: time.sleep(6)\n"
+        "    return 'x' * (7 << 20)\n"
+    )
+    jobs = tmp_path / "jobs"
+    jobs.write_text("".join(f"[{number}]\n" for number in range(60)))
+    config = "[profile.default]\nlimits.output = '16M'\n"
+    command = pyspawner.command("map", "heavy.main", "-j", "2", "--ordered", "--input", jobs, config=config, path=open_folder)
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        first = process.stdout.readline()
+        status = Path(f"/proc/{host_of(process)}/status").read_text()
+        lines = [json.loads(line) for line in [first, *process.stdout]]
+    assert [(line["id"], line["outcome"]) for line in lines] == [(str(number + 1), "ok") for number in range(60)]
+    peak = int(status.split("VmHWM:")[1].split()[0])
+    assert peak < 250 << 10, peak
 
 
 @pytest.mark.parametrize("flag", ["--input", "--output"])

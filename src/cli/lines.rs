@@ -197,13 +197,19 @@ impl Splitter {
 pub struct LineWriter {
     target: Descriptor,
     pending: Vec<u8>,
+    /// How much of it has been written. It is not moved up each time: that takes hours for what jobs may return at once.
+    written: usize,
 }
+
+/// How much memory a writer keeps that has nothing to write, in bytes.
+const KEPT: usize = 1 << 20;
 
 impl LineWriter {
     pub fn new(fd: OwnedFd) -> std::io::Result<Self> {
         Ok(Self {
             target: Descriptor::new(fd, Interest::WRITABLE)?,
             pending: Vec::new(),
+            written: 0,
         })
     }
 
@@ -215,10 +221,12 @@ impl LineWriter {
     /// Writes all that was added, waiting for a reader that is slow. Loses nothing if dropped
     /// before it is done.
     pub async fn flush(&mut self) -> std::io::Result<()> {
-        while !self.pending.is_empty() {
-            let count = self.target.write(&self.pending).await?;
-            self.pending.drain(..count);
+        while self.written < self.pending.len() {
+            self.written += self.target.write(&self.pending[self.written..]).await?;
         }
+        self.pending.clear();
+        self.pending.shrink_to(KEPT);
+        self.written = 0;
         Ok(())
     }
 }

@@ -26,6 +26,9 @@ use crate::sandbox::assignment::Assignment;
 const LONGEST_LINE: usize = 64 << 20;
 /// With `--ordered`: how many results may wait for an earlier one, for each job at once.
 const WAITING_PER_JOB: u64 = 64;
+/// With `--ordered`: how many bytes of results may wait for an earlier one before no more jobs begin. Those that run
+/// may still add theirs.
+const WAITING_BYTES: usize = 32 << 20;
 
 /// Run one job a line, each in a child of its own, and write one result a line.
 ///
@@ -113,6 +116,7 @@ pub(super) async fn map(
         read: 0,
         written: 0,
         waiting: BTreeMap::new(),
+        waiting_bytes: 0,
         failed: 0,
         bar: progress_bar(size, quiet),
     };
@@ -153,6 +157,7 @@ struct Map<'a> {
     written: u64,
     /// With `ordered`: results whose turn has not come.
     waiting: BTreeMap<u64, Vec<u8>>,
+    waiting_bytes: usize,
     failed: u64,
     bar: ProgressBar,
 }
@@ -216,7 +221,8 @@ impl Map<'_> {
 
     /// Whether so many results wait for an earlier one that no more jobs may begin.
     fn window_is_full(&self) -> bool {
-        self.ordered && self.read - self.written >= WAITING_PER_JOB * self.jobs as u64
+        let are_many = self.read - self.written >= WAITING_PER_JOB * self.jobs as u64;
+        self.ordered && (are_many || self.waiting_bytes >= WAITING_BYTES)
     }
 
     /// Starts the job of a line; a line that is none has its result at once.
@@ -280,8 +286,10 @@ impl Map<'_> {
     fn finish(&mut self, (number, outcome, line): Finished) {
         self.failed += u64::from(outcome != Outcome::Ok);
         if self.ordered {
+            self.waiting_bytes += line.len();
             self.waiting.insert(number, line);
             while let Some(line) = self.waiting.remove(&(self.written + 1)) {
+                self.waiting_bytes -= line.len();
                 self.written += 1;
                 self.output.add(&line);
             }
