@@ -16,7 +16,7 @@ use crate::interpreter::{held, host_module, internals, surroundings, threads, wa
 use crate::pool::clone_service::{Failure, WarmUp};
 use crate::pool::interrupt;
 use crate::sandbox::{Sandbox, import_roots, seccomp};
-use crate::sys::{files, process, stdio};
+use crate::sys::{files, process, scheduling, stdio};
 
 /// Has what preloaded modules print go to standard error, and gives them nothing to read: standard input and output
 /// are the command's, for `map`'s jobs and records and for `run`'s job. Only this thread's table of descriptors is
@@ -109,6 +109,7 @@ fn prepare_children(
     for layer in sandbox.layers.skipped() {
         log::warn!("layer {layer} is skipped by the configuration: the sandbox is weaker");
     }
+    scheduling::reset_in_clones().context("sched_setattr(SCHED_FLAG_RESET_ON_FORK), ioprio_set")?;
     cloner.keep_child_statuses()?;
     let has_hooks = host_module::has_before_clone();
     cloner.inherited.seal().context("/proc/thread-self/fd")?;

@@ -7,6 +7,14 @@ use super::at;
 use super::layer::{Layer, Layers, SetupError};
 use crate::config::Limits;
 
+// What the kernel counts for each user it counts in all user namespaces above, too, so for the host's user
+// (`inc_rlimit_get_ucounts`): one job must not use up what root's daemons need, for whom `setuid(2)` fails half-way then.
+
+/// Signals that wait with a value, and timers (`timer_create(2)`).
+const QUEUED_SIGNALS: u64 = 256;
+/// In bytes, for each process.
+const LOCKED_MEMORY: u64 = 64 << 10;
+
 /// What a child's processes may use.
 #[derive(Clone)]
 pub struct ResourceLimits {
@@ -60,8 +68,22 @@ impl ResourceLimits {
         let data = memory.map(|bytes| bytes.saturating_add(self.warm));
         [
             Some((Resource::RLIMIT_NOFILE, "RLIMIT_NOFILE", soft, hard)),
-            // No core dump: it would hold the warm interpreter.
-            both(Resource::RLIMIT_CORE, "RLIMIT_CORE", Some(0)),
+            // No core dump: it would hold the warm interpreter. Where a program takes them, the kernel does not look at
+            // a limit of 0; 1 it takes for what ends that program's own dumps (`core(5)`, `do_coredump`).
+            both(Resource::RLIMIT_CORE, "RLIMIT_CORE", Some(1)),
+            both(
+                Resource::RLIMIT_SIGPENDING,
+                "RLIMIT_SIGPENDING",
+                Some(QUEUED_SIGNALS),
+            ),
+            both(Resource::RLIMIT_MSGQUEUE, "RLIMIT_MSGQUEUE", Some(0)),
+            both(
+                Resource::RLIMIT_MEMLOCK,
+                "RLIMIT_MEMLOCK",
+                Some(LOCKED_MEMORY),
+            ),
+            both(Resource::RLIMIT_RTPRIO, "RLIMIT_RTPRIO", Some(0)),
+            both(Resource::RLIMIT_NICE, "RLIMIT_NICE", Some(0)),
             both(Resource::RLIMIT_FSIZE, "RLIMIT_FSIZE", limits.file_size),
             both(Resource::RLIMIT_NPROC, "RLIMIT_NPROC", processes),
             both(Resource::RLIMIT_DATA, "RLIMIT_DATA", data),

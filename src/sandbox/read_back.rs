@@ -10,6 +10,7 @@ use super::layer::{Layer, Layers, SetupError};
 use super::limits::ResourceLimits;
 use super::{Sandbox, capabilities, identity, seccomp};
 use crate::sys::process::prctl;
+use crate::sys::scheduling;
 
 /// Refuses with `EBADE` and the promise's name if the child's state is not as promised.
 pub fn check_promises(
@@ -34,6 +35,9 @@ pub fn check_promises(
     }
     if let Some(limit) = limits.broken_promise(in_cgroup) {
         return broken(Layer::Limits, limit);
+    }
+    if scheduling::is_ordinary() != Ok(true) {
+        return broken(Layer::Limits, "the process is more urgent than others");
     }
     if layers.has(Layer::PidNamespace) && nix::unistd::getpid().as_raw() != 1 {
         return broken(Layer::PidNamespace, "the process is not PID 1");

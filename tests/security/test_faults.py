@@ -55,7 +55,7 @@ WAY_IN = [
     ("own /proc/self", "setuid", "PR_SET_DUMPABLE", ""),
     ("seccomp", "seccomp", "rt_sigaction seccomp", ""),
     ("read-back", "setuid", "getresuid getresgid getgroups", ""),
-    ("read-back", "limits", "prlimit64", ""),
+    ("read-back", "limits", "prlimit64 sched_getattr", ""),
     ("read-back", "pid_namespace", "getpid", ""),
     ("read-back", "drop_capabilities", "capget PR_CAPBSET_READ PR_CAP_AMBIENT PR_GET_SECUREBITS", ""),
     ("read-back", "no_new_privs", "PR_GET_NO_NEW_PRIVS", ""),
@@ -263,7 +263,7 @@ WHOLE = {
     "signal mask": [],
     "files": ["/", ["inner", "ran"], []],
     "descriptors": [0, 1, 2],
-    "limits": [[64, 64], [0, 0], [1 << 20] * 2, [32, 32]],
+    "limits": [[64, 64], [1, 1], [1 << 20] * 2, [32, 32]],
     "has a limit of memory": True,
     "host name": "sandbox",
     "name": "ordered",
@@ -374,13 +374,15 @@ def client_host(pyspawner, open_folder, tool):
     command = pyspawner.command("serve", "marker.main", "--socket", path, path=open_folder, prefix=mounted, spares=0)
     config = SandboxConfig(chroot_dir=root, timeout=10, memory="1G", pids=32, open_files=64, file_size="1M")
     with subprocess.Popen(command) as process:
-        wait_until(path.exists)
-        with Client(connect=path) as client:
-            host = ClientHost(process, tool, system_calls(), client=client, root=root, config=config)
-            assert host.is_whole(host.job())
-            host.learn_roles()
-            yield host
-        process.terminate()
+        try:
+            wait_until(path.exists)
+            with Client(connect=path) as client:
+                host = ClientHost(process, tool, system_calls(), client=client, root=root, config=config)
+                assert host.is_whole(host.job())
+                host.learn_roles()
+                yield host
+        finally:
+            process.terminate()
 
 
 @pytest.fixture(params=["map", "client"])

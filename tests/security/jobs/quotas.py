@@ -1,0 +1,160 @@
+"""What the kernel counts, loads or does for a job outside of the job's own limits."""
+
+import ctypes
+import fcntl
+import os
+import resource
+import signal
+import socket
+import struct
+
+from syscalls import attempt, call, errno_name, libc, number, raw
+
+
+def main(what, *args):
+    return globals()[what](*args)
+
+
+def queue_signals(most):
+    """Real-time signals to itself, which nobody takes: how many, and what stopped it."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGRTMIN})
+    for count in range(most):
+        if libc.sigqueue(os.getpid(), signal.SIGRTMIN, None) != 0:
+            return [count, errno_name(ctypes.get_errno())]
+    return [most, None]
+
+
+def limits():
+    names = "CORE", "SIGPENDING", "MSGQUEUE", "MEMLOCK", "RTPRIO", "NICE"
+    return {name: list(resource.getrlimit(getattr(resource, f"RLIMIT_{name}"))) for name in names}
+
+
+def raise_limits():
+    names = "CORE", "SIGPENDING", "MSGQUEUE", "MEMLOCK", "RTPRIO", "NICE"
+    found = {}
+    for name in names:
+        try:
+            resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (1 << 20, 1 << 20))
+            found[name] = "ok"
+        except (OSError, ValueError) as error:
+            found[name] = type(error).__name__
+    return found
+
+
+def attach_filters():
+    """A filter that takes each packet, by each option that compiles one."""
+    code = (ctypes.c_char * 8).from_buffer_copy(struct.pack("HBBI", 6, 0, 0, 0xFFFFFFFF))
+    program = struct.pack("HxxxxxxP", 1, ctypes.addressof(code))
+    found = {}
+    for name, option in {"filter": 26, "lock": 44, "ebpf": 50, "reuseport cbpf": 51, "reuseport ebpf": 52}.items():
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            value = program if "cbpf" in name or name == "filter" else struct.pack("i", 1)
+            found[name] = attempt(one.setsockopt, socket.SOL_SOCKET, option, value)
+            # As the kernel reads it: an int, of which the upper half does not count.
+            found[f"{name}, wide"] = call("setsockopt", one.fileno(), 1 | 1 << 32, option, value, len(value))
+    return found
+
+
+def ordinary_options():
+    """What programs set: all must work."""
+    found = {}
+    for family in (socket.AF_INET, socket.AF_INET6):
+        with socket.socket(family, socket.SOCK_STREAM) as one:
+            for name in "REUSEADDR", "KEEPALIVE", "SNDBUF", "RCVBUF", "REUSEPORT", "LINGER", "RCVTIMEO", "BROADCAST", "PASSCRED":
+                size = {"LINGER": struct.pack("ii", 0, 0), "RCVTIMEO": struct.pack("qq", 1, 0)}.get(name, 1)
+                option = getattr(socket, f"SO_{name}", 20)
+                found[f"{family} {name}"] = attempt(one.setsockopt, socket.SOL_SOCKET, option, size)
+            found[f"{family} zerocopy"] = attempt(one.setsockopt, socket.SOL_SOCKET, 60, 1)
+            found[f"{family} nodelay"] = attempt(one.setsockopt, socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return found
+
+
+def odd_sockets():
+    """Protocols for which the kernel would look for a module."""
+    found = {}
+    for family in (socket.AF_INET, socket.AF_INET6):
+        for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET, 6):
+            for protocol in (33, 132, 136, 200, 262):
+                found[f"{family} {kind} {protocol}"] = call("socket", family, kind, protocol)
+    for request in (0x8940, 0x8982):  # SIOCGIFBR, SIOCGIFVLAN
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+            found[hex(request)] = call("ioctl", one.fileno(), request, ctypes.create_string_buffer(64))
+    return found
+
+
+def ordinary_sockets():
+    found = {}
+    for family in (socket.AF_INET, socket.AF_INET6):
+        for kind, protocols in ((socket.SOCK_STREAM, (0, 6)), (socket.SOCK_DGRAM, (0, 17))):
+            for protocol in protocols:
+                for flags in (0, socket.SOCK_CLOEXEC, socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK):
+                    found[f"{family} {kind} {protocol} {flags}"] = attempt(lambda *a: socket.socket(*a).close(), family, kind | flags, protocol)
+    return found
+
+
+def huge_pages():
+    return {
+        "mmap": call("mmap", 0, 2 << 20, 3, 0x22 | 0x40000, -1, 0),
+        "memfd": call("memfd_create", b"huge", 4),
+        "shmget": call("shmget", 0, 2 << 20, 0o1600 | 0x800),
+    }
+
+
+def lock_shared_memory():
+    segment = libc.shmget(0, 4096, 0o1600)
+    return call("shmctl", segment, 11, 0)
+
+
+def lock_memory(size):
+    place = libc.mmap
+    place.restype = ctypes.c_void_p
+    return call("mlock", ctypes.c_void_p(place(None, ctypes.c_size_t(size), 3, 0x22, -1, 0)), ctypes.c_size_t(size))
+
+
+def descriptor_commands():
+    with open("/tmp/file", "wb") as file:
+        lock = struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, 0, 1, 0)
+        reader, writer = os.pipe()
+        return {
+            "F_OFD_SETLK": attempt(fcntl.fcntl, file, 37, lock),
+            "F_OFD_SETLKW": attempt(fcntl.fcntl, file, 38, lock),
+            "F_SETPIPE_SZ": attempt(fcntl.fcntl, writer, 1031, 8192),
+            "F_SETLK": attempt(fcntl.fcntl, file, fcntl.F_SETLK, struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, 9, 1, 0)),
+            "F_GETPIPE_SZ": attempt(fcntl.fcntl, reader, 1032),
+            "F_DUPFD_CLOEXEC": attempt(lambda: os.close(fcntl.fcntl(reader, fcntl.F_DUPFD_CLOEXEC, 100))),
+        }
+
+
+def page_cache(path):
+    """Whether a file's page can be taken from the page cache, and whether it can be told that it is there."""
+    with open(path, "rb") as file:
+        buffer = [bytearray(1)]
+
+        def cached():
+            try:
+                return os.preadv(file.fileno(), buffer, 0, os.RWF_NOWAIT)
+            except OSError as error:
+                return errno_name(error.errno)
+
+        os.preadv(file.fileno(), buffer, 0)
+        before = cached()
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        return [before, cached()]
+
+
+def scheduling():
+    return [os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, 0), raw(number("ioprio_get"), 1, 0) >> 13]
+
+
+def become_urgent():
+    return {
+        "fifo": attempt(os.sched_setscheduler, 0, os.SCHED_FIFO, os.sched_param(1)),
+        "nice": attempt(os.setpriority, os.PRIO_PROCESS, 0, -5),
+        "io": call("ioprio_set", 1, 0, 1 << 13),
+    }
+
+
+def spin(*_):
+    while True:
+        pass

@@ -1,0 +1,103 @@
+"""What the kernel counts for the host's user, or does outside of every limit, if a job asks for it."""
+
+import os
+
+import pytest
+from attacking import ATTACKS, attack, verdict
+
+FILTERED = ["filter", "lock", "ebpf", "reuseport cbpf", "reuseport ebpf"]
+
+
+def test_queued_signals_are_few(pyspawner):
+    assert attack(pyspawner, "quotas.queue_signals", 2000) == [256, "EAGAIN"]
+    # The control: twice as many jobs at once have as many each, since each counts for itself.
+    done = pyspawner.map("quotas.queue_signals", [[200]] * 8, "-j", "4", path=ATTACKS)
+    assert [line["result"] for line in done.lines] == [[200, None]] * 8
+
+
+def test_limits_of_what_is_counted_for_the_hosts_user(pyspawner):
+    few = {"CORE": 1, "SIGPENDING": 256, "MSGQUEUE": 0, "MEMLOCK": 65536, "RTPRIO": 0, "NICE": 0}
+    assert attack(pyspawner, "quotas.limits") == {name: [limit, limit] for name, limit in few.items()}
+    assert set(attack(pyspawner, "quotas.raise_limits").values()) == {"ValueError"}
+
+
+def test_memory_is_locked_in_small_amounts(pyspawner):
+    assert attack(pyspawner, "quotas.lock_memory", 32 << 10) == "ok"
+    assert attack(pyspawner, "quotas.lock_memory", 1 << 20) == "ENOMEM"
+    assert attack(pyspawner, "quotas.lock_shared_memory") == "EPERM"
+    assert attack(pyspawner, "quotas.lock_shared_memory", off=["seccomp"]) == "ok"
+
+
+def test_no_filter_can_be_attached_to_a_socket(pyspawner):
+    found = attack(pyspawner, "quotas.attach_filters")
+    assert {found[name] for name in FILTERED} == {"EPERM"}
+    assert {found[f"{name}, wide"] for name in FILTERED} == {"EPERM"}
+    control = attack(pyspawner, "quotas.attach_filters", off=["seccomp"])
+    assert control["filter"] == control["filter, wide"] == control["reuseport cbpf"] == "ok"
+
+
+def test_ordinary_options_of_sockets_work(pyspawner):
+    found = attack(pyspawner, "quotas.ordinary_options")
+    assert found == attack(pyspawner, "quotas.ordinary_options", off=["seccomp"])
+    assert list(found.values()).count("ok") >= len(found) - 2, found
+
+
+def test_no_protocol_makes_the_kernel_look_for_a_module(pyspawner):
+    assert set(attack(pyspawner, "quotas.odd_sockets").values()) == {"ENOSYS"}
+    assert "ENOSYS" not in attack(pyspawner, "quotas.odd_sockets", off=["seccomp"]).values()
+    assert set(attack(pyspawner, "quotas.ordinary_sockets").values()) == {"ok"}
+
+
+def test_huge_pages_are_the_machines(pyspawner):
+    assert set(attack(pyspawner, "quotas.huge_pages").values()) == {"EPERM"}
+    # There may be none; but then it is for want of them.
+    control = attack(pyspawner, "quotas.huge_pages", off=["seccomp"])
+    assert control["memfd"] == "ok" and control["mmap"] in ("ok", "ENOMEM"), control
+
+
+def test_commands_on_descriptors(pyspawner):
+    refused = {"F_OFD_SETLK", "F_OFD_SETLKW", "F_SETPIPE_SZ"}
+    found = attack(pyspawner, "quotas.descriptor_commands")
+    assert {name for name, word in found.items() if word == "EPERM"} == refused
+    assert {word for name, word in found.items() if name not in refused} == {"ok"}
+    assert set(attack(pyspawner, "quotas.descriptor_commands", off=["seccomp"]).values()) == {"ok"}
+
+
+def test_the_page_cache_tells_nothing_and_stays(pyspawner, open_folder):
+    file = open_folder / "file"
+    file.write_bytes(b"x" * 4096)
+    os.sync()
+    assert attack(pyspawner, "quotas.page_cache", str(file)) == ["EPERM", "EPERM"]
+    before, after = attack(pyspawner, "quotas.page_cache", str(file), off=["seccomp"])
+    assert before == 1 and after in ("EAGAIN", 1)
+
+
+URGENT = {
+    "real time": ["chrt", "-f", "10"],
+    "in turns": ["chrt", "-r", "10"],
+    "nice": ["nice", "-n", "-10"],
+    "io": ["ionice", "-c", "1", "-n", "2"],
+}
+
+
+@pytest.mark.parametrize("how", URGENT)
+@pytest.mark.parametrize("spares", [0, 1])
+def test_jobs_are_no_more_urgent_than_others_whatever_the_host_is(pyspawner, how, spares):
+    options = {"path": ATTACKS, "prefix": URGENT[how], "spares": spares}
+    assert verdict(pyspawner.map("quotas.scheduling", [[]], **options).lines[0]) in ([0, 0, 0], [0, 0, 2])
+    words = verdict(pyspawner.map("quotas.become_urgent", [[]], **options).lines[0])
+    assert words["fifo"] == "EPERM" and words["nice"] in ("EPERM", "EACCES"), words
+
+
+def test_an_urgent_host_keeps_time_limits(pyspawner):
+    """As many jobs as there are processors would keep the host from running, were they as urgent."""
+    jobs = [{"args": [], "timeout": 1}] * os.cpu_count()
+    done = pyspawner.map("quotas.spin", jobs, "-j", str(os.cpu_count()), path=ATTACKS, prefix=URGENT["real time"])
+    assert [line["outcome"] for line in done.lines] == ["timed_out"] * os.cpu_count()
+    assert max(line["wall_ms"] for line in done.lines) < 5000
+
+
+def test_a_modest_host_has_modest_jobs(pyspawner):
+    """What makes the host less urgent is its operator's wish: the control of what is reset."""
+    done = pyspawner.map("quotas.scheduling", [[]], path=ATTACKS, prefix=["nice", "-n", "5"])
+    assert verdict(done.lines[0])[1] == 5
