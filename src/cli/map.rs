@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 
 use super::JobOptions;
 use super::lines::{Line, LineReader, LineWriter};
+use super::paths;
 use crate::config::{self, Profile};
 use crate::pool::interrupt::Interrupt;
 use crate::pool::own::Own;
@@ -66,6 +67,18 @@ pub(super) struct Command {
     output: Option<PathBuf>,
     jobs: usize,
     ordered: bool,
+}
+
+impl Command {
+    /// The files that it opens itself, with what they are.
+    pub(super) fn files(&self) -> Vec<(&'static str, &Path)> {
+        let input = self.input.iter().map(|path| ("the input", path.as_path()));
+        let output = self
+            .output
+            .iter()
+            .map(|path| ("the output", path.as_path()));
+        input.chain(output).collect()
+    }
 }
 
 impl Arguments {
@@ -333,7 +346,7 @@ fn open_input(path: Option<&Path>) -> anyhow::Result<(OwnedFd, Option<u64>)> {
         Some(path) => File::options()
             .read(true)
             .custom_flags(libc::O_NONBLOCK)
-            .open(path)
+            .open(paths::of_this_thread(path))
             .with_context(|| format!("opening the input {}", path.display()))?
             .into(),
         None => std::io::stdin().as_fd().try_clone_to_owned()?,
@@ -348,7 +361,8 @@ async fn open_output(path: Option<&Path>, input: &OwnedFd) -> anyhow::Result<Own
         return Ok(std::io::stdout().as_fd().try_clone_to_owned()?);
     };
     // Before it is emptied.
-    if let (Ok(old), Ok(input)) = (nix::sys::stat::stat(path), nix::sys::stat::fstat(input)) {
+    let place = paths::of_this_thread(path);
+    if let (Ok(old), Ok(input)) = (nix::sys::stat::stat(&place), nix::sys::stat::fstat(input)) {
         let same = (old.st_dev, old.st_ino) == (input.st_dev, input.st_ino);
         let is_file = old.st_mode & libc::S_IFMT == libc::S_IFREG;
         anyhow::ensure!(
@@ -359,11 +373,12 @@ async fn open_output(path: Option<&Path>, input: &OwnedFd) -> anyhow::Result<Own
     }
     let mut options = File::options();
     options.write(true).create(true).truncate(true);
-    options.custom_flags(libc::O_NONBLOCK);
-    let is_fifo = || std::fs::metadata(path).is_ok_and(|found| found.file_type().is_fifo());
+    // Results are for whoever asked for them.
+    options.mode(0o600).custom_flags(libc::O_NONBLOCK);
+    let is_fifo = || std::fs::metadata(&place).is_ok_and(|found| found.file_type().is_fifo());
     let mut waiting = false;
     loop {
-        match options.open(path) {
+        match options.open(&place) {
             // Nobody reads it yet (fifo(7)).
             Err(error) if error.raw_os_error() == Some(libc::ENXIO) && is_fifo() => {
                 if !std::mem::replace(&mut waiting, true) {

@@ -3,6 +3,7 @@
 pub mod bench;
 mod lines;
 pub mod map;
+mod own_files;
 mod paths;
 mod python;
 pub mod run;
@@ -133,6 +134,16 @@ enum Command {
     Bench(bench::Command),
 }
 
+impl Command {
+    /// The files that it opens itself, with what they are.
+    fn files(&self) -> Vec<(&'static str, &std::path::Path)> {
+        match self {
+            Self::Map(command) => command.files(),
+            Self::Run(_) | Self::Serve(_) | Self::Bench(_) => Vec::new(),
+        }
+    }
+}
+
 /// What the I/O thread is told. Children never see it.
 #[derive(Serialize, Deserialize)]
 struct IoSettings {
@@ -213,11 +224,19 @@ fn execute(
     let home = std::env::home_dir();
     let homes = hidden::homes(home.as_deref());
     profile.hide.extend(hidden::by_default(&homes));
+    let here = std::env::current_dir().ok();
+    profile.hide.extend(here.map(|folder| folder.join(".env")));
     let command = command(&file)?;
     if let Command::Serve(serve::Command::Socket(path)) = &command {
         // Where children have no uid of their own, a job could connect to it.
         profile.hide.push(path.clone());
     }
+    let named = options
+        .config
+        .iter()
+        .map(|path| ("the configuration", path.as_path()));
+    let named: Vec<_> = named.chain(command.files()).collect();
+    profile.hide.extend(own_files::names(&named, &profile)?);
     let mut environment = own_environment(options.inherit_env)?;
     environment.extend(file.environment.clone());
     environment.extend(options.environment);

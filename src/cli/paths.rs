@@ -25,6 +25,18 @@ pub(super) fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
     Ok(above.join(parts[last + 1..].iter().collect::<PathBuf>()))
 }
 
+/// The name of a standard stream, such as `/dev/stdin`, as one of the calling thread's: in `/proc/self` they are the main
+/// thread's, which has others.
+pub(super) fn of_this_thread(path: &Path) -> PathBuf {
+    let number = match path.to_str() {
+        Some("/dev/stdin" | "/dev/fd/0" | "/proc/self/fd/0") => 0,
+        Some("/dev/stdout" | "/dev/fd/1" | "/proc/self/fd/1") => 1,
+        Some("/dev/stderr" | "/dev/fd/2" | "/proc/self/fd/2") => 2,
+        _ => return path.to_owned(),
+    };
+    PathBuf::from(format!("/proc/thread-self/fd/{number}"))
+}
+
 /// The same for an entry of `sys.path` that the user names.
 ///
 /// # Errors

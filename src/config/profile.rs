@@ -356,6 +356,20 @@ impl Profile {
                     above.target().display()
                 );
             }
+            // And it could put a link in the place of what is to be bound.
+            let around = self.binds.iter().find(|around| {
+                around.writable
+                    && bind.source != around.source
+                    && (bind.source.starts_with(&around.source)
+                        || is_within(&bind.source, &around.source))
+            });
+            if let Some(around) = around {
+                bail!(
+                    "binds: source {} lies in {}, which jobs can write to",
+                    bind.source.display(),
+                    around.source.display()
+                );
+            }
             for place in ["/", "/proc", "/dev", "/sys"] {
                 ensure!(
                     bind.target() != Path::new(place),
@@ -381,6 +395,14 @@ impl Profile {
         }
         Ok(())
     }
+}
+
+/// Whether one folder lies in another, whatever their names say; not if they are the same.
+fn is_within(path: &Path, folder: &Path) -> bool {
+    let (Ok(path), Ok(folder)) = (path.canonicalize(), folder.canonicalize()) else {
+        return false;
+    };
+    path != folder && path.starts_with(folder)
 }
 
 pub(super) fn check_path(key: &str, path: &Path) -> anyhow::Result<()> {

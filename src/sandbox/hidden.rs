@@ -34,6 +34,15 @@ const OF_THE_SYSTEM: &[&str] = &[
     "/var/lib/rancher",
     "/var/lib/cloud",
     "/var/spool/cron",
+    // Where credentials are put in files that everybody may read.
+    "/etc/environment",
+    "/etc/default",
+    "/etc/systemd/system",
+    "/etc/crontab",
+    "/etc/cron.d",
+    "/etc/pip.conf",
+    "/etc/apt/auth.conf",
+    "/etc/apt/auth.conf.d",
 ];
 
 /// Of a home that a bind or a path shows as a whole.

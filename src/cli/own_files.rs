@@ -1,0 +1,83 @@
+//! The files that this program opens, or was given: what they hold is for no job to read by their names.
+//!
+//! Jobs' arguments, their input and their results are in them, and the configuration may hold what is not for jobs. A folder
+//! that jobs can write to is no place for them either: a link that a job leaves there would lead the host, as root, anywhere.
+
+use std::os::fd::RawFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, ensure};
+
+use super::paths;
+use crate::config::{Profile, Root};
+
+/// The names that jobs must not find, of files that the user has named and of what the standard streams are redirected to.
+///
+/// # Errors
+/// If a named file lies where jobs can write.
+pub(super) fn names(named: &[(&str, &Path)], profile: &Profile) -> anyhow::Result<Vec<PathBuf>> {
+    let mut names = Vec::new();
+    for (role, path) in named {
+        let step = || format!("{role} {}", path.display());
+        let path = paths::absolute(path).with_context(step)?;
+        if !may_hold_data(&path) {
+            continue;
+        }
+        if let Some(folder) = jobs_folder(&path, profile) {
+            ensure!(
+                false,
+                "{}: it lies in {}, which jobs can write to; hint: a link there would lead this program \
+                 anywhere: choose another folder",
+                step(),
+                folder.display()
+            );
+        }
+        names.push(path);
+    }
+    names.extend((0..=2).filter_map(redirected_to));
+    names.retain(|name| !is_bound(name, profile));
+    Ok(names)
+}
+
+/// A regular file, or one that is still to be made; not a device, a pipe or a terminal.
+fn may_hold_data(path: &Path) -> bool {
+    std::fs::metadata(path).map_or(true, |found| found.is_file())
+}
+
+/// A folder in which jobs may have put a link, if the path leads through one.
+fn jobs_folder<'a>(path: &Path, profile: &'a Profile) -> Option<&'a Path> {
+    let writable = profile.binds.iter().filter(|bind| bind.writable);
+    let mut folders = writable
+        .map(|bind| bind.source.as_path())
+        .collect::<Vec<_>>();
+    if let Root::Chroot(folder) = &profile.root {
+        folders.push(folder);
+    }
+    // By any way that leads there: the name itself, or what its folder is.
+    let parent = path.parent().and_then(|parent| parent.canonicalize().ok());
+    folders.into_iter().find(|folder| {
+        let real = folder.canonicalize();
+        let is_in = |path: &Path| {
+            path.starts_with(folder) || real.as_ref().is_ok_and(|real| path.starts_with(real))
+        };
+        is_in(path) || parent.as_deref().is_some_and(is_in)
+    })
+}
+
+/// The name of the regular file that a standard stream leads to, if that is its name still.
+fn redirected_to(stream: RawFd) -> Option<PathBuf> {
+    let link = format!("/proc/self/fd/{stream}");
+    let (name, open) = (
+        std::fs::read_link(&link).ok()?,
+        std::fs::metadata(&link).ok()?,
+    );
+    let found = std::fs::metadata(&name).ok()?;
+    let is_same = (found.dev(), found.ino()) == (open.dev(), open.ino());
+    (open.is_file() && is_same).then_some(name)
+}
+
+/// Whether the operator shows just this file to jobs.
+fn is_bound(name: &Path, profile: &Profile) -> bool {
+    profile.binds.iter().any(|bind| bind.source == name)
+}
