@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, ensure};
 
 use super::paths;
-use crate::config::{Profile, Root};
+use crate::config::Profile;
 
 /// The names that jobs must not find, of files that the user has named and of what the standard streams are redirected to.
 ///
@@ -24,7 +24,7 @@ pub(super) fn names(named: &[(&str, &Path)], profile: &Profile) -> anyhow::Resul
         if !may_hold_data(&path) {
             continue;
         }
-        if let Some(folder) = jobs_folder(&path, profile) {
+        if let Some(folder) = profile.folder_of_jobs(&path) {
             ensure!(
                 false,
                 "{}: it lies in {}, which jobs can write to; hint: a link there would lead this program \
@@ -43,26 +43,6 @@ pub(super) fn names(named: &[(&str, &Path)], profile: &Profile) -> anyhow::Resul
 /// A regular file, or one that is still to be made; not a device, a pipe or a terminal.
 fn may_hold_data(path: &Path) -> bool {
     std::fs::metadata(path).map_or(true, |found| found.is_file())
-}
-
-/// A folder in which jobs may have put a link, if the path leads through one.
-fn jobs_folder<'a>(path: &Path, profile: &'a Profile) -> Option<&'a Path> {
-    let writable = profile.binds.iter().filter(|bind| bind.writable);
-    let mut folders = writable
-        .map(|bind| bind.source.as_path())
-        .collect::<Vec<_>>();
-    if let Root::Chroot(folder) = &profile.root {
-        folders.push(folder);
-    }
-    // By any way that leads there: the name itself, or what its folder is.
-    let parent = path.parent().and_then(|parent| parent.canonicalize().ok());
-    folders.into_iter().find(|folder| {
-        let real = folder.canonicalize();
-        let is_in = |path: &Path| {
-            path.starts_with(folder) || real.as_ref().is_ok_and(|real| path.starts_with(real))
-        };
-        is_in(path) || parent.as_deref().is_some_and(is_in)
-    })
 }
 
 /// The name of the regular file that a standard stream leads to, if that is its name still.

@@ -254,6 +254,35 @@ impl Profile {
         self.has_home() && self.cwd != Some(Cwd::Caller)
     }
 
+    /// The folder in which jobs may have made, or put a link in the place of, what a path of the host leads to: a writable
+    /// bind's source, or a chroot.
+    pub fn folder_of_jobs(&self, path: &Path) -> Option<&Path> {
+        let writable = self.binds.iter().filter(|bind| bind.writable);
+        let sources = writable.map(|bind| bind.source.as_path());
+        let chroot = match &self.root {
+            Root::Chroot(folder) => Some(folder.as_path()),
+            Root::ReadOnly | Root::Empty => None,
+        };
+        // By any way that leads there: the name itself, or what its folder is.
+        let parent = path.parent().and_then(|parent| parent.canonicalize().ok());
+        let mut folders = sources.chain(chroot);
+        folders.find(|folder| {
+            path.starts_with(folder)
+                || is_within(path, folder)
+                || parent.as_deref().is_some_and(|parent| {
+                    folder
+                        .canonicalize()
+                        .is_ok_and(|folder| parent.starts_with(folder))
+                })
+        })
+    }
+
+    /// Whether children start where others than they may have left modules: not in a folder of their own, nor in one that
+    /// the host has for all.
+    pub fn starts_among_others(&self) -> bool {
+        matches!(self.root, Root::Chroot(_)) && !self.starts_in_home()
+    }
+
     pub(super) fn check(&self) -> anyhow::Result<()> {
         self.check_layers()?;
         self.check_root()?;

@@ -13,7 +13,7 @@ use crate::pool::clone_service::{self, CloneOrder, Purpose};
 use crate::sandbox::assignment::{self, Assigned};
 use crate::sandbox::enter::{self, Control, NEVER_STARTED};
 use crate::sandbox::handshake::ChildReport;
-use crate::sandbox::{Layer, SetupError};
+use crate::sandbox::{Layer, Sandbox, SetupError};
 use crate::sys::files;
 
 /// A child of this host, in its own process.
@@ -39,11 +39,12 @@ impl<'a> Child<'a> {
             return self.refuse(&ChildReport::SetupFailed(error));
         }
         if request.descriptors.root.is_some()
-            && let Some(home) = sandbox.home()
-            && let Err(error) = surroundings::forget_home(py, home)
+            && let Err(error) = forget_hosts_places(py, sandbox)
         {
             let text = interpreter::describe(py, &error);
-            return self.refuse(&ChildReport::HookFailed(format!("os.environ:\n{text}")));
+            return self.refuse(&ChildReport::HookFailed(format!(
+                "os.environ, sys.path:\n{text}"
+            )));
         }
         match request.purpose {
             Purpose::Job | Purpose::Spare => self.serve(py, request.purpose),
@@ -171,6 +172,15 @@ impl<'a> Child<'a> {
         // If nobody reads the report, the host is gone; there is nothing else to tell.
         self.control.report(report);
         NEVER_STARTED
+    }
+}
+
+/// In a root of the child's own: there is no such home, and what lies at its top others may have left there.
+fn forget_hosts_places(py: Python<'_>, sandbox: &Sandbox) -> PyResult<()> {
+    surroundings::forget_working_directory(py)?;
+    match sandbox.home() {
+        Some(home) => surroundings::forget_home(py, home),
+        None => Ok(()),
     }
 }
 

@@ -133,6 +133,9 @@ fn tell_interpreter(py: Python<'_>, sandbox: &Sandbox, sets_home: bool) -> PyRes
     if let Some(home) = sandbox.home().filter(|_| sets_home) {
         surroundings::set_home(py, home)?;
     }
+    if sandbox.profile.starts_among_others() {
+        surroundings::forget_working_directory(py)?;
+    }
     match sandbox.import_directory() {
         Some(folder) => surroundings::import_from(py, folder),
         None => Ok(()),

@@ -31,6 +31,15 @@ pub fn forget_home(py: Python<'_>, home: &Path) -> PyResult<()> {
     Ok(())
 }
 
+/// Has nothing be imported from the working directory any more: others may have left modules there.
+pub fn forget_working_directory(py: Python<'_>) -> PyResult<()> {
+    let path = py.import("sys")?.getattr("path")?;
+    while path.contains("")? {
+        path.call_method1("remove", ("",))?;
+    }
+    Ok(())
+}
+
 /// Has children import from a folder that the host imports from as its working directory (`""`), right
 /// after that, since they start elsewhere.
 pub fn import_from(py: Python<'_>, folder: &Path) -> PyResult<()> {

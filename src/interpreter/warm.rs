@@ -2,6 +2,7 @@
 
 use std::ffi::{CStr, CString};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,7 @@ use super::call::Entry;
 use super::random_states::RandomStates;
 use super::{describe, held, host_module, internals, job_module, settle};
 use crate::clone::warm_image;
-use crate::config::{Callable, HostSettings};
+use crate::config::{Callable, HostSettings, Profile, Root};
 use crate::sandbox::import_roots::ImportRoot;
 
 /// The warm interpreter, and what became of the process on the way.
@@ -60,6 +61,7 @@ pub fn warm(settings: &HostSettings) -> anyhow::Result<Warm> {
     initialise(&settings.python)?;
     Python::attach(|py| {
         extend_path(py, &settings.path)?;
+        refuse_jobs_modules(py, &settings.profile)?;
         let imports = import_all(py, &settings.preload)?;
         let child_main = resolve(py, &settings.child_main, "child_main")?;
         let warm_up = match &settings.warm_up {
@@ -167,6 +169,35 @@ fn extend_path(py: Python<'_>, folders: &[PathBuf]) -> anyhow::Result<()> {
     py.import("_pyspawner_fork_handlers")?
         .call_method0("watch")?;
     Ok(())
+}
+
+/// Refuses to import as the host, who may be root, from where a job can leave a module.
+fn refuse_jobs_modules(py: Python<'_>, profile: &Profile) -> anyhow::Result<()> {
+    let entries: Vec<PathBuf> = py.import("sys")?.getattr("path")?.extract()?;
+    for entry in entries {
+        let place = match entry.as_os_str().is_empty() {
+            true => std::env::current_dir().context("the working directory")?,
+            false => entry,
+        };
+        let Some(folder) = profile.folder_of_jobs(&place) else {
+            continue;
+        };
+        let is_chroots = profile.root == Root::Chroot(folder.to_owned());
+        if !is_chroots || is_open_to_all(&place) {
+            anyhow::bail!(
+                "sys.path: {} lies in {}, which jobs can write to: the next start would run what one leaves \
+                 there; hint: start pyspawner in another folder, and keep modules apart from jobs' data",
+                place.display(),
+                folder.display()
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Whether everybody can write to a folder.
+fn is_open_to_all(folder: &Path) -> bool {
+    std::fs::metadata(folder).is_ok_and(|found| found.permissions().mode() & 0o002 != 0)
 }
 
 fn import_all(py: Python<'_>, modules: &[String]) -> anyhow::Result<Vec<(String, Duration)>> {

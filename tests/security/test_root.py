@@ -207,6 +207,7 @@ def test_chroot_shows_exactly_that_folder(pyspawner, open_folder):
     (open_folder / "look.py").write_text(
         "import os\ndef main(): return [os.getcwd(), sorted(os.listdir('/')), os.access('/proc/self', 0)]"
     )
+    open_folder.chmod(0o755)
     config = f'[profile.default]\nroot = {{ chroot = "{open_folder}" }}\n'
     result = pyspawner.value("look.main", path=open_folder, config=config)
     assert result == ["/", sorted(os.listdir(open_folder)), False]
