@@ -26,8 +26,8 @@ PRIVATE = ["10.2.3.4", "fd12::4", "64:ff9b::a02:304"]
 METADATA = ["169.254.169.254", "fd00:ec2::254"]
 MACHINE = ["203.0.113.1", "2001:db8:1::1", "192.168.77.1"]
 EGRESS = '[profile.default]\nnetwork = "egress"\n'
-# A child with capabilities in its namespaces can send what others cannot.
-CAPABLE = EGRESS + 'skip_layers = ["drop_capabilities"]\n'
+# A child with capabilities in its namespaces, and raw sockets, can send what others cannot.
+CAPABLE = EGRESS + 'skip_layers = ["drop_capabilities", "seccomp"]\n'
 
 
 def run(*command, **options):

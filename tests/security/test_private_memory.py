@@ -67,15 +67,16 @@ def test_the_scan_finds_what_a_preloaded_module_holds(pyspawner, canary, scanner
 def test_nothing_of_the_hosts_environment_and_command_line_is_found(
     pyspawner, canary, scanner, open_folder, monkeypatch
 ):
+    """Of the files that it names, what they hold: their names are in the folder that a job may list, and in its mounts."""
     monkeypatch.setenv("SECRET_TOKEN", canary.text)
-    jobs = open_folder / f"jobs-{canary.text}"
-    jobs.write_text(f'[{canary.key}, "{scanner}"]\n')
+    jobs, results = open_folder / "jobs", open_folder / "results"
+    jobs.write_text(f'{{"args": [{canary.key}, "{scanner}"]}}\n' * 2)
     config = f"# {canary.text}\n[profile.default]\n[profile.{canary.text}]\n"
-    flags = ["-i", jobs, "-o", open_folder / f"results-{canary.text}"]
+    flags = ["-j", "1", "-i", jobs, "-o", results]
     done = pyspawner.map("private_memory.scan", "", *flags, config=config, path=ATTACKS)
     assert done.status == 0, done.stderr
-    line = json.loads((open_folder / f"results-{canary.text}").read_text())
-    assert line["result"] == NOTHING
+    for line in map(json.loads, results.read_text().splitlines()):
+        assert line["result"] == NOTHING
 
 
 def test_the_scan_finds_the_childrens_own_environment(pyspawner, canary, scanner):
