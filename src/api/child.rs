@@ -1,12 +1,11 @@
 //! One child of a client, from its request to its end.
 
 use std::cell::Cell;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
-use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage, getsockname};
 use nix::sys::stat::fstat;
 use tokio::sync::Notify;
 
@@ -18,7 +17,7 @@ use crate::pool::own::Own;
 use crate::pool::payload::{Job, Stdin, Streams};
 use crate::sandbox::Layer;
 use crate::sandbox::assignment::Assignment;
-use crate::sys::messages::Socket;
+use crate::sys::messages::{Socket, is_unix_socket};
 
 /// Runs the child, and tells the client on its control socket how it goes.
 pub(super) async fn attend(service: &Service, spawn: Spawn, handover: Handover, kill: Rc<Notify>) {
@@ -168,15 +167,9 @@ fn check_stream(stream: &OwnedFd, name: &str) -> Result<(), String> {
     let stat = fstat(stream).map_err(|errno| format!("{name}: {errno}"))?;
     let refused = match stat.st_mode & libc::S_IFMT {
         libc::S_IFDIR | libc::S_IFLNK => "a folder",
-        // To close one may take as long as its owner likes (SO_LINGER, `socket(7)`), and the job
-        // would be connected to a network that it is to be without.
+        // The job would be connected to a network that it is to be without.
         libc::S_IFSOCK if !is_unix_socket(stream) => "a socket of a network",
         _ => return Ok(()),
     };
     Err(format!("{name}: expected a stream, not {refused}"))
-}
-
-fn is_unix_socket(socket: &OwnedFd) -> bool {
-    getsockname::<SockaddrStorage>(socket.as_raw_fd())
-        .is_ok_and(|address| address.family() == Some(AddressFamily::Unix))
 }

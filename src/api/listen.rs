@@ -7,16 +7,14 @@ use std::rc::Rc;
 
 use anyhow::{Context, ensure};
 use nix::errno::Errno;
-use nix::sys::socket::sockopt::PeerCredentials;
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, accept4, bind, connect, getsockopt,
-    listen, socket,
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, accept4, bind, connect, listen, socket,
 };
 use nix::sys::stat::{Mode, fchmod};
 use tokio::io::unix::AsyncFd;
 
 use super::protocol::Event;
-use super::{Service, attend};
+use super::{Service, attend, peer};
 use crate::sys::files::{Interest, watch};
 use crate::sys::messages::Socket;
 
@@ -111,14 +109,7 @@ impl Listener {
 
 /// Begins to serve a client, if it may be one.
 fn admit(service: &Rc<Service>, client: OwnedFd) -> Result<(), String> {
-    let peer = getsockopt(&client, PeerCredentials).map_err(|e| format!("SO_PEERCRED: {e}"))?;
-    if peer.uid() != 0 && peer.uid() != nix::unistd::geteuid().as_raw() {
-        return Err(format!("it is of uid {}", peer.uid()));
-    }
-    // Where children have no uid of their own, a job would pass for a client.
-    if is_descendant(peer.pid()) {
-        return Err("it is a job of this host".to_owned());
-    }
+    peer::check(&client)?;
     let client = Socket::new(client).map_err(|error| error.to_string())?;
     match service.admit_client() {
         Ok(counted) => {
@@ -138,21 +129,6 @@ fn admit(service: &Rc<Service>, client: OwnedFd) -> Result<(), String> {
             Err(reason)
         }
     }
-}
-
-/// Whether a process is below this one (`proc_pid_stat(5)`). One that has ended is not.
-fn is_descendant(pid: libc::pid_t) -> bool {
-    let parent = |pid: libc::pid_t| -> Option<libc::pid_t> {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // After the name, which may have anything in it: state, parent.
-        let (_, rest) = stat.rsplit_once(')')?;
-        rest.split_whitespace().nth(1)?.parse().ok()
-    };
-    let own = std::process::id() as libc::pid_t;
-    std::iter::successors(Some(pid), |pid| parent(*pid))
-        .take_while(|pid| *pid > 0)
-        .skip(1)
-        .any(|pid| pid == own)
 }
 
 fn new_socket() -> nix::Result<OwnedFd> {

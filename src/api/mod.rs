@@ -6,6 +6,7 @@
 mod child;
 mod client;
 pub mod listen;
+mod peer;
 pub mod protocol;
 
 use std::cell::Cell;

@@ -8,9 +8,10 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::sys::socket::sockopt::SockType as TypeOption;
+use nix::sys::socket::sockopt::{Linger, SockType as TypeOption};
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, getsockopt, sendmsg, socketpair,
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, SockaddrLike, SockaddrStorage,
+    getsockname, getsockopt, sendmsg, setsockopt, socketpair,
 };
 use tokio::io::unix::AsyncFd;
 
@@ -152,12 +153,12 @@ pub struct Socket {
 
 impl Socket {
     /// # Errors
-    /// If it is not a socket that keeps messages apart.
+    /// If it is not a Unix socket that keeps messages apart.
     pub fn new(fd: OwnedFd) -> Result<Self> {
-        if getsockopt(&fd, TypeOption)? != SockType::SeqPacket {
+        if !is_unix_socket(&fd) || getsockopt(&fd, TypeOption)? != SockType::SeqPacket {
             return Err(Error::new(
                 ErrorKind::InvalidInput,
-                "expected a socket of type SOCK_SEQPACKET",
+                "expected a Unix socket of type SOCK_SEQPACKET",
             ));
         }
         let fd = Rc::new(fd);
@@ -256,6 +257,25 @@ impl Socket {
     pub fn send_now(&self, bytes: &[u8], descriptors: &[RawFd]) -> nix::Result<()> {
         send(self.fd.as_fd(), bytes, descriptors)
     }
+}
+
+/// Has a descriptor that came from elsewhere close at once: what a socket of a network has not sent, its owner may have it
+/// wait for (SO_LINGER, `socket(7)`).
+pub fn do_not_linger(descriptor: &OwnedFd) {
+    let never = libc::linger {
+        l_onoff: 0,
+        l_linger: 0,
+    };
+    match setsockopt(descriptor, Linger, &never) {
+        Ok(()) | Err(Errno::ENOTSOCK | Errno::ENOPROTOOPT | Errno::EBADF) => {}
+        Err(errno) => log::debug!("SO_LINGER of a client's socket: {errno}"),
+    }
+}
+
+/// Whether it is a socket of this machine alone.
+pub fn is_unix_socket(socket: &OwnedFd) -> bool {
+    getsockname::<SockaddrStorage>(socket.as_raw_fd())
+        .is_ok_and(|address| address.family() == Some(AddressFamily::Unix))
 }
 
 /// Appends bytes to a message that is a text: after a null character, which is in no text.

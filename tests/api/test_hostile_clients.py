@@ -4,7 +4,9 @@ import json
 import os
 import pickle
 import random
+import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -243,6 +245,38 @@ def test_a_network_socket_is_no_stream(server):
         assert [event["type"] for event in events(control)] == ["started", "ended"]
         for end in pair:
             end.close()
+
+
+@pytest.mark.parametrize("place", ["stdin", "control", "too many"])
+def test_a_socket_that_lingers_keeps_nobody_waiting(server, place):
+    """The close of one that has something to send waits for that, if its owner wants it (SO_LINGER)."""
+    process, path = server
+    seconds = 60
+    with socket.create_server(("127.0.0.1", 0)) as listener, greeted(path) as connection:
+        lingering = socket.create_connection(listener.getsockname())
+        peer, _ = listener.accept()  # which reads nothing
+        lingering.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, seconds))
+        lingering.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            while True:
+                lingering.send(bytes(1 << 20))
+        # Until it is the last who has it.
+        os.kill(host_of(process), signal.SIGSTOP)
+        if place == "too many":
+            socket.send_fds(connection, [b'{"type": "spawn"}'], [lingering.fileno()] * 8)
+            lingering.close()
+        elif place == "control":
+            asked(connection, {"args": ["echo"]}, end=(socket.socket(), lingering))
+        else:
+            asked(connection, {"args": ["echo"]}, stdin=lingering.fileno())
+            lingering.close()
+        for stopped in (process.pid, host_of(process)):  # the init in front of the host stops as it does
+            os.kill(stopped, signal.SIGCONT)
+        before = time.monotonic()
+        with pyspawner.Client(connect=path) as client:
+            assert said(client.spawn_child(["echo", "at once"])) == "at once"
+        assert time.monotonic() - before < seconds / 2
+        peer.close()
 
 
 CONNECT = """

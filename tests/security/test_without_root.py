@@ -1,13 +1,17 @@
 """The same sandbox for an ordinary user, with and without subordinate ids."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from conftest import children_of, host_of, wait_until
+from conftest import ROOT, children_of, host_of, wait_until
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "api"))
+from clients import NO_SPARES, serving
 
 pytestmark = pytest.mark.root
 JOBS = Path(__file__).parent / "jobs"
@@ -206,3 +210,40 @@ def test_what_preloaded_objects_hold_and_share_is_each_jobs_own(pyspawner, user)
     assert [line["result"] for line in lines] == [USED, USED], lines
     lines = pyspawner.map("shares.main", [[], []], "--preload", "shares", "-j", "1", path=BASIC, prefix=prefix).lines
     assert [line["result"][0] for line in lines] == [AS_IT_WAS, AS_IT_WAS], lines
+
+
+# A client: it says what its job says, and what to it.
+CLIENT = """
+import sys, pyspawner
+with pyspawner.Client(connect=sys.argv[1]) as client:
+    child = client.spawn_child(sys.argv[2:])
+    print(child.stdout.readline().decode(), end="", flush=True)
+    print(*[part.decode() for part in child.communicate()])
+"""
+
+
+@pytest.mark.parametrize("which", ["another", "own"])
+def test_a_job_does_not_pass_for_a_client(user, open_folder, which):
+    """Of its own host, with a name of the socket that is not hidden: by a process that has ended when the host looks. (The
+    control is the client, who is served.)"""
+    _, prefix = user
+    os.chown(open_folder, USER, USER)
+    paths = [open_folder / name for name in ("socket", "another")]
+    python = [*prefix, "env", f"PYTHONPATH={ROOT / 'python'}", sys.executable, "-c", CLIENT]
+    flags = ["--config", NO_SPARES]
+    with (
+        serving(paths[0], "connects.main", JOBS, *flags, prefix=prefix) as host,
+        serving(paths[1], "connects.main", JOBS, *flags, prefix=prefix),
+    ):
+        os.link(paths[0], open_folder / "own")
+        command = [*python, paths[0], open_folder / which, "ended" if which == "own" else ""]
+        with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True) as client:
+            assert client.stdout.readline() == "begun\n"
+            if which == "own":
+                pid = host_of(host)
+                os.kill(pid, signal.SIGSTOP)
+                time.sleep(2)
+                for stopped in (host.pid, pid):  # the init in front of the host stops as it does
+                    os.kill(stopped, signal.SIGCONT)
+            answer = client.stdout.read().strip()
+    assert answer == ("Permission denied" if user[0] == "subordinate" else "sent away"), answer
