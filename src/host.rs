@@ -54,7 +54,10 @@ pub fn serve(
 
     prepare::separate_streams().context("standard streams")?;
 
-    match prepare::prepare(settings, io_thread) {
+    let own = main_end.identities();
+    let prepared = prepare::prepare(settings, io_thread);
+    main_end.check(&own);
+    match prepared {
         Ok(mut children) => {
             main_end.ready(Ok(Prepared {
                 hidden_names: children.sandbox.hidden_names(),

@@ -19,6 +19,7 @@ def test_result_line_is_complete(pyspawner):
     assert line.pop("cpu_ms") > 0
     assert 0 < line.pop("peak_memory_bytes") < 64 << 20
     assert line == {
+        "line": 1,
         "id": "1",
         "outcome": "ok",
         "exit_code": 0,
@@ -345,12 +346,19 @@ def test_a_fifo_without_its_other_end_can_be_interrupted_and_used(pyspawner, tmp
     assert process.wait(timeout=60) == 0
 
 
+LIBC = ctypes.CDLL(None, use_errno=True)
+LIBC.ptrace.argtypes = [ctypes.c_long] + [ctypes.c_void_p] * 3
+
+
+def keep_after_its_end(child, options=0):
+    """Have the kernel keep a process that was killed. With PTRACE_O_TRACEEXIT (0x40) it stops before it has given its memory back."""
+    seize = 0x4206  # PTRACE_SEIZE
+    assert LIBC.ptrace(seize, child, None, options) == 0, os.strerror(ctypes.get_errno())
+
+
 def test_a_child_that_cannot_be_reaped_does_not_hold_up_its_report(pyspawner):
     """Not even SIGKILL ends a process in some system calls. A tracer that looks away does the same:
     the kernel keeps a traced process for it, and tells the parent nothing."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.ptrace.argtypes = [ctypes.c_long] + [ctypes.c_void_p] * 3
-    seize = 0x4206  # PTRACE_SEIZE
     command = pyspawner.command("map", "basic.sleep_as", "-j", "1", spares=0)
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdin.write(b'{"id": "stuck", "args": ["stuck", 60], "timeout": 3}\n')
@@ -358,7 +366,7 @@ def test_a_child_that_cannot_be_reaped_does_not_hold_up_its_report(pyspawner):
     wait_until(lambda: (host := host_of(process)) and [c for c in children_of(host) if name_of(c) == "stuck"])
     host = host_of(process)
     (child,) = children_of(host)
-    assert libc.ptrace(seize, child, None, None) == 0, os.strerror(ctypes.get_errno())
+    keep_after_its_end(child)
     line = json.loads(process.stdout.readline())
     assert (line["id"], line["outcome"]) == ("stuck", "timed_out")
     assert "killed and has not ended" in line["detail"] and line["wall_ms"] > 12_000
@@ -387,3 +395,61 @@ def test_a_result_that_is_no_unicode_is_not_passed_on(pyspawner):
     done = pyspawner.map("basic.echo", jobs, "--ordered")
     assert done.lines[0]["result"] is None and "\U0001f600" in str(done.lines[1]["result"]), done.lines
     assert done.lines[0]["outcome"] == "invalid_result" and "surrogate" in done.lines[0]["detail"]
+
+
+@pytest.mark.parametrize("has_memory", [False, True])
+def test_children_that_take_long_to_end_stop_the_others_only_with_memory(pyspawner, has_memory):
+    """Those that only give back what they had, such as many locks, end in the end, and nothing is lost meanwhile."""
+    many = 17
+    command = pyspawner.command("map", "basic.sleep_as", "-j", many, spares=0)
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    job = json.dumps({"args": ["stuck", 60], "timeout": 5}) + "\n"
+    process.stdin.write(job.encode() * many)
+    process.stdin.flush()
+    wait_until(lambda: (host := host_of(process)) and [name_of(c) for c in children_of(host)] == ["stuck"] * many)
+    children = children_of(host_of(process))
+    for child in children:
+        keep_after_its_end(child, 0x40 if has_memory else 0)
+    lines = [json.loads(process.stdout.readline()) for _ in range(many)]
+    assert all("killed and has not ended" in line["detail"] for line in lines), lines
+    process.stdin.write(b'{"id": "next", "args": ["next", 0]}\n')
+    process.stdin.flush()
+    line = json.loads(process.stdout.readline())
+    if has_memory:
+        assert line["outcome"] == "setup_failed" and "hold memory" in line["detail"]
+    else:
+        assert line["outcome"] == "ok"
+    for child in children:
+        os.waitpid(child, 0x40000000)  # __WALL: now the parent is told of its end, or the tracer of its stop
+        if has_memory:
+            assert LIBC.ptrace(17, child, None, None) == 0  # PTRACE_DETACH
+    wait_until(lambda: not children_of(host_of(process)))
+    assert process.communicate(b'["last", 0]\n', timeout=60)[0].count(b'"ok"') == 1
+
+
+def test_the_log_has_one_progress_of_a_job(pyspawner, open_folder):
+    (open_folder / "tells.py").write_text(
+        "import pyspawner_host\n"
+        "def main():\n"
+        "    for n in range(5000):\n"
+        "        pyspawner_host.progress(n / 5000, f'step {n}\\x1b[31m')\n"
+    )
+    done = pyspawner.map("tells.main", [[]], "-v", path=open_folder)
+    assert done.lines[0]["outcome"] == "ok"
+    told = [line for line in done.stderr.splitlines() if "progress" in line]
+    assert len(told) == 1 and "step 4999" in told[0] and "\x1b" not in told[0], told[:3]
+
+
+def test_a_result_is_one_line_to_every_reader(pyspawner, open_folder):
+    (open_folder / "tells.py").write_text("def main(text):\n    print(text, end='')\n    return text\n")
+    ends = "a\u2028b\u2029c\x85d\x0be\x1cf"
+    job = {"id": ends, "args": [ends]}
+    done = pyspawner.map("tells.main", [job], path=open_folder)
+    assert len(done.stdout.splitlines()) == 1
+    line = json.loads(done.stdout)
+    assert (line["id"], line["stdout"], line["result"]) == (ends, ends, ends)
+
+
+def test_lines_are_told_apart_whatever_their_ids(pyspawner):
+    lines = pyspawner.map("basic.echo", [[], {"id": "1"}, {"id": "1"}]).lines
+    assert sorted((line["line"], line["id"]) for line in lines) == [(1, "1"), (2, "1"), (3, "1")]

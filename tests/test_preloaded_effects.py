@@ -143,3 +143,24 @@ def test_a_timer_of_a_modules_disturbs_neither_host_nor_jobs(pyspawner, open_fol
     )
     done = pyspawner.map("ticks.main", [[]] * 200, path=open_folder)
     assert [line["result"] for line in done.lines] == [1] * 200, done.stderr
+
+
+CLOSES = """
+import os, pyspawner_host
+
+def close():
+    os.closerange(3, 4096)
+    return [open(os.devnull, "w") for _ in range(6)]  # at the numbers that were the host's
+
+HELD = close() if WHEN == "import" else pyspawner_host.before_clone(lambda: close() and None)
+def main(): return 1
+"""
+
+
+@pytest.mark.parametrize("when", ["import", "hook"])
+def test_a_module_that_closes_what_is_not_its_own_ends_the_host_in_words(pyspawner, open_folder, when):
+    (open_folder / "closes.py").write_text(f"WHEN = {when!r}\n{CLOSES}")
+    done = pyspawner.map("closes.main", [[]] * 3, "--preload", "closes", path=open_folder, timeout=60)
+    assert done.status == 125 and "panicked" not in done.stderr, done
+    words = "has closed a descriptor" if when == "import" else "EBADF"
+    assert "error: " in done.stderr and words in done.stderr, done.stderr

@@ -125,7 +125,7 @@ pub(super) async fn map(
         ordered: command.ordered,
         wall: profile.limits.wall,
         running: JoinSet::new(),
-        lines: HashMap::new(),
+        jobs_of_tasks: HashMap::new(),
         read: 0,
         written: 0,
         waiting: BTreeMap::new(),
@@ -164,8 +164,8 @@ struct Map<'a> {
     ordered: bool,
     wall: Option<Duration>,
     running: JoinSet<Finished>,
-    /// The line of each task, for one that panics.
-    lines: HashMap<tokio::task::Id, u64>,
+    /// Line and id of each task's job, for a task that panics.
+    jobs_of_tasks: HashMap<tokio::task::Id, (u64, String)>,
     read: u64,
     written: u64,
     /// With `ordered`: results whose turn has not come.
@@ -186,7 +186,7 @@ impl Map<'_> {
                     self.write_cancelled().await;
                     return Ok(End::Interrupted(signal));
                 }
-                Some(finished) = self.running.join_next_with_id() => Some(self.finished(finished)?),
+                Some(finished) = self.running.join_next_with_id() => Some(self.finished(finished)),
                 line = self.input.next(), if more && room => {
                     match line.context("reading the jobs")? {
                         Some(line) => self.begin(&line),
@@ -215,21 +215,24 @@ impl Map<'_> {
         Ok(End::Done)
     }
 
-    /// The result of a task, unless it panicked.
+    /// The result of a task. One that panicked has its own job fail, and no other.
     fn finished(
         &mut self,
         task: Result<(tokio::task::Id, Finished), tokio::task::JoinError>,
-    ) -> anyhow::Result<Finished> {
-        match task {
+    ) -> Finished {
+        let error = match task {
             Ok((id, finished)) => {
-                self.lines.remove(&id);
-                Ok(finished)
+                self.jobs_of_tasks.remove(&id);
+                return finished;
             }
-            Err(error) => {
-                let line = self.lines.remove(&error.id());
-                anyhow::bail!("internal error in the job of line {line:?}: {error}")
-            }
-        }
+            Err(error) => error,
+        };
+        log::error!("internal error: {error}");
+        let job = self.jobs_of_tasks.remove(&error.id());
+        let (number, id) = job.expect("each task's job is noted as it begins");
+        let detail = "internal error of pyspawner, see its log; the job may have run";
+        let report = JobReport::not_run(Outcome::SetupFailed, detail);
+        (number, report.outcome, report.to_line(number, &id))
     }
 
     /// Whether so many results wait for an earlier one that no more jobs may begin.
@@ -246,17 +249,22 @@ impl Map<'_> {
         let job = match self.job(number, line) {
             Ok(job) => job,
             Err(report) => {
-                return Some((number, report.outcome, report.to_line(&number.to_string())));
+                return Some((
+                    number,
+                    report.outcome,
+                    report.to_line(number, &number.to_string()),
+                ));
             }
         };
         let pool = self.pool.clone();
+        let noted = (number, job.id.clone());
         let task = self.running.spawn_local(async move {
             let id = job.id.clone();
             let report = pool.run(job).await;
             log::debug!("job {id:?}: {:?} in {:.1?}", report.outcome, report.wall);
-            (number, report.outcome, report.to_line(&id))
+            (number, report.outcome, report.to_line(number, &id))
         });
-        self.lines.insert(task.id(), number);
+        self.jobs_of_tasks.insert(task.id(), noted);
         None
     }
 
@@ -317,7 +325,8 @@ impl Map<'_> {
     /// After an interrupt: every job that ran has its result line too, unless nobody reads.
     async fn write_cancelled(&mut self) {
         let rest = async {
-            while let Some(Ok(finished)) = self.running.join_next().await {
+            while let Some(finished) = self.running.join_next_with_id().await {
+                let finished = self.finished(finished);
                 self.finish(finished);
             }
             // A reader that left does not miss them.

@@ -38,8 +38,10 @@ impl Drop for Child {
 
 impl Child {
     pub fn kill(&self) {
-        process::signal(self.pidfd.get_ref().as_fd(), libc::SIGKILL)
-            .expect("pidfd_send_signal of our own child");
+        // Whoever waits for its end is told that it does not come.
+        if let Err(errno) = process::signal(self.pidfd.get_ref().as_fd(), libc::SIGKILL) {
+            log::error!("pidfd_send_signal({}, SIGKILL): {errno}", self.pid);
+        }
     }
 
     /// Waits for its end and reaps it.

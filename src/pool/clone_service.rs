@@ -23,6 +23,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
+use tokio::io::unix::AsyncFd;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::clone::inherited::ChildDescriptors;
@@ -196,6 +197,9 @@ pub struct Cloned {
 /// How many requests may be under way: what the channels hold.
 const AT_ONCE: usize = 64;
 
+/// The status of a host that cannot go on: pyspawner has failed.
+const CUT_OFF: i32 = 125;
+
 /// How often a child without a descriptor is asked whether it has ended.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -209,7 +213,7 @@ struct Waiter {
 /// A child that waits for the host's word.
 pub struct ClonedChild {
     pub pid: libc::pid_t,
-    pub pidfd: OwnedFd,
+    pub pidfd: AsyncFd<OwnedFd>,
     /// What was made for it, if that was asked for and is possible here.
     pub new_network: Option<OwnedFd>,
 }
@@ -310,11 +314,48 @@ impl MainEnd {
     fn send(&self, message: FromMain) {
         // Without an I/O thread there is nobody to tell: it ends the process when it ends.
         if self.replies.send(message).is_ok() {
-            self.wake
-                .write(1)
-                .expect("an eventfd of 64 bits is not full");
+            // It is not full: it has 64 bits.
+            if let Err(errno) = self.wake.write(1) {
+                cut_off(&format!("write(eventfd): {errno}"));
+            }
         }
     }
+
+    /// Ends the host if this end's descriptors are not its own any more: modules of the operator's run on this thread, and one may
+    /// close what it has not opened. `before` is what [`MainEnd::identities`] has told.
+    pub fn check(&self, before: &[String]) {
+        let now = self.identities();
+        if let Some((before, now)) = before.iter().zip(&now).find(|(before, now)| before != now) {
+            cut_off(&format!("{before} has become {now}"));
+        }
+    }
+
+    /// What each of this end's descriptors is.
+    pub fn identities(&self) -> Vec<String> {
+        self.numbers().map(identity).to_vec()
+    }
+}
+
+/// What a descriptor of this thread's leads to; of those without an inode of their own the kernel's number
+/// (`proc_pid_fdinfo(5)`).
+fn identity(number: RawFd) -> String {
+    let path = format!("/proc/thread-self/fd/{number}");
+    let Ok(target) = std::fs::read_link(path) else {
+        return "no open descriptor".to_owned();
+    };
+    let info = std::fs::read_to_string(format!("/proc/thread-self/fdinfo/{number}"));
+    let info = info.unwrap_or_default();
+    let own = info.lines().find(|line| line.starts_with("eventfd-id"));
+    format!("{}{}", target.display(), own.unwrap_or_default())
+}
+
+/// The main thread cannot tell the I/O thread anything any more.
+fn cut_off(how: &str) -> ! {
+    log::error!(
+        "a preloaded module has closed a descriptor that is not its own ({how}); hint: a module that closes all descriptors, \
+         as daemons do, cannot be preloaded"
+    );
+    process::exit_now(CUT_OFF)
 }
 
 /// The I/O thread's ends, before its runtime exists.
@@ -477,13 +518,13 @@ fn pass_on(cloned: Result<Cloned, String>, waiter: Waiter) {
             return;
         }
     };
-    let pidfd = match process::open_pidfd(pid) {
+    let pidfd = match follow(pid) {
         Ok(pidfd) => pidfd,
-        Err(errno) => {
+        Err(error) => {
             tokio::task::spawn_local(async move {
                 // What the child has may be another's only when it is gone.
                 end_without_descriptor(pid).await;
-                waiter.reply.send(Err(format!("pidfd_open: {errno}"))).ok();
+                waiter.reply.send(Err(error)).ok();
             });
             return;
         }
@@ -497,6 +538,13 @@ fn pass_on(cloned: Result<Cloned, String>, waiter: Waiter) {
     if waiter.reply.send(Ok(child)).is_err() {
         tokio::task::spawn_local(end_without_descriptor(pid));
     }
+}
+
+/// Something by which this thread is told of a child's end. There may be no descriptor left, or no memory, or no watch: of
+/// these a user has a number (`epoll(7)`, max_user_watches), which that user's jobs may have taken.
+fn follow(pid: libc::pid_t) -> Result<AsyncFd<OwnedFd>, String> {
+    let pidfd = process::open_pidfd(pid).map_err(|errno| format!("pidfd_open: {errno}"))?;
+    watch(pidfd, Interest::READABLE).map_err(|error| format!("epoll_ctl(pidfd): {error}"))
 }
 
 fn open_network(pid: libc::pid_t) -> Option<OwnedFd> {

@@ -8,7 +8,6 @@ use super::child::{self, Child};
 use super::clone_service::Purpose;
 use super::own::Own;
 use crate::sandbox::handshake::ChildReport;
-use crate::sys::files::{Interest, watch};
 use crate::sys::process::Ending;
 
 /// How long a child took, from its request on.
@@ -59,9 +58,7 @@ impl Pool {
     pub async fn bare_clone(&self) -> Result<Lap, String> {
         let start = Instant::now();
         let (cloned, slot) = self.nursery.make_bare().await?;
-        let pidfd = watch(cloned.pidfd, Interest::READABLE)
-            .map_err(|error| format!("epoll_ctl(pidfd): {error}"))?;
-        check_ending(child::reap(&pidfd).await.ending)?;
+        check_ending(child::reap(&cloned.pidfd).await.ending)?;
         self.nursery.give_back(slot);
         Ok(Lap {
             first_byte: None,

@@ -1,14 +1,14 @@
 //! Where children are made, up to the point where they only need a job, and forgotten.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
-use std::time::Duration;
 
 use super::child::Child;
 use super::clone_service::{CloneService, ClonedChild, Purpose, Wanted};
 use super::outcome::{JobReport, Outcome};
+use super::overdue::{Overdue, PATIENCE_AFTER_KILL};
 use super::own::{Enclosed, Own};
 use crate::config::{Limits, Profile};
 use crate::network::slots::{Place, Slot, Slots, check_place};
@@ -17,15 +17,8 @@ use crate::sandbox::cgroup::{Cgroups, JobCgroup, prefer_as_victim};
 use crate::sandbox::from_host::{HostIds, write_id_maps};
 use crate::sandbox::handshake::{ChildReport, GO};
 use crate::sandbox::{Layer, Layers, SetupError};
-use crate::sys::files::{Interest, watch};
 use crate::sys::memory;
 use crate::sys::messages::{self, Socket};
-
-/// How long a child may take to end after SIGKILL. In a system call that waits for a file server
-/// or a device it may take for ever; the job's report does not wait for that.
-pub const PATIENCE_AFTER_KILL: Duration = Duration::from_secs(10);
-/// With so many of them no job is begun any more: they hold memory, and nothing ends them.
-const MOST_OVERDUE: usize = 16;
 
 /// Makes children of one profile.
 pub struct Nursery {
@@ -37,8 +30,7 @@ pub struct Nursery {
     slots: Slots,
     ids: RefCell<HostIds>,
     null: OwnedFd,
-    /// Children that have not ended though they were killed.
-    overdue: Cell<usize>,
+    overdue: Overdue,
 }
 
 /// Why a job was not begun.
@@ -86,7 +78,7 @@ impl Nursery {
                 .write(true)
                 .open("/dev/null")?
                 .into(),
-            overdue: Cell::new(0),
+            overdue: Overdue::default(),
         })
     }
 
@@ -102,11 +94,8 @@ impl Nursery {
         enclosed: Enclosed,
         purpose: Purpose,
     ) -> Result<Child, Refusal> {
-        if self.overdue.get() >= MOST_OVERDUE {
-            return Err(Refusal::Other(format!(
-                "{MOST_OVERDUE} children were killed and have not ended; hint: which file system or \
-                 device do they wait for?"
-            )));
+        if let Some(reason) = self.overdue.refusal() {
+            return Err(reason.into());
         }
         let host_id = self
             .ids
@@ -203,8 +192,7 @@ impl Nursery {
         let resident_at_start = memory::resident(pid).unwrap_or(0);
         let mut child = Child {
             pid,
-            // It fails only if epoll does, without which nothing goes on here.
-            pidfd: watch(pidfd, Interest::READABLE).expect("epoll takes a pidfd"),
+            pidfd,
             control,
             cgroup,
             connection: None,
@@ -272,14 +260,7 @@ impl Nursery {
 
     /// For a child that does not end though it was killed: its uid stays its own until it has.
     pub async fn reap_in_the_end(self: Rc<Self>, child: Child) {
-        log::error!(
-            "a child has not ended {PATIENCE_AFTER_KILL:?} after SIGKILL, as if it waited for a file \
-             system or a device that does not answer"
-        );
-        self.overdue.set(self.overdue.get() + 1);
-        child.reap().await;
-        self.overdue.set(self.overdue.get() - 1);
-        log::info!("a child that did not end after SIGKILL has ended");
+        self.overdue.reap(&child).await;
         self.forget(child).await;
     }
 }

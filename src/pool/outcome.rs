@@ -6,6 +6,7 @@ use base64::Engine;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
+use super::json_line::to_json_line;
 use crate::sandbox::SetupError;
 use crate::sys::process::Ending;
 
@@ -166,12 +167,13 @@ impl JobReport {
         self.outcome == Outcome::SetupFailed && self.refusal.is_none() && self.ending.is_some()
     }
 
-    /// One line of `pyspawner map`'s output, with its line feed.
-    pub fn to_line(&self, id: &str) -> Vec<u8> {
+    /// One line of `pyspawner map`'s output, with its line feed; `number` is that of the job's line, from 1.
+    pub fn to_line(&self, number: u64, id: &str) -> Vec<u8> {
         let milliseconds = |d: Duration| (d.as_secs_f64() * 1e5).round() / 1e2;
         let (stdout, stdout_base64) = text_or_base64(&self.stdout);
         let (stderr, stderr_base64) = text_or_base64(&self.stderr);
         let line = Line {
+            line: number,
             id,
             outcome: self.outcome,
             exit_code: match self.ending {
@@ -193,14 +195,13 @@ impl JobReport {
             peak_memory_bytes: self.peak_memory,
             detail: self.detail.as_deref(),
         };
-        let mut bytes = serde_json::to_vec(&line).expect("a report is valid JSON");
-        bytes.push(b'\n');
-        bytes
+        to_json_line(&line)
     }
 }
 
 #[derive(Serialize)]
 struct Line<'a> {
+    line: u64,
     id: &'a str,
     outcome: Outcome,
     exit_code: Option<i32>,
@@ -280,7 +281,8 @@ mod tests {
         let mut report = JobReport::not_run(Outcome::Ok, "");
         report.stdout = vec![0xff, b'a'];
         report.stderr = b"plain".to_vec();
-        let line: serde_json::Value = serde_json::from_slice(&report.to_line("7")).expect("JSON");
+        let line: serde_json::Value =
+            serde_json::from_slice(&report.to_line(7, "7")).expect("JSON");
         assert_eq!(line["stdout_base64"], "/2E=");
         assert!(line.get("stdout").is_none());
         assert_eq!(line["stderr"], "plain");

@@ -31,6 +31,7 @@ impl Spoken {
             note: None,
             blocked: None,
         };
+        let mut progress = None;
         while let Some((tag, payload, rest)) = record::split_first(records) {
             match tag {
                 record::RESULT => spoken.returned = checked_result(payload),
@@ -40,11 +41,15 @@ impl Spoken {
                     spoken.blocked = Some(String::from_utf8_lossy(payload).into_owned());
                 }
                 record::BLOCKED => {}
-                record::PROGRESS => log::info!("progress: {:?}", String::from_utf8_lossy(payload)),
+                record::PROGRESS => progress = Some(payload),
                 // Only code of the job's writes such a record. It may have cut the result with it.
                 _ => spoken.returned = Returned::Invalid(NO_RECORD.to_owned()),
             }
             records = rest;
+        }
+        // The last alone: a job writes as many as it likes.
+        if let Some(progress) = progress {
+            log::info!("progress: {}", plain_text(progress));
         }
         if !records.is_empty() {
             spoken.returned = Returned::Invalid("the result is incomplete".to_owned());
@@ -132,33 +137,65 @@ fn has_lone_surrogate(json: &[u8]) -> bool {
     wants_low
 }
 
-/// What ordinary JSON readers stop at, though the grammar allows it: Python's raises
-/// RecursionError near 1,000 levels, and ValueError for a number of more than 4,300 digits.
+/// What ordinary JSON readers stop at, though the grammar allows it: Python's raises RecursionError near 1,000 levels, and
+/// ValueError for a number of more than 4,300 digits; many refuse a number that becomes infinite, or pass that on.
 fn beyond_ordinary_readers(json: &[u8]) -> Option<&'static str> {
     const LEVELS: usize = 900;
     const DIGITS: usize = 4300;
-    let (mut level, mut digits, mut in_text, mut escaped) = (0, 0, false, false);
-    for byte in json {
-        if in_text {
-            in_text = escaped || *byte != b'"';
-            escaped = !escaped && *byte == b'\\';
-            continue;
+    let mut level = 0;
+    for piece in outside_texts(json) {
+        for byte in piece {
+            match byte {
+                b'[' | b'{' => level += 1,
+                b']' | b'}' => level -= 1,
+                _ => {}
+            }
+            if level > LEVELS {
+                return Some("more than 900 levels");
+            }
         }
-        digits = if byte.is_ascii_digit() { digits + 1 } else { 0 };
-        match byte {
-            b'"' => in_text = true,
-            b'[' | b'{' => level += 1,
-            b']' | b'}' => level -= 1,
-            _ => {}
-        }
-        if level > LEVELS {
-            return Some("more than 900 levels");
-        }
-        if digits > DIGITS {
+        if piece
+            .split(|byte| !byte.is_ascii_digit())
+            .any(|digits| digits.len() > DIGITS)
+        {
             return Some("a number of more than 4,300 digits");
+        }
+        let is_of_number =
+            |byte: &u8| matches!(byte, b'0'..=b'9' | b'+' | b'-' | b'.' | b'e' | b'E');
+        if piece
+            .split(|byte| !is_of_number(byte))
+            .any(is_beyond_floats)
+        {
+            return Some("a number with a fraction or an exponent above 1.7976931348623157e308");
         }
     }
     None
+}
+
+/// The pieces of valid JSON between its texts.
+fn outside_texts(json: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = Some(json);
+    std::iter::from_fn(move || {
+        let from = rest.take()?;
+        let Some(quote) = from.iter().position(|byte| *byte == b'"') else {
+            return Some(from);
+        };
+        let mut escaped = false;
+        let end = from[quote + 1..].iter().position(|byte| {
+            let is_end = !escaped && *byte == b'"';
+            escaped = !escaped && *byte == b'\\';
+            is_end
+        });
+        rest = end.map(|end| &from[quote + 1 + end + 1..]);
+        Some(&from[..quote])
+    })
+}
+
+fn is_beyond_floats(number: &[u8]) -> bool {
+    let is_float = number.iter().any(|byte| matches!(byte, b'.' | b'e' | b'E'));
+    let text = std::str::from_utf8(number).ok().filter(|_| is_float);
+    text.and_then(|text| text.parse().ok())
+        .is_some_and(f64::is_infinite)
 }
 
 #[cfg(test)]
@@ -328,8 +365,14 @@ mod tests {
         assert!(beyond(nested(901).as_bytes()).is_some());
         assert_eq!(beyond("1".repeat(4300).as_bytes()), None);
         assert!(beyond("1".repeat(4301).as_bytes()).is_some());
-        // In text, neither is anything but text.
-        let text = format!(r#"["{}\"{}"]"#, "[".repeat(2000), "1".repeat(5000));
+        for number in ["1e999", "[-1.5E+400,1]", r#"{"a\\": 1e309}"#] {
+            assert!(beyond(number.as_bytes()).is_some(), "{number}");
+        }
+        for number in ["1e308", "[1e-999,true,false]", &"9".repeat(400)] {
+            assert_eq!(beyond(number.as_bytes()), None, "{number}");
+        }
+        // In text, none is anything but text.
+        let text = format!(r#"["{}\"{} 1e999"]"#, "[".repeat(2000), "1".repeat(5000));
         assert_eq!(beyond(text.as_bytes()), None);
     }
 }

@@ -19,8 +19,8 @@ const LOCKED_MEMORY: u64 = 64 << 10;
 #[derive(Clone)]
 pub struct ResourceLimits {
     limits: Limits,
-    /// The limit of open files that the host was started with, soft and hard.
-    files_of_host: (u64, u64),
+    /// The host's hard limit of open files.
+    files_of_host: u64,
     /// Whether processes are counted for the child alone, in a user namespace of its own.
     counts_processes: bool,
     /// Private writable memory that a clone brings, in bytes.
@@ -29,14 +29,14 @@ pub struct ResourceLimits {
 
 impl ResourceLimits {
     /// Raises the host's own limit of open files as far as it may, since each job takes some in
-    /// the host; children get what it was.
+    /// the host.
     pub fn prepare(limits: &Limits, layers: &Layers) -> Result<Self, SetupError> {
         let step = at(Layer::Limits, "setrlimit(RLIMIT_NOFILE)");
-        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(&step)?;
+        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(&step)?;
         setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map_err(&step)?;
         Ok(Self {
             limits: limits.clone(),
-            files_of_host: (soft, hard),
+            files_of_host: hard,
             counts_processes: layers.has(Layer::UserNamespace),
             warm: crate::sys::memory::private_data()
                 .map_err(|e| SetupError::from_io(Layer::Limits, "read /proc/self/status", &e))?,
@@ -58,16 +58,13 @@ impl ResourceLimits {
     ) -> impl Iterator<Item = (Resource, &'static str, u64, u64)> {
         let limits = &self.limits;
         let both = |resource, name, limit: Option<u64>| limit.map(|n| (resource, name, n, n));
-        let (soft, hard) = self.files_of_host;
-        let (soft, hard) = limits
-            .open_files
-            .map_or((soft, hard), |files| (files.min(hard), files.min(hard)));
+        let files = limits.open_files.min(self.files_of_host);
         let processes = self.counts_processes.then_some(limits.pids);
         // In a control group the memory is counted exactly, and its end is an outcome.
         let memory = limits.memory.filter(|_| !in_cgroup);
         let data = memory.map(|bytes| bytes.saturating_add(self.warm));
         [
-            Some((Resource::RLIMIT_NOFILE, "RLIMIT_NOFILE", soft, hard)),
+            both(Resource::RLIMIT_NOFILE, "RLIMIT_NOFILE", Some(files)),
             // No core dump: it would hold the warm interpreter. Where a program takes them, the kernel does not look at
             // a limit of 0; 1 it takes for what ends that program's own dumps (`core(5)`, `do_coredump`).
             both(Resource::RLIMIT_CORE, "RLIMIT_CORE", Some(1)),

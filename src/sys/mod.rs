@@ -13,6 +13,7 @@ pub mod mount_watch;
 pub mod mounts;
 pub mod name_watch;
 pub mod process;
+pub mod process_tree;
 pub mod scheduling;
 pub mod seccomp;
 pub mod sqlite;

@@ -1,5 +1,6 @@
 """The same sandbox for an ordinary user, with and without subordinate ids."""
 
+import json
 import os
 import signal
 import subprocess
@@ -247,3 +248,32 @@ def test_a_job_does_not_pass_for_a_client(user, open_folder, which):
                     os.kill(stopped, signal.SIGCONT)
             answer = client.stdout.read().strip()
     assert answer == ("Permission denied" if user[0] == "subordinate" else "sent away"), answer
+
+
+@pytest.mark.parametrize("user", ["single"], indirect=True)
+def test_a_job_that_takes_every_epoll_watch_costs_no_sibling_its_result(pyspawner, user):
+    """The kernel counts them for the user, who is the host's own here."""
+    _, prefix = user
+    command = pyspawner.command("map", "quotas.main", "-j", "3", path=JOBS, prefix=prefix, spares=0)
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as host:
+
+        def ask(**job):
+            host.stdin.write(json.dumps(job) + "\n")
+            host.stdin.flush()
+
+        ask(id="sibling", args=["sleep", 30])
+        ask(id="taker", args=["take_epoll_watches"], timeout=25)
+        seen = {}
+        refused = 0
+        while len(seen) < 2:
+            ask(id="probe", args=["sleep", 0.2])
+            line = json.loads(host.stdout.readline())
+            if line["id"] != "probe":
+                seen[line["id"]] = line
+            elif line["outcome"] != "ok":
+                assert line["outcome"] == "setup_failed" and "ENOSPC" in line["detail"].replace("os error 28", "ENOSPC"), line
+                refused += 1
+        assert refused, "the control: the watches were all taken"
+        assert seen["taker"]["outcome"] == "timed_out" and seen["sibling"]["outcome"] == "ok", seen
+        ask(id="last", args=["sleep", 0])
+        assert [json.loads(line)["outcome"] for line in host.communicate(timeout=60)[0].splitlines()][-1] == "ok"

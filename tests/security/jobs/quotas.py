@@ -1,12 +1,15 @@
 """What the kernel counts, loads or does for a job outside of the job's own limits."""
 
 import ctypes
+import errno
 import fcntl
 import os
 import resource
+import select
 import signal
 import socket
 import struct
+import time
 
 from syscalls import attempt, call, errno_name, libc, number, raw
 
@@ -158,3 +161,43 @@ def become_urgent():
 def spin(*_):
     while True:
         pass
+
+
+def sleep(seconds):
+    time.sleep(seconds)
+
+
+def take_epoll_watches():
+    """All that the user has left: each counts once for a pair of an epoll and what it looks at."""
+    for _ in range(40):
+        if os.fork() == 0:
+            pairs()
+            time.sleep(1000)
+    time.sleep(1000)
+
+
+def pairs():
+    """And what others give back, as it becomes free."""
+    pipe, _ = os.pipe()
+    watched = [os.dup(pipe) for _ in range(480)]
+    try:
+        while True:
+            poll = select.epoll()
+            KEPT.append((poll, watched))
+            for descriptor in watched:
+                while not register(poll, descriptor):
+                    time.sleep(0.01)
+    except OSError as error:
+        assert error.errno == errno.EMFILE, error
+
+
+def register(poll, descriptor):
+    try:
+        poll.register(descriptor, select.EPOLLIN)
+    except OSError as error:
+        assert error.errno == errno.ENOSPC, error
+        return False
+    return True
+
+
+KEPT = []
