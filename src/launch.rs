@@ -8,15 +8,17 @@
 use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fs::File;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::MetadataExt;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::config::HostSettings;
-use crate::sys::{files, process};
+use crate::sys::{files, mounts, process};
 
 /// The command line of a host. No command of the user begins so.
 const HOST_ARGUMENT: &str = "--as-host";
@@ -36,7 +38,7 @@ pub fn execute_host(
     environment: &BTreeMap<String, String>,
 ) -> anyhow::Result<std::convert::Infallible> {
     let environment = crate::config::environment_block(environment)?;
-    let program = File::open("/proc/self/exe").context("opening /proc/self/exe")?;
+    let program = own_program().context("a read-only copy of the mount of /proc/self/exe")?;
     // Out of the way of the two numbers that are given away below.
     let program = files::duplicate_above(program.as_raw_fd(), COMMAND_FD + 1)?;
     for (name, json, number) in [
@@ -62,6 +64,36 @@ pub fn execute_host(
     let arguments = [c"pyspawner", &*CString::new(HOST_ARGUMENT)?];
     let errno = process::execute(program, &arguments, &environment);
     bail!("execveat of /proc/self/exe: {errno}")
+}
+
+/// This program, on a mount of its own that is read-only: by `/proc/self/exe` a job comes to that very mount, whatever its root
+/// has in the program's place, and may be the file's owner.
+fn own_program() -> anyhow::Result<OwnedFd> {
+    const PROGRAM: &str = "/proc/self/exe";
+    let program = File::open(PROGRAM)?;
+    let copy = match mounts::copy_of_file(program.as_fd()) {
+        // It is of the mount namespace that an ordinary user's host has left.
+        Err(Errno::EINVAL) => {
+            let name = std::fs::read_link(PROGRAM)?;
+            let step = || format!("{}", name.display());
+            let found = File::open(&name).with_context(step)?;
+            ensure!(
+                is_same(&program, &found)?,
+                "{}: it has been replaced since it was started; hint: start it again",
+                step()
+            );
+            mounts::copy_of_file(found.as_fd())
+        }
+        other => other,
+    };
+    let copy = copy.context("open_tree")?;
+    mounts::make_read_only(&copy).context("mount_setattr")?;
+    Ok(copy)
+}
+
+fn is_same(one: &File, other: &File) -> std::io::Result<bool> {
+    let (one, other) = (one.metadata()?, other.metadata()?);
+    Ok((one.dev(), one.ino()) == (other.dev(), other.ino()))
 }
 
 /// The descriptors of a host, if this process was executed as one.

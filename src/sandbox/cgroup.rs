@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -379,8 +380,11 @@ fn parent_of(pid: &str) -> Option<String> {
 }
 
 fn is_this_program(pid: &str) -> bool {
-    let program = |pid: &str| fs::read_link(format!("/proc/{pid}/exe")).ok();
-    program(pid).is_some_and(|exe| Some(exe) == program("self"))
+    // By the file: the host's has a mount of its own (`crate::launch`), and so another name.
+    let program = |pid: &str| {
+        fs::metadata(format!("/proc/{pid}/exe")).map(|found| (found.dev(), found.ino()))
+    };
+    program(pid).is_ok_and(|exe| program("self").is_ok_and(|own| own == exe))
 }
 
 fn open_folder(path: &Path) -> Result<OwnedFd, Errno> {

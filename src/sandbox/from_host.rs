@@ -3,6 +3,8 @@
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::Path;
 
+use anyhow::Context;
+
 use super::identity;
 use super::layer::{Layer, Layers, SetupError};
 
@@ -38,12 +40,15 @@ pub fn write_id_maps(
     Ok(())
 }
 
-/// The host uids that children get, one each while they live.
+/// The host uids that children get, one each while they live. The gid is the same number.
 #[derive(Debug)]
 pub struct HostIds {
     base: u32,
-    /// Empty if there is but one, which all share.
+    /// Those that no child may have now: living children have them, or an account of the machine. Empty if there is but one, which
+    /// all share.
     taken: Vec<bool>,
+    /// One that no child ever has.
+    nobodys: Option<u32>,
     /// Where to look next: an id rests as long as it can, so that what one child left behind
     /// in a writable chroot is not soon another's.
     next: usize,
@@ -53,6 +58,8 @@ pub struct HostIds {
 /// distributions nor systemd assign (systemd's `UIDS-GIDS`, 1879048192…).
 const DEFAULT_BASE: u32 = 0x7000_0000;
 const MOST_CHILDREN: u32 = 1 << 16;
+/// How many are taken of a container's 65,536 ids: from the top, where accounts are least likely.
+const MOST_OF_FEW: u32 = 1 << 14;
 
 impl HostIds {
     /// Chooses a range that this process may map, from `/proc/self/uid_map`.
@@ -75,14 +82,23 @@ impl HostIds {
             return Ok(Self {
                 base: own,
                 taken: Vec::new(),
+                nobodys: None,
                 next: 0,
             });
         };
         let mut taken = vec![false; count as usize];
-        taken[0] = true; // see Self::nobodys
+        for id in named_ids()? {
+            if let Some(place) = id.checked_sub(base).and_then(|n| taken.get_mut(n as usize)) {
+                *place = true;
+            }
+        }
+        let free = taken.iter().position(|taken| !taken);
+        let nobodys = free.context("every id that children may have is an account's")?;
+        taken[nobodys] = true;
         Ok(Self {
             base,
             taken,
+            nobodys: Some(base + nobodys as u32),
             // Anywhere, so that several hosts seldom give out the same.
             next: RandomState::new().build_hasher().finish() as usize % count as usize,
         })
@@ -95,7 +111,7 @@ impl HostIds {
 
     /// A uid that no child ever has; `None` if all children share one.
     pub fn nobodys(&self) -> Option<u32> {
-        self.are_own().then_some(self.base)
+        self.nobodys
     }
 
     /// A uid that no living child has; `None` if all are in use.
@@ -136,10 +152,32 @@ fn choose_range(map: &str) -> Option<(u32, u32)> {
         let start = inside.max(ORDINARY_IDS.into()) as u32;
         let end = end.min(NOBODY.into()) as u32;
         if end >= start + 1_000 {
-            return Some((start, end - start));
+            let count = (end - start).min(MOST_OF_FEW);
+            return Some((end - count, count));
         }
     }
     None
+}
+
+/// The uids and gids that have a name on this machine, or in this container: a file that is given to such an account would be a
+/// job's. Those of its files alone; a directory service is not asked for all that it knows.
+fn named_ids() -> anyhow::Result<Vec<u32>> {
+    let mut named = Vec::new();
+    for path in ["/etc/passwd", "/etc/group"] {
+        match std::fs::read(path) {
+            Ok(text) => named.extend(third_fields(&String::from_utf8_lossy(&text))),
+            // A container need not have one.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error).context(path),
+        }
+    }
+    Ok(named)
+}
+
+/// The ids in a file of the form of `passwd(5)` or `group(5)`.
+fn third_fields(text: &str) -> impl Iterator<Item = u32> {
+    let ids = text.lines().map(|line| line.split(':').nth(2));
+    ids.filter_map(|id| id?.trim().parse().ok())
 }
 
 #[cfg(test)]
@@ -153,8 +191,10 @@ mod tests {
     }
 
     #[test]
-    fn a_container_with_65536_ids_gives_what_is_above_its_accounts() {
-        assert_eq!(choose_range("0 100000 65536\n"), Some((10_000, 55_534)));
+    fn a_container_with_65536_ids_gives_the_top_ones() {
+        let top = (65_534 - MOST_OF_FEW, MOST_OF_FEW);
+        assert_eq!(choose_range("0 100000 65536\n"), Some(top));
+        assert_eq!(choose_range("0 100000 12000\n"), Some((10_000, 2_000)));
     }
 
     #[test]
@@ -163,10 +203,17 @@ mod tests {
     }
 
     #[test]
+    fn ids_are_read_from_what_names_them() {
+        let text = "root:x:0:0:root:/root:/bin/sh\n+::::::\napp:x:64000:7::/:/bin/false\nbroken\n";
+        assert_eq!(third_fields(text).collect::<Vec<_>>(), [0, 64_000]);
+    }
+
+    #[test]
     fn an_id_is_given_to_one_child_at_a_time() {
         let mut ids = HostIds {
             base: 5,
             taken: vec![false; 2],
+            nobodys: None,
             next: 0,
         };
         assert_eq!(

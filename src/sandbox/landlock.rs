@@ -41,6 +41,11 @@ impl Rules {
             };
             rules.push((bind.target().to_owned(), of_kind));
         }
+        // It is on a mount of its own (`crate::launch`), which is below no other rule's path.
+        rules.push((
+            "/proc/self/exe".into(),
+            AccessFs::Execute | AccessFs::ReadFile,
+        ));
         for device in DEVICES {
             let access = AccessFs::ReadFile | AccessFs::WriteFile;
             rules.push((Path::new("/dev").join(device), access));

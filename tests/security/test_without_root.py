@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, children_of, host_of, wait_until
+from conftest import PYSPAWNER, ROOT, children_of, host_of, wait_until
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "api"))
 from clients import NO_SPARES, serving
@@ -277,3 +278,72 @@ def test_a_job_that_takes_every_epoll_watch_costs_no_sibling_its_result(pyspawne
         assert seen["taker"]["outcome"] == "timed_out" and seen["sibling"]["outcome"] == "ok", seen
         ask(id="last", args=["sleep", 0])
         assert [json.loads(line)["outcome"] for line in host.communicate(timeout=60)[0].splitlines()][-1] == "ok"
+
+
+# Becomes root of a user namespace with so many ids, as a container has, and executes the rest.
+CONTAIN = """
+import ctypes, os, sys
+told, tell = os.pipe()
+own = os.getpid()
+writer = os.fork()
+if writer == 0:
+    os.read(told, 1)
+    for file in ("uid_map", "gid_map"):
+        with open(f"/proc/{own}/{file}", "w") as maps:
+            maps.write("0 100000 65536")
+    os._exit(0)
+assert ctypes.CDLL(None).unshare(0x10000000) == 0  # CLONE_NEWUSER
+os.write(tell, b"x")
+assert os.waitpid(writer, 0)[1] == 0
+os.setresgid(0, 0, 0)
+os.setresuid(0, 0, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+FREE = {60_000, 61_000, 65_533}
+
+
+def test_in_a_container_no_child_has_an_accounts_id(pyspawner, tmp_path):
+    """Root of 65,536 ids, of which the upper ones but four have names."""
+    names = tmp_path / "names"
+    named = sorted(set(range(65_534 - (1 << 14), 65_534)) - FREE - {50_000})
+    names.write_text("root:x:0:0::/:/bin/sh\n" + "".join(f"app{n}:x:{n}:{n}::/:/bin/false\n" for n in named))
+    script = tmp_path / "become"
+    text = BECOME.replace("@PREFIX@", sys.base_prefix).replace("@RANGE@", "").replace("@USER@", "0")
+    (tmp_path / "contain").write_text(CONTAIN)
+    contained = f'mount --bind {names} /etc/passwd\nexec /usr/bin/python3 {tmp_path}/contain "$@"\n'
+    script.write_text(text[: text.rindex("exec setpriv")] + contained)
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.is_relative_to("/tmp") and str(folder) != "/tmp":
+            folder.chmod(0o755)
+    prefix = ["unshare", "-m", "sh", script]
+    command = pyspawner.command("map", "basic.sleep", "-j", "3", path=BASIC, prefix=prefix, spares=0)
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        process.stdin.write("[3]\n[3]\n[3]\n")
+        process.stdin.flush()
+        wait_until(lambda: (host := host_of(process)) and len(children_of(host)) == 3)
+        time.sleep(0.5)  # until their maps are written
+        uids = {os.stat(f"/proc/{child}").st_uid - 100_000 for child in children_of(host_of(process))}
+        out, _ = process.communicate()
+    assert [json.loads(line)["outcome"] for line in out.splitlines()] == ["ok"] * 3
+    assert uids == FREE
+
+
+def test_the_program_is_not_changed_by_way_of_what_runs_it(pyspawner, user, open_folder):
+    """Its owner may be the job's user, and `/proc/self/exe` leads to the file whatever the root has in its place."""
+    kind, prefix = user
+    program = open_folder / "pyspawner"
+    shutil.copy(PYSPAWNER, program)
+    os.chown(program, USER, USER)
+    os.chown(open_folder, USER, USER)
+    # The control: shown as writable, it is changed by a job that is its owner.
+    config = f'[profile.default]\nbinds = [{{ source = "{open_folder}", target = "/mnt", writable = true }}]\n'
+    command = pyspawner.command("map", "root.main", path=JOBS, prefix=prefix, config=config)
+    command[command.index(str(PYSPAWNER))] = str(program)
+    jobs = [["change_attributes", "/proc/self/exe"], ["change_attributes", "/mnt/pyspawner"]]
+    before = program.stat()
+    done = pyspawner.finish([*command, "-j", "1", "--ordered"], "".join(json.dumps(job) + "\n" for job in jobs[:1]), 60)
+    assert done.lines[0]["result"] == ["EROFS"] * 4, done
+    assert program.stat() == before
+    done = pyspawner.finish([*command, "-j", "1", "--ordered"], "".join(json.dumps(job) + "\n" for job in jobs), 60)
+    assert done.lines[1]["result"][:2] == ["ok" if kind == "single" else "EPERM"] * 2, done
+    assert pyspawner.value("files.starts_with", "/proc/self/exe", 4, path=JOBS, prefix=prefix) == "\x7fELF"

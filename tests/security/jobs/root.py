@@ -247,3 +247,13 @@ def escape_by_reference():
     """Places that lead to another root: those that exist."""
     places = ["/proc/1/root", "/proc/1/cwd", "/proc/self/root/..", "/proc/thread-self/root", "..", "/.."]
     return {place: sorted(os.listdir(place)) for place in places if os.path.isdir(place)}
+
+
+def change_attributes(path):
+    """What its owner may do with a file, but for writing to it."""
+    return [
+        attempt(lambda: os.utime(path, (1, 1))),
+        attempt(lambda: os.chmod(path, 0o711)),
+        attempt(lambda: os.setxattr(path, "user.changed", b"x")),
+        attempt(lambda: os.chown(path, -1, os.getgid())),
+    ]
