@@ -11,7 +11,7 @@ export PYTHON VENV
 # The interpreter that setup links: the one that the environment was made from.
 CARGO_ENV = PYO3_PYTHON=$$(readlink -f $(VENV)/bin/python)
 
-.PHONY: demo test test-pythons test-vm soak fuzz bench bench-memory lint docs setup clean
+.PHONY: demo test test-pythons test-vm soak fuzz bench bench-memory lint audit docs setup clean
 
 setup:
 	@scripts/setup.sh
@@ -43,11 +43,11 @@ AS_USER = tests/vm tests/test_run.py tests/security/test_limits.py tests/securit
 soak: setup
 	$(VENV)/bin/python -m pytest tests -m soak
 
-# What a client may say, and much else: to the decoder alone, then to a living host.
+# What a client or a job may say, and much else: to the decoders alone, then to a living host.
 fuzz: export FUZZ_SECONDS ?= 600
 fuzz: setup
 	$(CARGO_ENV) cargo test --release --locked --quiet --lib fuzz -- --nocapture --test-threads 8
-	$(VENV)/bin/python -m pytest -s -m soak -k fuzzing tests/api
+	$(VENV)/bin/python -m pytest -s -m soak -k fuzzing tests/api tests/security
 
 # Every figure of docs/performance.md, beside pyspawner 1.0.0 and others.
 bench: setup
@@ -61,6 +61,17 @@ lint: setup
 	cargo fmt --check
 	$(CARGO_ENV) cargo clippy --release --all-targets --locked -- -D warnings
 	$(VENV)/bin/python -m mypy
+
+# Advisories, licences and origins of what is linked, and of what the tests install. Needs the network.
+CARGO_DENY = target/tools/bin/cargo-deny
+$(CARGO_DENY):
+	cargo install --quiet --locked --root target/tools --version 0.20.2 cargo-deny
+
+audit: setup $(CARGO_DENY)
+	$(CARGO_DENY) check
+	$(VENV)/bin/python -m venv target/tools/pip-audit
+	target/tools/pip-audit/bin/pip install --quiet --disable-pip-version-check pip-audit==2.10.1
+	target/tools/pip-audit/bin/pip-audit --strict --no-deps --disable-pip -r tests/requirements.txt
 
 # The reference of the Python package, from its docstrings.
 docs: setup

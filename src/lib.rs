@@ -22,6 +22,8 @@ pub mod call;
 pub mod cli;
 pub mod clone;
 pub mod config;
+#[cfg(test)]
+mod fuzzing;
 pub mod host;
 pub mod init;
 pub mod interpreter;

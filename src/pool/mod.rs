@@ -5,6 +5,8 @@ pub mod capture;
 pub mod child;
 pub mod clone_service;
 mod demand;
+#[cfg(test)]
+mod fuzz;
 pub mod hidden_names;
 pub mod interrupt;
 mod json_line;

@@ -433,7 +433,7 @@ fn still_there(stop: Stop) -> JobReport {
 }
 
 /// The report's verdict: first whether the job ran at all, then how it ended.
-fn classify(
+pub(super) fn classify(
     said: Option<ChildReport>,
     reaped: &Reaped,
     stop: Option<Stop>,

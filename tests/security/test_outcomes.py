@@ -2,13 +2,15 @@
 
 import json
 import os
+import random
 import signal
 import struct
+import time
 
 import pytest
 from conftest import IN_VM
 from attacking import ATTACKS, Running
-from conftest import children_of
+from conftest import children_of, wait_until
 
 LIMITS = '[profile.default.limits]\nwall = "1s"\noutput = "64K"\n'
 
@@ -171,3 +173,34 @@ def test_floods_end_at_the_limit_on_output(pyspawner, what):
 def test_descendants_that_hold_the_pipes_end_with_the_job(pyspawner):
     line = run(pyspawner, "leave_pipes_to_descendants")
     assert (line["outcome"], line["result"]) == ("ok", "returned") and line["wall_ms"] < 500
+
+
+def fuzzed(pyspawner, seconds):
+    """Jobs that say anything on their result channel and end anyhow, for so long, in one host: how many there were."""
+    ends = {"ok", "invalid_result", "exited", "signaled", "timed_out", "output_limit", "blocked_syscall"}
+    rng = random.Random()
+    count, end = 0, time.monotonic() + seconds
+    with Running(pyspawner, "outcomes.main", "-j", "2", config=LIMITS) as running:
+        while time.monotonic() < end:
+            for _ in range(20):
+                running.send("say_anything", rng.getrandbits(32))
+            running.send("honest")
+            lines = [running.line() for _ in range(21)]
+            assert [line["result"] for line in lines].count("honest") == 1
+            assert {line["outcome"] for line in lines} <= ends, lines
+            for line in lines:
+                assert line["outcome"] == "ok" or line["result"] is None, line
+                assert len(line["detail"] or "") < 10_000 and (line["detail"] or "").isprintable(), line
+            count += 20
+        wait_until(lambda: children_of(running.host) == [])
+        assert len(os.listdir(f"/proc/{running.host}/task")) == 2, "the host has its two threads"
+    return count
+
+
+def test_fuzzing_what_comes_from_a_child(pyspawner):
+    assert fuzzed(pyspawner, 5) >= 100
+
+
+@pytest.mark.soak
+def test_fuzzing_what_comes_from_a_child_for_long(pyspawner):
+    print(f"{fuzzed(pyspawner, int(os.environ.get('FUZZ_SECONDS', 600)))} jobs")

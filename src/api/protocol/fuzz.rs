@@ -5,47 +5,22 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::sync_channel;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
-use proptest::sample::{Index, select, subsequence};
-use proptest::test_runner::{Config, TestCaseError, TestError, TestRunner};
+use proptest::sample::{select, subsequence};
+use proptest::test_runner::TestCaseError;
 use serde_json::{Map, Value, json};
 
 use super::*;
 use crate::clone::private_memory;
+use crate::fuzzing::{Change, Verdict, holds};
 use crate::network::VethConfig;
 use crate::sandbox::SetupError;
 use crate::sys::messages::LONGEST;
-
-type Verdict = Result<(), TestCaseError>;
-
-/// Says after how many cases a property still holds.
-fn holds<S: Strategy>(name: &str, inputs: S, property: impl Fn(S::Value) -> Verdict) {
-    let seconds = std::env::var("FUZZ_SECONDS").map_or(0, |text| text.parse().expect("seconds"));
-    let end = Instant::now() + Duration::from_secs(seconds);
-    let config = Config {
-        failure_persistence: None,
-        ..Config::default()
-    };
-    let mut cases = 0;
-    loop {
-        match TestRunner::new(config.clone()).run(&inputs, &property) {
-            Ok(()) => cases += config.cases,
-            Err(TestError::Fail(reason, input)) => {
-                let (reason, input) = (reason.to_string(), format!("{input:?}"));
-                panic!("{name}: {reason:.2000}\n{input:.2000}");
-            }
-            Err(error) => panic!("{name}: {error}"),
-        }
-        if Instant::now() >= end {
-            return println!("{name}: {cases} cases");
-        }
-    }
-}
 
 // ---- requests, as docs/protocol.md writes them --------------------------------------------
 
@@ -258,49 +233,6 @@ const PIECES: [&str; 16] = [
     "}",
 ];
 
-#[derive(Clone, Debug)]
-enum Change {
-    Byte(Index, u8),
-    Piece(Index, &'static str),
-    Cut(Index, Index),
-    Again(Index, Index),
-}
-
-impl Change {
-    fn any() -> impl Strategy<Value = Self> {
-        let place = any::<Index>;
-        prop_oneof![
-            (place(), any::<u8>()).prop_map(|(at, byte)| Self::Byte(at, byte)),
-            (place(), select(&PIECES[..])).prop_map(|(at, piece)| Self::Piece(at, piece)),
-            (place(), place()).prop_map(|(from, to)| Self::Cut(from, to)),
-            (place(), place()).prop_map(|(from, to)| Self::Again(from, to)),
-        ]
-    }
-
-    fn apply(&self, bytes: &mut Vec<u8>) {
-        let place = |index: &Index| index.index(bytes.len() + 1);
-        let span = |from, to| {
-            let (from, to) = (place(from), place(to));
-            from.min(to)..from.max(to)
-        };
-        match self {
-            Self::Byte(at, byte) => {
-                let at = place(at);
-                bytes.splice(at..(at + 1).min(bytes.len()), [*byte]);
-            }
-            Self::Piece(at, piece) => {
-                let at = place(at);
-                bytes.splice(at..at, piece.bytes());
-            }
-            Self::Cut(from, to) => drop(bytes.drain(span(from, to))),
-            Self::Again(from, to) => {
-                let span = span(from, to);
-                bytes.splice(span.end..span.end, bytes[span.clone()].to_vec());
-            }
-        }
-    }
-}
-
 /// A request with lists where objects should be, in the order of their keys here.
 fn positional(request: &Request) -> Value {
     let list = |object: &Value, keys: &[&str]| -> Value {
@@ -351,7 +283,7 @@ impl std::fmt::Debug for Message {
 
 /// Every kind of message, of the length that the socket lets through.
 fn message() -> impl Strategy<Value = Message> {
-    let changed = (request(), vec(Change::any(), 0..4)).prop_map(|(request, changes)| {
+    let changed = (request(), vec(Change::any(&PIECES), 0..4)).prop_map(|(request, changes)| {
         let mut bytes = written(&request).to_string().into_bytes();
         changes.iter().for_each(|change| change.apply(&mut bytes));
         bytes

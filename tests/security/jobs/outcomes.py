@@ -217,3 +217,43 @@ def thread_that_never_ends():
 def hold_the_interpreter():
     while True:
         pass
+
+
+PAYLOADS = [
+    b"", b"[]", b"1", b"{" * 2000, b'{"a": [1, 2.5, "x"]}', b"NaN", b"1e999", b'"\\ud800"', b"\xff" * 9, b"mount",
+    "\u2028\x85".encode(), b"\x1b[31m\n", b'{"outcome": "ok"}\n', b"x" * 70_000,
+]  # fmt: skip
+
+
+def say_anything(seed):
+    """Records that are right, nearly right or none, and an end of any kind."""
+    import random
+
+    rng = random.Random(seed)
+    said = bytearray()
+    for _ in range(rng.randrange(4)):
+        payload = rng.choice(PAYLOADS)
+        said += bytes([rng.choice(b"RRXNBPZ\0")]) + struct.pack("<I", len(payload)) + payload
+    for _ in range(rng.choice([0, 0, 1, 4])):
+        at = rng.randrange(len(said) + 1)
+        said[at : at + rng.randrange(4)] = rng.randbytes(rng.randrange(4))
+    said = said[: rng.randrange(len(said) + 1)] if rng.random() < 0.2 else said
+    os.set_blocking(_channel(), rng.random() < 0.9)
+    try:
+        os.write(_channel(), said)
+    except OSError:
+        pass
+    for stream in (1, 2):
+        os.write(stream, rng.choice(PAYLOADS)[: rng.randrange(3000)])
+    end = rng.randrange(8)
+    if end == 0:
+        os._exit(rng.randrange(256))
+    elif end == 1:
+        os.kill(os.getpid(), rng.choice([signal.SIGSEGV, signal.SIGABRT, signal.SIGTERM, signal.SIGKILL, signal.SIGSYS]))
+    elif end == 2:
+        raise ValueError(rng.choice(PAYLOADS)[:500])
+    elif end == 3:
+        os.close(_channel())
+    elif end == 4 and rng.random() < 0.1:
+        time.sleep(30)
+    return "said"
