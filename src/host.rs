@@ -54,10 +54,7 @@ pub fn serve(
 
     prepare::separate_streams().context("standard streams")?;
 
-    let own = main_end.identities();
-    let prepared = prepare::prepare(settings, io_thread);
-    main_end.check(&own);
-    match prepared {
+    match prepare::prepare(settings, io_thread, &main_end) {
         Ok(mut children) => {
             main_end.ready(Ok(Prepared {
                 hidden_names: children.sandbox.hidden_names(),

@@ -13,7 +13,7 @@ use crate::clone::openmp;
 use crate::clone::warm_image;
 use crate::config::HostSettings;
 use crate::interpreter::{held, host_module, internals, surroundings, threads, warm};
-use crate::pool::clone_service::{Failure, WarmUp};
+use crate::pool::clone_service::{Failure, MainEnd, WarmUp};
 use crate::pool::interrupt;
 use crate::sandbox::{Sandbox, import_roots, seccomp};
 use crate::sys::{files, process, scheduling, stdio};
@@ -44,6 +44,7 @@ pub(super) fn separate_streams() -> anyhow::Result<()> {
 pub(super) fn prepare(
     settings: &HostSettings,
     io_thread: libc::pid_t,
+    main_end: &MainEnd,
 ) -> Result<Children, Failure> {
     let failure = |kind| {
         move |error: anyhow::Error| Failure {
@@ -60,7 +61,9 @@ pub(super) fn prepare(
     let reserved = warm_image::prepare(internals::arena_size())
         .context("reserving address space for the interpreter");
     reserved.map_err(failure("setup"))?;
+    let own = main_end.identities();
     let warm = warm::warm(settings).map_err(failure("preload"))?;
+    main_end.check(&own);
     // A module may have unblocked them.
     interrupt::block_signals()
         .context("blocking signals")

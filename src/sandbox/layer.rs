@@ -160,6 +160,11 @@ impl SetupError {
             (Layer::NetworkNamespace, Errno::ENOSPC) => {
                 "; hint: a limit on namespaces is reached, see /proc/sys/user/max_net_namespaces"
             }
+            // ENOTSUPP (524), which no program is meant to see: no room to compile the filter in (`bpf_jit_charge_modmem`).
+            (Layer::Seccomp, Errno::UnknownErrno) => {
+                "; hint: this machine's compiled packet filters have no room left: who attaches so many? else raise \
+                 net.core.bpf_jit_limit"
+            }
             (Layer::Landlock, Errno::ENOSYS | Errno::EOPNOTSUPP) => {
                 "; hint: this kernel is older than 5.13 or was started without Landlock (lsm=); to \
                  do without it: skip_layers = [\"landlock\"]"

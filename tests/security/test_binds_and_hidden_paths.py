@@ -143,6 +143,26 @@ def test_hidden_files_and_folders(pyspawner, data):
     assert job(pyspawner, "listing", inside) == ["secret"]
 
 
+@pytest.mark.parametrize("what", ["folder", "file", "chroot"])
+def test_a_link_that_others_may_have_made_leads_to_no_source(pyspawner, open_folder, what):
+    """An earlier job, say, in a folder that it could write to; or anybody, in /tmp."""
+    wanted = open_folder / ("wanted" if what != "file" else "wanted-file")
+    wanted.write_text("x") if what == "file" else wanted.mkdir()
+    others = open_folder / "others"
+    others.mkdir()
+    link = others / "link"
+    link.symlink_to(wanted)
+    keys = {"root": {"chroot": link}} if what == "chroot" else {"binds": [{"source": link, "target": "/tmp/shown"}]}
+
+    def run():
+        return pyspawner.map("files.listing", [["/"]], path=JOBS, config=profile(**keys))
+
+    assert run().lines[0]["outcome"] == "ok"  # the control: root's own link
+    others.chmod(0o777)
+    done = run()
+    assert done.status == 125 and "others may have made the link link on the way" in done.stderr, done
+
+
 def test_a_link_to_a_secret_does_not_show_it(pyspawner, data):
     (data / "link").symlink_to(data / "file")
     assert job(pyspawner, "read", data / "file", hide=[data / "link"]) == ""

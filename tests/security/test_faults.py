@@ -486,6 +486,15 @@ READ_BACK = (
 )  # fmt: skip
 
 
+def test_what_a_full_pool_of_filters_means_is_said(map_host):
+    """ENOTSUPP (524) is no errno that programs are meant to see (`bpf_jit_charge_modmem`)."""
+    calls = map_host.way_in()
+    count = len(calls) - calls[::-1].index("seccomp")
+    report, failed = map_host.job_under("fail", count, 524)
+    assert failed == ["seccomp"] and report["outcome"] == "setup_failed", report
+    assert report["detail"].startswith("seccomp: ") and "bpf_jit_limit" in report["detail"], report
+
+
 def test_a_call_that_does_nothing_and_says_otherwise_is_noticed(host):
     """As a bug of a wrapper, or of the kernel, would have it."""
     calls = host.way_in()

@@ -14,13 +14,14 @@ mod mountinfo;
 mod own;
 mod resolver;
 mod steps;
+mod way;
 
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open};
+use nix::fcntl::OFlag;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::Mode;
 use nix::unistd::{chdir, fchdir, mkdir};
@@ -32,6 +33,7 @@ use self::covers::{Covers, is_closed};
 use self::kernel::Devices;
 use self::resolver::Resolver;
 use self::steps::{create_link, create_mount_point, error, mount_tmpfs};
+use self::way::{ANYTHING, FOLDER, open_kept};
 use super::layer::{Layer, Layers, SetupError};
 use crate::config::{Proc, Profile, Root};
 use crate::sys::mounts::{
@@ -102,7 +104,7 @@ impl PreparedRoot {
             }
             Root::Chroot(folder) => {
                 enter_tree(
-                    &take_tree(folder, UNTRUSTED)?,
+                    &take_tree(folder, FOLDER, UNTRUSTED)?,
                     &folder.display().to_string(),
                 )?;
                 let mut folders = binds.iter().filter(|bind| bind.is_folder);
@@ -226,12 +228,13 @@ fn take_binds(profile: &Profile) -> Result<Vec<BoundTree>, SetupError> {
     let mut binds = Vec::new();
     for bind in &profile.binds {
         let attributes = if bind.writable { UNTRUSTED } else { READ_ONLY };
+        let tree = take_tree(&bind.source, ANYTHING, attributes)?;
         binds.push(BoundTree {
             source: bind.source.clone(),
             target: bind.target().to_owned(),
             writable: bind.writable,
-            is_folder: bind.source.is_dir(),
-            tree: take_tree(&bind.source, attributes)?,
+            is_folder: is_folder(&tree)?,
+            tree,
         });
     }
     // The outer ones first, or they would cover the inner ones.
@@ -239,10 +242,9 @@ fn take_binds(profile: &Profile) -> Result<Vec<BoundTree>, SetupError> {
     Ok(binds)
 }
 
-fn take_tree(path: &Path, attributes: u64) -> Result<OwnedFd, SetupError> {
-    let found = open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
-        .map_err(|e| error(format!("open {}", path.display()), e))?;
-    copy_restricted(&found, path, attributes)
+/// A copy of what a path of the profile leads to. In that path there may be links of others.
+fn take_tree(path: &Path, wanted: OFlag, attributes: u64) -> Result<OwnedFd, SetupError> {
+    copy_restricted(&open_kept(path, wanted)?, path, attributes)
 }
 
 /// A detached copy of what was found, with all mounts in it: restricted, and cut off from the host's.
@@ -265,7 +267,7 @@ fn enter_host_tree(
     hosts_proc: &OwnedFd,
 ) -> Result<Covers, SetupError> {
     let devices = Devices::take()?;
-    enter_tree(&take_tree(Path::new("/"), READ_ONLY)?, "/")?;
+    enter_tree(&take_tree(Path::new("/"), FOLDER, READ_ONLY)?, "/")?;
     let mut covers = Covers::new(needed, untrusted);
     cover_tmp(&mut covers, needed, account)?;
     kernel::remove_from_host_tree(&mut covers, hosts_proc)?;

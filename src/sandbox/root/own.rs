@@ -2,10 +2,10 @@
 
 use std::ffi::OsString;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2, readlinkat};
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2, readlinkat};
 use nix::mount::{MntFlags, umount2};
 use nix::sys::stat::{Mode, fstat};
 use nix::sys::statfs::fstatfs;
@@ -13,14 +13,11 @@ use serde::{Deserialize, Serialize};
 
 use super::covers::Shelf;
 use super::mountinfo::{self, Mounts};
-use super::steps::{error, io_error};
+use super::steps::error;
+use super::way::{FOLDER, failed, open_kept};
 use super::{UNTRUSTED, copy_restricted, enter_tree, is_folder};
 use crate::sandbox::layer::{Layer, Layers, SetupError};
 use crate::sys::mounts::{is_remote, mount_id};
-
-const FOLDER: OFlag = OFlag::O_PATH
-    .union(OFlag::O_DIRECTORY)
-    .union(OFlag::O_CLOEXEC);
 
 /// What is found while others mount, unmount and rename is looked at again.
 const ATTEMPTS: u32 = 100;
@@ -51,7 +48,7 @@ impl OwnRoot {
     /// # Errors
     /// With the call that failed, and the folder.
     pub fn take(folder: &Path) -> Result<Self, SetupError> {
-        let found = open_folder(folder)?;
+        let found = open_kept(folder, FOLDER)?;
         let identity = Folder::of(&found, folder)?;
         let proc =
             open("/proc", FOLDER, Mode::empty()).map_err(|e| error("open /proc".into(), e))?;
@@ -93,7 +90,7 @@ impl Folder {
     /// # Errors
     /// With the call that failed, and the folder.
     pub fn find(folder: &Path) -> Result<Self, SetupError> {
-        Self::of(&open_folder(folder)?, folder)
+        Self::of(&open_kept(folder, FOLDER)?, folder)
     }
 
     fn of(found: &OwnedFd, folder: &Path) -> Result<Self, SetupError> {
@@ -107,72 +104,6 @@ impl Folder {
             is_remote: is_remote(kind),
         })
     }
-}
-
-/// The error of a step that concerns a folder.
-fn failed(what: &str, folder: &Path) -> impl FnOnce(Errno) -> SetupError {
-    let step = format!("{what} {}", folder.display());
-    move |errno| error(step, errno)
-}
-
-/// Opens a folder. A link on the way is followed only where jobs cannot have put it: what they can
-/// write to may be on the way, and this thread sees the host's tree.
-fn open_folder(folder: &Path) -> Result<OwnedFd, SetupError> {
-    const MOST_LINKS: u32 = 40;
-    let step = |what| failed(what, folder);
-    if !folder.is_absolute() {
-        return Err(step("a chroot that is not absolute:")(Errno::EINVAL));
-    }
-    let root = open("/", FOLDER, Mode::empty()).map_err(step("open / for"))?;
-    let mut here = root.try_clone().map_err(|e| io_error("dup".into(), &e))?;
-    let mut links = 0;
-    let mut way = parts(folder);
-    while let Some(name) = way.pop() {
-        let failed = match openat(&here, &*name, FOLDER | OFlag::O_NOFOLLOW, Mode::empty()) {
-            Ok(next) => {
-                here = next;
-                continue;
-            }
-            Err(errno) => step("open")(errno),
-        };
-        let Ok(target) = readlinkat(&here, &*name) else {
-            return Err(failed); // no link
-        };
-        links += 1;
-        if links > MOST_LINKS {
-            return Err(step("open")(Errno::ELOOP));
-        }
-        if !is_kept_from_others(&here, &root).map_err(step("fstat on the way to"))? {
-            let step = format!(
-                "open {}: others may have made the link {} on the way",
-                folder.display(),
-                Path::new(&name).display()
-            );
-            return Err(error(step, Errno::ELOOP));
-        }
-        if Path::new(&target).is_absolute() {
-            here = root.try_clone().map_err(|e| io_error("dup".into(), &e))?;
-        }
-        way.extend(parts(Path::new(&target)));
-    }
-    Ok(here)
-}
-
-/// The names on a path, the first of them last.
-fn parts(path: &Path) -> Vec<OsString> {
-    let names = path
-        .components()
-        .rev()
-        .filter(|part| matches!(part, Component::Normal(_) | Component::ParentDir));
-    names.map(|part| part.as_os_str().to_owned()).collect()
-}
-
-/// Whether only root and the host's user make links in a folder. A job is neither, and in no group of
-/// theirs. In a user namespace root has another number, that of the owner of `/`.
-fn is_kept_from_others(folder: &OwnedFd, root: &OwnedFd) -> Result<bool, Errno> {
-    let found = fstat(folder)?;
-    let owners = [fstat(root)?.st_uid, nix::unistd::geteuid().as_raw()];
-    Ok(owners.contains(&found.st_uid) && found.st_mode & libc::S_IWOTH == 0)
 }
 
 /// The kernel's file systems that a copy of `found` brings along.

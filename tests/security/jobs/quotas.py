@@ -9,6 +9,8 @@ import select
 import signal
 import socket
 import struct
+import subprocess
+import sys
 import time
 
 from syscalls import attempt, call, errno_name, libc, number, raw
@@ -161,6 +163,16 @@ def become_urgent():
 def spin(*_):
     while True:
         pass
+
+
+def crash_processes():
+    """One that the job forks, and a program that it executes: how they ended."""
+    forked = os.fork()
+    if forked == 0:
+        os.abort()
+    _, status = os.waitpid(forked, 0)
+    executed = subprocess.run([sys.executable, "-c", "import os; os.abort()"], check=False)
+    return [os.waitstatus_to_exitcode(status), executed.returncode]
 
 
 def sleep(seconds):
