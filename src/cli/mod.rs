@@ -139,7 +139,8 @@ impl Command {
     fn files(&self) -> Vec<(&'static str, &std::path::Path)> {
         match self {
             Self::Map(command) => command.files(),
-            Self::Run(_) | Self::Serve(_) | Self::Bench(_) => Vec::new(),
+            Self::Serve(command) => command.files(),
+            Self::Run(_) | Self::Bench(_) => Vec::new(),
         }
     }
 }
@@ -227,10 +228,6 @@ fn execute(
     let here = std::env::current_dir().ok();
     profile.hide.extend(here.map(|folder| folder.join(".env")));
     let command = command(&file)?;
-    if let Command::Serve(serve::Command::Socket(path)) = &command {
-        // Where children have no uid of their own, a job could connect to it.
-        profile.hide.push(path.clone());
-    }
     let named = options
         .config
         .iter()

@@ -1,10 +1,13 @@
 //! The files that this program opens, or was given: what they hold is for no job to read by their names.
 //!
-//! Jobs' arguments, their input and their results are in them, and the configuration may hold what is not for jobs. A folder
-//! that jobs can write to is no place for them either: a link that a job leaves there would lead the host, as root, anywhere.
+//! Jobs' arguments, their input and their results are in them, and the configuration may hold what is not for jobs. At the
+//! socket of `serve` a job could pass for a client, where it has no user of its own. A folder that jobs can write to is no place
+//! for them either: a link that a job leaves there would lead the host, as root, anywhere, and a socket of a job's own would have
+//! the host's clients.
 
+use std::fs::FileType;
 use std::os::fd::RawFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
@@ -40,9 +43,10 @@ pub(super) fn names(named: &[(&str, &Path)], profile: &Profile) -> anyhow::Resul
     Ok(names)
 }
 
-/// A regular file, or one that is still to be made; not a device, a pipe or a terminal.
+/// A regular file or a socket, or one that is still to be made; not a device, a pipe or a terminal.
 fn may_hold_data(path: &Path) -> bool {
-    std::fs::metadata(path).map_or(true, |found| found.is_file())
+    let is_one = |kind: FileType| kind.is_file() || kind.is_socket();
+    std::fs::metadata(path).map_or(true, |found| is_one(found.file_type()))
 }
 
 /// The name of the regular file that a standard stream leads to, if that is its name still.

@@ -1,7 +1,7 @@
 //! `pyspawner serve`: a host for clients.
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use anyhow::Context;
@@ -44,6 +44,16 @@ pub(super) struct OwnArguments {
 pub(super) enum Command {
     Socket(PathBuf),
     ClientFd(RawFd),
+}
+
+impl Command {
+    /// What it makes itself, with what that is.
+    pub(super) fn files(&self) -> Vec<(&'static str, &Path)> {
+        match self {
+            Self::Socket(path) => vec![("the socket", path.as_path())],
+            Self::ClientFd(_) => Vec::new(),
+        }
+    }
 }
 
 impl Arguments {

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 from attacking import without
-from conftest import JOBS
+from conftest import JOBS, wait_until
 
 JOB = """
 import json
@@ -95,6 +95,20 @@ def test_they_do_not_lie_where_jobs_can_write(pyspawner, open_folder, flag, way)
     elsewhere.write_text(file.read_text())
     done = subprocess.run([*command, flag, elsewhere], input="[]\n", capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_neither_does_the_socket_of_serve(pyspawner, open_folder):
+    """A job would put its own there, and have the host's clients."""
+    shared = open_folder / "shared"
+    shared.mkdir()
+    config = f'[profile.default]\nbinds = [{{ source = "{shared}", writable = true }}]\n'
+    command = pyspawner.command("serve", "basic.nothing", "--socket", shared / "socket", config=config)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 125 and "the socket" in done.stderr and "which jobs can write to" in done.stderr, done
+    command[command.index(str(shared / "socket"))] = str(open_folder / "socket")
+    with subprocess.Popen(command) as host:
+        wait_until((open_folder / "socket").exists)
+        host.terminate()
 
 
 def test_a_bind_whose_source_jobs_can_replace_is_refused(pyspawner, open_folder):
