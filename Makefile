@@ -37,7 +37,8 @@ test-vm: setup
 
 # What an ordinary user can arrange.
 AS_USER = tests/vm tests/test_run.py tests/security/test_limits.py tests/security/test_landlock.py \
-	tests/security/test_binds_and_hidden_paths.py tests/api/test_contract.py
+	tests/security/test_binds_and_hidden_paths.py tests/security/test_kernel_quotas.py tests/security/test_own_files.py \
+	tests/security/test_planted_modules.py tests/api/test_contract.py
 
 # Longer than a test run should take: tens of thousands of clones.
 soak: setup

@@ -24,7 +24,8 @@ pub(super) fn names(named: &[(&str, &Path)], profile: &Profile) -> anyhow::Resul
     for (role, path) in named {
         let step = || format!("{role} {}", path.display());
         let path = paths::absolute(path).with_context(step)?;
-        if !may_hold_data(&path) {
+        // What a stream leads to is found below.
+        if paths::of_this_thread(&path) != path || !may_hold_data(&path) {
             continue;
         }
         if let Some(folder) = profile.folder_of_jobs(&path) {

@@ -80,6 +80,7 @@ URGENT = {
 }
 
 
+@pytest.mark.root
 @pytest.mark.parametrize("how", URGENT)
 @pytest.mark.parametrize("spares", [0, 1])
 def test_jobs_are_no_more_urgent_than_others_whatever_the_host_is(pyspawner, how, spares):
@@ -89,6 +90,7 @@ def test_jobs_are_no_more_urgent_than_others_whatever_the_host_is(pyspawner, how
     assert words["fifo"] == "EPERM" and words["nice"] in ("EPERM", "EACCES"), words
 
 
+@pytest.mark.root
 def test_an_urgent_host_keeps_time_limits(pyspawner):
     """As many jobs as there are processors would keep the host from running, were they as urgent."""
     jobs = [{"args": [], "timeout": 1}] * os.cpu_count()
