@@ -14,12 +14,24 @@ pub enum Call {
     /// JSON, with what `pyspawner_host` tells about the job.
     #[default]
     Json,
-    /// Python's pickle of a list; what `pyspawner_host` tells is here.
-    Pickle {
+    /// What a client sends. What `pyspawner_host` tells about the job comes separately.
+    Client {
+        form: ClientForm,
         id: String,
         /// Seconds since the epoch.
         deadline: Option<f64>,
     },
+}
+
+/// How a client encodes a call's arguments.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ClientForm {
+    /// Python's pickle of a list of arguments, or of a tuple: such a list, and a dict of keyword arguments.
+    #[default]
+    Pickle,
+    /// A JSON array of arguments, or an object with any of `args` and `kwargs`.
+    Json,
 }
 
 /// The arguments' bytes.

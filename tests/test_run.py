@@ -52,6 +52,28 @@ def test_exception_prints_its_traceback_without_our_frames(pyspawner):
     assert "<pyspawner>" not in done.stderr
 
 
+def test_what_the_job_returns_is_printed_after_its_own_output(pyspawner, open_folder):
+    (open_folder / "returns.py").write_text(
+        "import os\n"
+        "def main(expression):\n"
+        "    print('its own')\n"
+        "    os.write(1, b'unbuffered\\n')\n"
+        "    return eval(expression)\n"
+    )
+
+    def run(expression, *flags):
+        done = pyspawner.run("returns.main", expression, flags=flags, path=open_folder)
+        return done.status, done.stdout.removeprefix("its own\nunbuffered\n"), done.said
+
+    assert run("{'a': [1, 2.5, None]}") == (0, '{"a":[1,2.5,null]}\n', "")
+    assert run("'text'") == (0, '"text"\n', "")
+    assert run("None") == (0, "", "")
+    assert run("7", "--no-result") == (0, "", "")
+    status, out, said = run("object()")
+    assert (status, out) == (1, "") and "cannot be printed: result: object" in said and "--no-result" in said
+    assert run("object()", "--no-result") == (0, "", "")
+
+
 def test_blocked_call_is_128_plus_sigsys_and_named(pyspawner):
     done = pyspawner.run("attacks.call", "unshare")
     assert done.status == 128 + signal.SIGSYS

@@ -9,6 +9,8 @@ A host process imports the modules once, and then clones itself for every child:
         environment={"LC_ALL": "C.UTF-8"},
         preload_imports=["pandas"],
     ) as client:
+        print(client.call("a", 1))  # what child_main("a", 1) returned
+
         child = client.spawn_child(args=["a", 1])
         out, err = child.communicate()
         print(child.outcome())
@@ -21,7 +23,20 @@ from ._aio import AsyncChildProcess, AsyncClient
 from ._child import ChildProcess, Outcome
 from ._client import Client
 from ._config import NetworkConfig, SandboxConfig
-from ._errors import HostDied, PreloadError, ProtocolError, PyspawnerError, SandboxSetupError
+from ._errors import (
+    HostDied,
+    InvalidResult,
+    JobBlocked,
+    JobError,
+    JobExited,
+    JobKilled,
+    JobOutOfMemory,
+    JobTimedOut,
+    PreloadError,
+    ProtocolError,
+    PyspawnerError,
+    SandboxSetupError,
+)
 
 __all__ = [
     "AsyncChildProcess",
@@ -29,6 +44,13 @@ __all__ = [
     "ChildProcess",
     "Client",
     "HostDied",
+    "InvalidResult",
+    "JobBlocked",
+    "JobError",
+    "JobExited",
+    "JobKilled",
+    "JobOutOfMemory",
+    "JobTimedOut",
     "NetworkConfig",
     "Outcome",
     "PreloadError",

@@ -5,10 +5,10 @@ import contextlib
 import os
 import socket
 import subprocess
-from typing import Any, Coroutine, Mapping, Optional, Sequence, Tuple, TypeVar
+from typing import Any, Coroutine, List, Mapping, Optional, Sequence, Tuple, TypeVar
 
 from . import _host
-from ._child import Outcome, ended, started
+from ._child import Outcome, ended, result_or_error, started
 from ._config import SandboxConfig
 from ._host import Joined, Link, PathLike, Wanted
 from ._protocol import LONGEST, Launch, kill, say, spawn_request
@@ -38,7 +38,7 @@ class AsyncChildProcess:
 
     async def _listen(self) -> Outcome:
         with self._control:
-            return ended(await _receive(self._control))
+            return ended(*await _receive_with_files(self._control))
 
     def kill(self) -> None:
         """End the child with SIGKILL, and with it all that it started. Does nothing once it has ended."""
@@ -151,14 +151,16 @@ class AsyncClient(Joined):
     async def spawn_child(
         self,
         args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] = {},
         *,
         process_name: Optional[str] = None,
         sandbox_config: SandboxConfig = SandboxConfig(),
+        result: bool = False,
     ) -> AsyncChildProcess:
-        """Start a child that calls ``child_main(*args)``: see :meth:`pyspawner.Client.spawn_child`.
+        """Start a child that calls ``child_main(*args, **kwargs)``: see :meth:`pyspawner.Client.spawn_child`.
         If it is cancelled, the child is ended."""
-        request = spawn_request(process_name, sandbox_config)
-        with Launch(request, args) as launch, contextlib.ExitStack() as opened:
+        request = spawn_request(process_name, sandbox_config, result)
+        with Launch(request, args, kwargs) as launch, contextlib.ExitStack() as opened:
             while True:
                 try:
                     self._open_link().send(launch)
@@ -174,6 +176,17 @@ class AsyncClient(Joined):
             opened.pop_all()
             # Last: from here on the child has a holder.
             return AsyncChildProcess(pid, launch.take("control"), stdin, stdout, stderr)
+
+    async def call(self, /, *args: Any, **kwargs: Any) -> Any:
+        """Call ``child_main(*args, **kwargs)`` in a child of its own, and return what it returns: see
+        :meth:`pyspawner.Client.call`. If it is cancelled, the child is ended."""
+        child = await self.spawn_child(args, kwargs, result=True)
+        try:
+            out, err = await child.communicate()
+        except BaseException:
+            child.kill()
+            raise
+        return result_or_error(await child.outcome(), out, err)
 
     async def close(self) -> None:
         """Part from the host: see :meth:`pyspawner.Client.close`."""
@@ -231,6 +244,20 @@ async def _receive(connection: socket.socket) -> bytes:
         return await loop.sock_recv(connection, LONGEST)
     except ConnectionResetError:
         return await loop.sock_recv(connection, LONGEST)  # as _host.receive
+
+
+async def _receive_with_files(connection: socket.socket) -> Tuple[bytes, List[int]]:
+    loop = asyncio.get_running_loop()
+    while True:
+        try:
+            return _host.receive_with_files(connection)
+        except BlockingIOError:
+            readable = asyncio.Event()
+            loop.add_reader(connection, readable.set)
+            try:
+                await readable.wait()
+            finally:
+                loop.remove_reader(connection)
 
 
 async def _reader(descriptor: int, opened: contextlib.ExitStack) -> asyncio.StreamReader:

@@ -1,5 +1,6 @@
 """A child and how it ended."""
 
+import json
 import math
 import os
 import select
@@ -8,13 +9,15 @@ import socket
 import subprocess
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BufferedReader, BufferedWriter, FileIO
 from typing import Any, Dict, List, Optional, Tuple
 
-from ._errors import HostDied, ProtocolError, refusal
-from ._host import receive
+from ._errors import HostDied, ProtocolError, job_error, refusal
+from ._host import receive, receive_with_files
 from ._protocol import Launch, decode, kill
+
+_NOT_ASKED: Any = object()
 
 # A pipe that is ready takes so many bytes without making the writer wait.
 _ROOM = select.PIPE_BUF
@@ -26,7 +29,7 @@ class Outcome:
 
     name: str
     """One of ``ok``, ``exited``, ``signaled``, ``blocked_syscall``, ``timed_out``, ``out_of_memory``,
-    ``cancelled``; ``setup_failed`` if the child was killed before its code ran."""
+    ``output_limit``, ``invalid_result``, ``cancelled``; ``setup_failed`` if the child was killed before its code ran."""
     status: int
     """As ``os.wait`` has it: see ``os.waitstatus_to_exitcode``."""
     detail: Optional[str]
@@ -37,15 +40,41 @@ class Outcome:
     """Processor time in milliseconds."""
     peak_memory_bytes: int
     """Memory that the child added to the warm image, at most."""
+    _returned: Any = field(default=_NOT_ASKED, repr=False)
+
+    @property
+    def result(self) -> Any:
+        """What ``child_main`` returned, as decoded JSON (``docs/results.md`` has the forms); None if the outcome is not ``ok``.
+
+        :raises ValueError: if the child was started without ``result=True``.
+        """
+        if self._returned is _NOT_ASKED:
+            raise ValueError("the child was not asked for its result; hint: spawn_child(..., result=True), or client.call()")
+        return self._returned
 
     @classmethod
-    def of(cls, event: Dict[str, Any]) -> "Outcome":
-        """The outcome in a host's ``ended`` event."""
+    def of(cls, event: Dict[str, Any], file: Optional[int]) -> "Outcome":
+        """The outcome in a host's ``ended`` event. ``file`` holds a result that is too long for a message."""
         try:
             keys = ("outcome", "status", "detail", "wall_ms", "cpu_ms", "peak_memory_bytes")
-            return cls(*(event[key] for key in keys))
+            values = [event[key] for key in keys]
         except KeyError as error:
             raise ProtocolError(f"the host's event has no {error}") from None
+        if "result_bytes" in event:
+            values.append(_read_result(file, event["result_bytes"]))
+        else:
+            values.append(event.get("result", _NOT_ASKED))
+        return cls(*values)
+
+
+def _read_result(file: Optional[int], length: int) -> Any:
+    if file is None:
+        raise ProtocolError("the host's event came without the file that it tells of; hint: is a descriptor left here?")
+    with open(os.dup(file), "rb") as content:
+        data = content.read()
+    if len(data) != length:
+        raise ProtocolError(f"the result has {len(data)} bytes, and the host speaks of {length}")
+    return json.loads(data)
 
 
 def started(message: bytes) -> int:
@@ -58,12 +87,23 @@ def started(message: bytes) -> int:
     return int(event["pid"])
 
 
-def ended(message: bytes) -> Outcome:
-    """The outcome in the host's second event on a child."""
-    event = decode(message)
-    if event["type"] != "ended":
-        raise ProtocolError(f"expected a child to have ended, got {event}")
-    return Outcome.of(event)
+def ended(message: bytes, files: List[int]) -> Outcome:
+    """The outcome in the host's second event on a child. Closes the files that came with it."""
+    try:
+        event = decode(message)
+        if event["type"] != "ended":
+            raise ProtocolError(f"expected a child to have ended, got {event}")
+        return Outcome.of(event, files[0] if files else None)
+    finally:
+        for file in files:
+            os.close(file)
+
+
+def result_or_error(outcome: Outcome, stdout: bytes, stderr: bytes) -> Any:
+    """What ``child_main`` returned, or the exception that tells why there is nothing."""
+    if outcome.name != "ok":
+        raise job_error(outcome, stdout, stderr)
+    return outcome.result
 
 
 class ChildProcess:
@@ -188,7 +228,7 @@ class ChildProcess:
             return None  # another thread waits, and has not been told
         try:
             if self._outcome is None and _is_readable(self._control, deadline):
-                self._outcome = ended(receive(self._control))
+                self._outcome = ended(*receive_with_files(self._control))
                 # Not while another thread uses its number, which may be another socket's soon.
                 with self._closing:
                     self._control.close()

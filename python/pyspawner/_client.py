@@ -3,7 +3,7 @@
 from typing import Any, Mapping, Optional, Sequence
 
 from . import _host
-from ._child import ChildProcess
+from ._child import ChildProcess, result_or_error
 from ._config import SandboxConfig
 from ._host import Joined, PathLike, Wanted, receive
 from ._protocol import Launch, say, spawn_request
@@ -68,15 +68,20 @@ class Client(Joined):
     def spawn_child(
         self,
         args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] = {},
         *,
         process_name: Optional[str] = None,
         sandbox_config: SandboxConfig = SandboxConfig(),
+        result: bool = False,
     ) -> ChildProcess:
-        """Start a child that calls ``child_main(*args)``, and return once it does.
+        """Start a child that calls ``child_main(*args, **kwargs)``, and return once it does.
 
         :param args: arguments, which must be picklable. They are unpickled in the child alone.
+        :param kwargs: keyword arguments, likewise.
         :param process_name: what ``ps`` shows, 15 bytes at most.
         :param sandbox_config: what it has otherwise than the host's profile says.
+        :param result: whether ``outcome().result`` is to have what ``child_main`` returns. A value that has no JSON form
+            (``docs/results.md``) makes the outcome ``invalid_result`` then.
         :raises SandboxSetupError: if a layer of the sandbox cannot be applied.
         :raises TypeError, ValueError: if a value cannot be sent to the host; nothing is sent then.
         :raises ProtocolError: if the host does not accept a value.
@@ -84,10 +89,28 @@ class Client(Joined):
 
         If it is interrupted (KeyboardInterrupt), the child is ended.
         """
-        request = spawn_request(process_name, sandbox_config)
-        with Launch(request, args) as launch:
+        request = spawn_request(process_name, sandbox_config, result)
+        with Launch(request, args, kwargs) as launch:
             self._open_link().send(launch)
             return ChildProcess(launch)
+
+    def call(self, /, *args: Any, **kwargs: Any) -> Any:
+        """Call ``child_main(*args, **kwargs)`` in a child of its own, and return what it returns, as decoded JSON.
+
+        What the child prints is thrown away, unless the call fails. For limits of this child, or its output, use
+        :meth:`spawn_child` with ``result=True``.
+
+        :raises JobError: if the outcome is not ``ok``; its subclass says which it is, and it has the child's outcome, standard
+            output and standard error.
+        :raises SandboxSetupError, HostDied: as :meth:`spawn_child`.
+        """
+        with self.spawn_child(args, kwargs, result=True) as child:
+            try:
+                out, err = child.communicate()
+            except BaseException:
+                child.kill()  # nobody waits for its result any more
+                raise
+            return result_or_error(child.outcome(), out, err)
 
     def close(self) -> None:
         """Part from the host. Children that run are left to finish, and the host ends after them, unless

@@ -12,7 +12,7 @@ import threading
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 from ._errors import HostDied, ProtocolError, failure
 from ._protocol import LONGEST, VERSION, Launch, decode, encode, keep_from_copies, pair, say
@@ -203,6 +203,15 @@ def receive(connection: socket.socket) -> bytes:
     except ConnectionResetError:
         # Said once, if the host went without reading all. Its last word comes after it.
         return connection.recv(LONGEST)
+
+
+def receive_with_files(connection: socket.socket, flags: int = 0) -> Tuple[bytes, List[int]]:
+    """The same, with the descriptors that come along, which the caller must close."""
+    try:
+        message, files, _, _ = socket.recv_fds(connection, LONGEST, 1, flags)
+    except ConnectionResetError:
+        message, files, _, _ = socket.recv_fds(connection, LONGEST, 1, flags)
+    return message, files
 
 
 def check_ready(message: bytes, status: Optional[int]) -> None:

@@ -7,7 +7,7 @@ import os
 import pickle
 import socket
 import weakref
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 from typing import Protocol as TypingProtocol
 
 from ._config import SandboxConfig, text
@@ -100,12 +100,13 @@ class Launch:
     over is ended.
     """
 
-    def __init__(self, request: bytes, args: Sequence[Any]) -> None:
+    def __init__(self, request: bytes, args: Sequence[Any], kwargs: Mapping[str, Any] = {}) -> None:
         self.stdin = self.stdout = self.stderr = -1
         self.control: Optional[socket.socket] = None
         self._hosts: List[int] = []
         self._message = request
-        arguments = pickle.dumps(list(args), protocol=_PICKLE_PROTOCOL)
+        call = (list(args), dict(kwargs)) if kwargs else list(args)
+        arguments = pickle.dumps(call, protocol=_PICKLE_PROTOCOL)
         _closed_in_copies.add(self)
         try:
             child, self.stdin = os.pipe()
@@ -164,10 +165,13 @@ class Launch:
             os.close(self._hosts.pop())
 
 
-def spawn_request(process_name: Optional[str], sandbox_config: SandboxConfig) -> bytes:
+def spawn_request(process_name: Optional[str], sandbox_config: SandboxConfig, result: bool) -> bytes:
     """The request for a child. TypeError or ValueError for what cannot be said to a host."""
     name = None if process_name is None else text("process_name", process_name)
-    return encode("spawn", process_name=name or None, **sandbox_config._request())
+    if not isinstance(sandbox_config, SandboxConfig):
+        raise TypeError(f"sandbox_config: expected a pyspawner.SandboxConfig, got {sandbox_config!r}")
+    wants = {"result": True} if result else {}
+    return encode("spawn", process_name=name or None, **wants, **sandbox_config._request())
 
 
 def sealed(content: bytes) -> int:

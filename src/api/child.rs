@@ -1,7 +1,7 @@
 //! One child of a client, from its request to its end.
 
 use std::cell::Cell;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
@@ -12,11 +12,12 @@ use tokio::sync::Notify;
 use super::Service;
 use super::protocol::{ChildEvent, ChildRequest, Handover, Spawn};
 use crate::call::{Call, LONGEST_INLINE, Payload};
-use crate::pool::Followed;
 use crate::pool::own::Own;
 use crate::pool::payload::{Job, Stdin, Streams};
+use crate::pool::{Followed, JobReport, Outcome};
 use crate::sandbox::Layer;
 use crate::sandbox::assignment::Assignment;
+use crate::sys::files::sealed_memfd;
 use crate::sys::messages::{Socket, is_unix_socket};
 
 /// Runs the child, and tells the client on its control socket how it goes.
@@ -30,11 +31,10 @@ pub(super) async fn attend(service: &Service, spawn: Spawn, handover: Handover, 
         Ok(control) => control,
         Err(error) => return log::warn!("a client's control socket: {error}"),
     };
-    let last = match job(service, spawn, arguments, streams) {
+    match job(service, spawn, arguments, streams) {
         Ok(job) => follow(service, job, &control, kill).await,
-        Err(event) => event,
-    };
-    tell(&control, &last);
+        Err(event) => tell(&control, &event),
+    }
 }
 
 /// Tells the client that its request is none.
@@ -53,8 +53,9 @@ fn tell(control: &Socket, event: &ChildEvent) {
     }
 }
 
-/// Runs a job while listening to the client; its last word.
-async fn follow(service: &Service, job: Job, control: &Socket, kill: Rc<Notify>) -> ChildEvent {
+/// Runs a job while listening to the client, and tells it how the job ended.
+async fn follow(service: &Service, job: Job, control: &Socket, kill: Rc<Notify>) {
+    let wants_result = job.wants_result;
     let is_started = Cell::new(false);
     let started = |pid| {
         tell(control, &ChildEvent::Started { pid });
@@ -69,7 +70,7 @@ async fn follow(service: &Service, job: Job, control: &Socket, kill: Rc<Notify>)
     let mut listens = true;
     loop {
         tokio::select! {
-            report = &mut run => return ChildEvent::last(report, is_started.get()),
+            report = &mut run => return tell_end(control, report, is_started.get(), wants_result),
             request = control.receive(), if listens => match request {
                 Ok(Some(message)) => match ChildRequest::decode(&message.bytes) {
                     Ok(ChildRequest::Kill {}) => kill.notify_one(),
@@ -79,6 +80,29 @@ async fn follow(service: &Service, job: Job, control: &Socket, kill: Rc<Notify>)
                 Ok(None) | Err(_) => listens = false,
             },
         }
+    }
+}
+
+/// Tells the client how its child ended, with a file for a result that is too long for a message.
+fn tell_end(control: &Socket, mut report: JobReport, is_started: bool, wants_result: bool) {
+    let mut file = None;
+    if wants_result
+        && let Some(json) = report.result.as_ref().map(|json| json.get())
+        && json.len() > LONGEST_INLINE
+    {
+        match sealed_memfd("pyspawner-result", &[json.as_bytes()]) {
+            Ok(memfd) => file = Some(memfd),
+            Err(error) => {
+                report.result = None;
+                report.outcome = Outcome::InvalidResult;
+                report.add_detail(Some(format!("memfd_create(the result): {error}")));
+            }
+        }
+    }
+    let event = ChildEvent::last(report, is_started, wants_result).encode();
+    let descriptors: Vec<_> = file.iter().map(AsRawFd::as_raw_fd).collect();
+    if let Err(errno) = control.send_now(&event, &descriptors) {
+        log::debug!("a client does not hear of its child's end: {errno}");
     }
 }
 
@@ -112,7 +136,8 @@ fn job(
         let reason = "chroot: the profile leaves out the layer \"root\"".to_owned();
         return Err(ChildEvent::bad_request(reason));
     }
-    let call = Call::Pickle {
+    let call = Call::Client {
+        form: spawn.arguments,
         id: spawn.id.clone(),
         deadline: timeout.and_then(seconds_since_epoch),
     };
@@ -125,6 +150,7 @@ fn job(
         payload: arguments,
         stdin: Stdin::Private(stdin),
         streams: Streams::Given { stdout, stderr },
+        wants_result: spawn.result,
         timeout,
         own: Own {
             limits,

@@ -21,7 +21,7 @@ use crate::config::Profile;
 use crate::pool::Pool;
 
 /// Descriptors of the host that a child takes at most, on its way and at work.
-const DESCRIPTORS_OF_A_CHILD: u64 = 13;
+const DESCRIPTORS_OF_A_CHILD: u64 = 15;
 /// Those that the host needs for itself.
 const DESCRIPTORS_OF_THE_HOST: u64 = 100;
 

@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize, Serializer};
+use serde_json::value::RawValue;
 
-use crate::call::Payload;
+use crate::call::{ClientForm, LONGEST_INLINE, Payload};
 use crate::config::Limits;
 use crate::network::JobNetwork;
 use crate::pool::{JobReport, Outcome};
@@ -80,6 +81,10 @@ pub struct Spawn {
     pub network: Option<JobNetwork>,
     /// Keys of `[profile.NAME.limits]`, instead of the profile's.
     pub limits: serde_json::Map<String, serde_json::Value>,
+    /// How the arguments are encoded.
+    pub arguments: ClientForm,
+    /// Whether the last event is to have what `child_main` returned.
+    pub result: bool,
 }
 
 /// The layers that [`Spawn::skip_except`] is about.
@@ -149,6 +154,18 @@ pub struct Ended {
     pub wall_ms: f64,
     pub cpu_ms: f64,
     pub peak_memory_bytes: u64,
+    #[serde(flatten)]
+    pub result: Option<ResultOf>,
+}
+
+/// Where what `child_main` returned is, as JSON; only for a client that asked for it.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ResultOf {
+    /// Here. `null` too if there is none.
+    Result(Option<Box<RawValue>>),
+    /// In a sealed memory file that comes with the event, since it is long: the number of bytes.
+    ResultBytes(usize),
 }
 
 impl Event<'_> {
@@ -248,8 +265,8 @@ impl ChildEvent {
         })
     }
 
-    /// The last word on a job; whether its code ran decides which.
-    pub fn last(report: JobReport, started: bool) -> Self {
+    /// The last word on a job; whether its code ran decides which. `wants_result`: the client asked for the result.
+    pub fn last(report: JobReport, started: bool, wants_result: bool) -> Self {
         let status = match report.ending {
             Some(Ending::Exited(status)) => status << 8,
             Some(Ending::Signaled(signal)) => signal,
@@ -265,6 +282,12 @@ impl ChildEvent {
                 wall_ms: milliseconds(report.wall),
                 cpu_ms: milliseconds(report.cpu),
                 peak_memory_bytes: report.peak_memory,
+                result: wants_result.then(|| match &report.result {
+                    Some(json) if json.get().len() > LONGEST_INLINE => {
+                        ResultOf::ResultBytes(json.get().len())
+                    }
+                    _ => ResultOf::Result(report.result),
+                }),
             });
         }
         let refusal = report.refusal.as_ref();

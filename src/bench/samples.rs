@@ -153,6 +153,7 @@ pub(super) fn job(streams: Streams) -> std::io::Result<Job> {
         assignment: Assignment::default(),
         payload: encode("bench", None, &none)?,
         stdin: Stdin::null()?,
+        wants_result: matches!(streams, Streams::Capture),
         streams,
         timeout: None,
         own: Own::default(),

@@ -298,6 +298,7 @@ impl Map<'_> {
                 .map_or_else(Stdin::null, |text| Stdin::text(&text))
                 .map_err(failed)?,
             streams: Streams::Capture,
+            wants_result: true,
             timeout,
             own: Own::default(),
         })

@@ -1,10 +1,12 @@
 //! `pyspawner run`: one job, connected to the terminal.
 
 use std::ffi::OsString;
+use std::io::Write;
 
 use anyhow::Context;
 use clap::Args;
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 use super::{FAILED, JobOptions, terminal};
 use crate::config::Profile;
@@ -17,12 +19,17 @@ use crate::sys::process::Ending;
 
 /// Run one job, with its standard input, output and error connected to this terminal's.
 ///
-/// Exits with the child's status; with 128+N if signal N ended it, 124 if it timed out, 125 if
-/// pyspawner itself failed.
+/// What child_main returns is printed as JSON on standard output, after what the job itself wrote there; None is not.
+///
+/// Exits with the child's status; with 1 if what child_main returned has no JSON form, 128+N if signal N ended the child, 124 if
+/// it timed out, 125 if pyspawner itself failed.
 #[derive(Args)]
 pub struct Arguments {
     #[command(flatten)]
     options: JobOptions,
+    /// Do not print what child_main returns.
+    #[arg(long)]
+    no_result: bool,
     /// The job's arguments: child_main gets them as strings.
     #[arg(last = true, value_name = "ARG")]
     arguments: Vec<OsString>,
@@ -31,6 +38,7 @@ pub struct Arguments {
 #[derive(Serialize, Deserialize)]
 pub(super) struct Command {
     arguments: Vec<String>,
+    wants_result: bool,
 }
 
 impl Arguments {
@@ -44,7 +52,11 @@ impl Arguments {
                     .map_err(|argument| anyhow::anyhow!("argument {argument:?} is not UTF-8"))
             })
             .collect::<anyhow::Result<_>>()?;
-        Ok((self.options, Command { arguments }))
+        let command = Command {
+            arguments,
+            wants_result: !self.no_result,
+        };
+        Ok((self.options, command))
     }
 }
 
@@ -68,26 +80,51 @@ pub(super) async fn run(
             payload: encode("1", timeout, &arguments).context("memory file for the arguments")?,
             stdin: Stdin::Inherit,
             streams: Streams::Inherit,
+            wants_result: command.wants_result,
             timeout,
             own: Own::default(),
         })
         .await;
     streams.restore();
+    if let Some(result) = report.result.as_deref().map(RawValue::get)
+        && result != "null"
+    {
+        print_line(result)?;
+    }
     if report.outcome == Outcome::Cancelled {
         return Ok(128 + interrupt.received().await);
     }
     Ok(exit_status(&report))
 }
 
+/// Prints a line, unless nobody reads it any more.
+fn print_line(text: &str) -> anyhow::Result<()> {
+    let written = writeln!(std::io::stdout(), "{text}");
+    match written {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        other => other.context("writing the result"),
+    }
+}
+
 fn exit_status(report: &JobReport) -> i32 {
     match (report.outcome, report.ending) {
         (Outcome::Ok | Outcome::Exited, Some(Ending::Exited(status))) => status,
-        (Outcome::Signaled | Outcome::BlockedSyscall, Some(Ending::Signaled(signal))) => {
+        (Outcome::Signaled, Some(Ending::Signaled(signal))) => 128 + signal,
+        (Outcome::BlockedSyscall, Some(Ending::Signaled(signal))) => {
+            // Without a result channel the child has said it itself.
+            if let Some(call) = &report.detail {
+                log::error!("blocked system call: {call}");
+            }
             128 + signal
         }
         (Outcome::OutOfMemory, _) => {
             log::error!("the job was ended: it, or the machine, was out of memory");
             128 + libc::SIGKILL
+        }
+        (Outcome::InvalidResult, _) => {
+            let detail = report.detail.as_deref().unwrap_or_default();
+            log::error!("what child_main returned cannot be printed: {detail}; hint: --no-result");
+            1
         }
         (Outcome::TimedOut, _) => {
             log::error!(

@@ -6,7 +6,7 @@ use pyo3::types::PyBytes;
 
 use super::random_states::RandomStates;
 use super::{describe, host_module, job_module, settle};
-use crate::call::Call;
+use crate::call::{Call, ClientForm};
 use crate::result_channel;
 
 /// The functions that a child needs, resolved in the host.
@@ -18,6 +18,7 @@ pub struct Entry {
     may_be_unsettled: bool,
     decode: Py<PyAny>,
     unpickle: Py<PyAny>,
+    parse: Py<PyAny>,
     call: Py<PyAny>,
     rehearse: Py<PyAny>,
     check_clone: Py<PyAny>,
@@ -51,6 +52,7 @@ impl Entry {
             may_be_unsettled: settle::may_be_unsettled(py)?,
             decode: job.getattr("decode")?.unbind(),
             unpickle: job.getattr("unpickle")?.unbind(),
+            parse: job.getattr("parse")?.unbind(),
             call: job.getattr("call")?.unbind(),
             rehearse: job.getattr("rehearse")?.unbind(),
             check_clone: job.getattr("check_clone")?.unbind(),
@@ -98,7 +100,13 @@ impl Entry {
         let payload = PyBytes::new(py, payload);
         let prepared = match call {
             Call::Json => self.decode.call1(py, (payload,)),
-            Call::Pickle { id, deadline } => self.unpickle.call1(py, (payload, id, deadline)),
+            Call::Client { form, id, deadline } => {
+                let read = match form {
+                    ClientForm::Pickle => &self.unpickle,
+                    ClientForm::Json => &self.parse,
+                };
+                read.call1(py, (payload, id, deadline))
+            }
         }
         .map_err(|error| error.value(py).to_string())?;
         let (id, deadline, arguments) = prepared
@@ -110,7 +118,8 @@ impl Entry {
 
     /// Prepares and calls a job that does nothing, as far as the call of `child_main`.
     pub fn rehearse(&self, py: Python<'_>) -> Result<(), String> {
-        let call = Call::Pickle {
+        let call = Call::Client {
+            form: ClientForm::Pickle,
             id: String::new(),
             deadline: None,
         };

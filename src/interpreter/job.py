@@ -105,17 +105,40 @@ def decode(payload):
     return job["id"], job["deadline"], lambda: (job["args"], job["kwargs"])
 
 
+def parse(payload, job_id, deadline):
+    """Return the same for a client's JSON: an array of arguments, or an object with any of ``args`` and ``kwargs``."""
+    try:
+        call = json.loads(payload)
+    except (ValueError, RecursionError) as error:
+        raise InvalidJob(f"the arguments cannot be decoded: {error}") from None
+    if isinstance(call, list):
+        call = {"args": call}
+    if not isinstance(call, dict) or call.keys() - {"args", "kwargs"}:
+        raise InvalidJob("the arguments: expected a JSON array, or an object with args and kwargs")
+    args, kwargs = call.get("args", []), call.get("kwargs", {})
+    if not isinstance(args, list) or not isinstance(kwargs, dict):
+        raise InvalidJob("the arguments: expected an array as args and an object as kwargs")
+    return job_id, deadline, lambda: (args, kwargs)
+
+
 def unpickle(payload, job_id, deadline):
-    """Return the same for the pickle of a list of arguments, which is not read yet."""
-    return job_id, deadline, lambda: (_unpickled(payload), {})
+    """Return the same for the pickle of a list of arguments, or of a tuple of that and keyword arguments.
+
+    It is not read yet, since to unpickle is to run code.
+    """
+    return job_id, deadline, lambda: _unpickled(payload)
 
 
 def _unpickled(payload):
     try:
-        return pickle.loads(payload)
+        call = pickle.loads(payload)
     except BaseException as error:
         error.add_note("This happened while the arguments were unpickled.")
         raise
+    if type(call) is tuple:
+        args, kwargs = call
+        return args, kwargs
+    return call, {}
 
 
 def call(child_main, arguments, send_result):

@@ -18,6 +18,8 @@ pub struct Job {
     pub payload: Payload,
     pub stdin: Stdin,
     pub streams: Streams,
+    /// Whether what `child_main` returns is for the report.
+    pub wants_result: bool,
     pub timeout: Option<Duration>,
     pub own: Own,
 }
@@ -45,11 +47,11 @@ impl Stdin {
 
 /// Where the child's output goes.
 pub enum Streams {
-    /// To the host's own standard output and error; no result is wanted.
+    /// To the host's own standard output and error.
     Inherit,
-    /// Into the report, with the result.
+    /// Into the report.
     Capture,
-    /// To these; no result is wanted.
+    /// To these.
     Given { stdout: OwnedFd, stderr: OwnedFd },
 }
 

@@ -231,7 +231,7 @@ impl Pool {
 
     async fn give_to_new_child<'a>(&self, waiting: Box<Waiting<'a>>) -> Result<Given<'a>, Refusal> {
         let job = &waiting.job;
-        let (ends, child_ends) = streams::open(&job.streams).map_err(|e| format!("pipes: {e}"))?;
+        let (ends, child_ends) = streams::open(job).map_err(|e| format!("pipes: {e}"))?;
         let child = self.nursery.make(&job.own, Purpose::Job).await?;
         // A spare that was killed may have read some.
         let rewound = job.payload.rewind();
@@ -367,7 +367,7 @@ type Handing<'a> = Result<(Ends, Option<Box<Waiting<'a>>>), (std::io::Error, Box
 /// waits for the start is told of it, and what was held for another child is let go. What such a child says
 /// is left until its end, since to be woken for it takes the processor from whoever reads its output.
 fn hand_over<'a>(mut waiting: Box<Waiting<'a>>, spare: &mut Spare) -> Handing<'a> {
-    let (ends, child_ends) = match streams::open(&waiting.job.streams) {
+    let (ends, child_ends) = match streams::open(&waiting.job) {
         Ok(opened) => opened,
         Err(error) => return Err((error, waiting)),
     };

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use nix::fcntl::OFlag;
 use tokio::net::unix::pipe;
 
-use super::payload::Streams;
+use super::payload::{Job, Streams};
 
 /// The parent's ends of a child's streams.
 #[derive(Default)]
@@ -23,19 +23,20 @@ pub struct ChildEnds {
     pub result: Option<OwnedFd>,
 }
 
-/// Opens what a child with these streams needs.
-pub fn open(streams: &Streams) -> std::io::Result<(Ends, ChildEnds)> {
+/// Opens the pipes that this job's child needs.
+pub fn open(job: &Job) -> std::io::Result<(Ends, ChildEnds)> {
     let (mut ends, mut child) = <(Ends, ChildEnds)>::default();
-    if matches!(streams, Streams::Capture) {
-        for (end, child_end) in [
-            (&mut ends.stdout, &mut child.stdout),
-            (&mut ends.stderr, &mut child.stderr),
-            (&mut ends.result, &mut child.result),
-        ] {
-            let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
-            *end = Some(pipe::Receiver::from_owned_fd(read)?);
-            *child_end = Some(write);
-        }
+    if matches!(job.streams, Streams::Capture) {
+        (ends.stdout, child.stdout) = pipe_from_child()?;
+        (ends.stderr, child.stderr) = pipe_from_child()?;
+    }
+    if job.wants_result {
+        (ends.result, child.result) = pipe_from_child()?;
     }
     Ok((ends, child))
+}
+
+fn pipe_from_child() -> std::io::Result<(Option<pipe::Receiver>, Option<OwnedFd>)> {
+    let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+    Ok((Some(pipe::Receiver::from_owned_fd(read)?), Some(write)))
 }

@@ -119,9 +119,13 @@ fn spawn() -> impl Strategy<Value = Spawn> {
         timeout,
         option::of(network()),
         limits(),
+        (
+            select(vec![ClientForm::Pickle, ClientForm::Json]),
+            any::<bool>(),
+        ),
     )
         .prop_map(
-            |((id, process_name), chroot, skip_except, timeout, network, limits)| Spawn {
+            |((id, process_name), chroot, skip_except, timeout, network, limits, call)| Spawn {
                 id,
                 process_name,
                 chroot,
@@ -129,6 +133,8 @@ fn spawn() -> impl Strategy<Value = Spawn> {
                 timeout,
                 network,
                 limits,
+                arguments: call.0,
+                result: call.1,
             },
         )
 }
@@ -165,6 +171,7 @@ fn written(request: &Request) -> Value {
         "chroot": spawn.chroot, "timeout": spawn.timeout, "network": network,
         "limits": spawn.limits,
         "skip_except": spawn.skip_except,
+        "arguments": spawn.arguments, "result": spawn.result,
     })
 }
 
@@ -268,6 +275,8 @@ fn positional(request: &Request) -> Value {
             "timeout",
             "network",
             "limits",
+            "arguments",
+            "result",
         ],
     };
     list(&message, keys)
@@ -539,88 +548,114 @@ fn an_event_on_the_connection_fits_into_a_message() {
 
 #[test]
 fn an_event_on_a_child_fits_into_a_message() {
-    holds("reports", (report(), any::<i32>()), |(report, pid)| {
-        let event = read(&ChildEvent::Started { pid }.encode(), &["type", "pid"])?;
-        prop_assert_eq!(event, json!({"type": "started", "pid": pid}));
-        let (outcome, detail, refusal) = (
-            report.outcome.name(),
-            report.detail.clone(),
-            report.refusal.clone(),
-        );
-        let (ending, used) = (report.ending, (report.wall, report.cpu, report.peak_memory));
-        let copy = JobReport {
-            ending,
-            detail: detail.clone(),
-            refusal: refusal.clone(),
-            ..JobReport::not_run(report.outcome, "")
-        };
+    let result = option::of(0..3 * LONGEST_INLINE);
+    holds(
+        "reports",
+        (report(), any::<i32>(), result, any::<bool>()),
+        |(mut report, pid, result, wants_result)| {
+            report.result = result.map(|length| {
+                serde_json::value::to_raw_value(&"x".repeat(length)).expect("text is JSON")
+            });
+            let event = read(&ChildEvent::Started { pid }.encode(), &["type", "pid"])?;
+            prop_assert_eq!(event, json!({"type": "started", "pid": pid}));
+            let (outcome, detail, refusal) = (
+                report.outcome.name(),
+                report.detail.clone(),
+                report.refusal.clone(),
+            );
+            let (ending, used) = (report.ending, (report.wall, report.cpu, report.peak_memory));
+            let copy = JobReport {
+                ending,
+                detail: detail.clone(),
+                refusal: refusal.clone(),
+                ..JobReport::not_run(report.outcome, "")
+            };
 
-        let keys = [
-            "type",
-            "status",
-            "outcome",
-            "detail",
-            "wall_ms",
-            "cpu_ms",
-            "peak_memory_bytes",
-        ];
-        let event = read(&ChildEvent::last(report, true).encode(), &keys)?;
-        prop_assert_eq!(
-            (&event["type"], &event["outcome"]),
-            (&json!("ended"), &json!(outcome))
-        );
-        match &detail {
-            Some(detail) => prop_assert!(has_come(&event["detail"], detail)),
-            None => prop_assert!(event["detail"].is_null()),
-        }
-        let status = event["status"].as_i64().expect("a number") as i32;
-        match ending {
-            Some(Ending::Exited(code)) => {
-                prop_assert!(libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == code);
+            let mut keys = vec![
+                "type",
+                "status",
+                "outcome",
+                "detail",
+                "wall_ms",
+                "cpu_ms",
+                "peak_memory_bytes",
+            ];
+            let (is_long, length) = match result {
+                Some(length) => (length + 2 > LONGEST_INLINE, json!(length + 2)),
+                None => (false, Value::Null),
+            };
+            if wants_result {
+                keys.push(if is_long { "result_bytes" } else { "result" });
             }
-            Some(Ending::Signaled(signal)) => {
-                prop_assert!(libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == signal);
+            let event = read(
+                &ChildEvent::last(report, true, wants_result).encode(),
+                &keys,
+            )?;
+            if wants_result && is_long {
+                prop_assert_eq!(&event["result_bytes"], &length);
+            } else if wants_result {
+                let came = event["result"].as_str().map(str::len);
+                prop_assert_eq!(came, result);
             }
-            Some(Ending::Lost) => {
-                prop_assert!(libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == NEVER_STARTED);
+            prop_assert_eq!(
+                (&event["type"], &event["outcome"]),
+                (&json!("ended"), &json!(outcome))
+            );
+            match &detail {
+                Some(detail) => prop_assert!(has_come(&event["detail"], detail)),
+                None => prop_assert!(event["detail"].is_null()),
             }
-            None => prop_assert!(libc::WIFSIGNALED(status)),
-        }
-        let milliseconds = |key: &str| event[key].as_f64().expect("a number");
-        prop_assert!(
-            (milliseconds("wall_ms") / 1e3 - used.0.as_secs_f64()).abs()
-                <= 1e-9 * used.0.as_secs_f64()
-        );
-        prop_assert!(
-            (milliseconds("cpu_ms") / 1e3 - used.1.as_secs_f64()).abs()
-                <= 1e-9 * used.1.as_secs_f64()
-        );
-        prop_assert_eq!(&event["peak_memory_bytes"], &json!(used.2));
+            let status = event["status"].as_i64().expect("a number") as i32;
+            match ending {
+                Some(Ending::Exited(code)) => {
+                    prop_assert!(libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == code);
+                }
+                Some(Ending::Signaled(signal)) => {
+                    prop_assert!(libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == signal);
+                }
+                Some(Ending::Lost) => {
+                    prop_assert!(
+                        libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == NEVER_STARTED
+                    );
+                }
+                None => prop_assert!(libc::WIFSIGNALED(status)),
+            }
+            let milliseconds = |key: &str| event[key].as_f64().expect("a number");
+            prop_assert!(
+                (milliseconds("wall_ms") / 1e3 - used.0.as_secs_f64()).abs()
+                    <= 1e-9 * used.0.as_secs_f64()
+            );
+            prop_assert!(
+                (milliseconds("cpu_ms") / 1e3 - used.1.as_secs_f64()).abs()
+                    <= 1e-9 * used.1.as_secs_f64()
+            );
+            prop_assert_eq!(&event["peak_memory_bytes"], &json!(used.2));
 
-        let keys = [
-            "type", "outcome", "detail", "layer", "step", "errno", "hint",
-        ];
-        let event = read(&ChildEvent::last(copy, false).encode(), &keys)?;
-        prop_assert_eq!(
-            (&event["type"], &event["outcome"]),
-            (&json!("refused"), &json!(outcome))
-        );
-        prop_assert!(has_come(
-            &event["detail"],
-            detail.as_deref().unwrap_or_default()
-        ));
-        match &refusal {
-            Some(error) => {
-                prop_assert_eq!(&event["layer"], error.layer.name());
-                prop_assert_eq!(&event["errno"], error.errno as i32);
-                prop_assert!(has_come(&event["step"], &error.step));
+            let keys = [
+                "type", "outcome", "detail", "layer", "step", "errno", "hint",
+            ];
+            let event = read(&ChildEvent::last(copy, false, wants_result).encode(), &keys)?;
+            prop_assert_eq!(
+                (&event["type"], &event["outcome"]),
+                (&json!("refused"), &json!(outcome))
+            );
+            prop_assert!(has_come(
+                &event["detail"],
+                detail.as_deref().unwrap_or_default()
+            ));
+            match &refusal {
+                Some(error) => {
+                    prop_assert_eq!(&event["layer"], error.layer.name());
+                    prop_assert_eq!(&event["errno"], error.errno as i32);
+                    prop_assert!(has_come(&event["step"], &error.step));
+                }
+                None => prop_assert!(
+                    ["layer", "step", "errno", "hint"]
+                        .iter()
+                        .all(|key| event[key].is_null())
+                ),
             }
-            None => prop_assert!(
-                ["layer", "step", "errno", "hint"]
-                    .iter()
-                    .all(|key| event[key].is_null())
-            ),
-        }
-        Ok(())
-    });
+            Ok(())
+        },
+    );
 }

@@ -1,0 +1,48 @@
+"""What the children of test_call.py do."""
+
+import os
+import sys
+import time
+
+
+def main(what, *args, **kwargs):
+    return globals()[what](*args, **kwargs)
+
+
+def back(*args, **kwargs):
+    return [args, kwargs]
+
+
+def text(length):
+    return "x" * length
+
+
+def nothing():
+    print("printed")
+
+
+def fail():
+    print("printed")
+    raise ValueError("on purpose")
+
+
+def no_form():
+    return object()
+
+
+def sleep():
+    time.sleep(600)
+
+
+def crash():
+    os.abort()
+
+
+def blocked():
+    import ctypes
+
+    ctypes.CDLL(None).unshare(0x20000)
+
+
+def leave():
+    sys.exit(7)
