@@ -31,7 +31,7 @@ pub struct File {
     rehearsal: Option<bool>,
     pub profile: BTreeMap<String, Profile>,
     pub pool: Pool,
-    /// Where each profile begins: `FILE:LINE`.
+    /// The line of each key, by its dotted path such as `profile.default.limits.pids`: `FILE:LINE`.
     #[serde(skip)]
     places: BTreeMap<String, String>,
 }
@@ -72,13 +72,41 @@ impl File {
         };
         let mut file: Self = toml::from_str(&text).map_err(failed)?;
         let table = DeTable::parse(&text).map_err(failed)?;
-        let profiles = table.get_ref().get("profile");
-        let profiles = profiles.and_then(|profiles| profiles.get_ref().as_table());
-        for (name, profile) in profiles.into_iter().flatten() {
-            let beginning = place(profile.span().start);
-            file.places.insert(name.get_ref().to_string(), beginning);
+        note_places(table.get_ref(), "", &place, &mut file.places);
+        if file.pool.concurrency == Some(0) {
+            let place = &file.places["pool.concurrency"];
+            bail!("{place}: pool.concurrency: expected at least 1");
         }
         Ok(file)
+    }
+
+    /// Adds to an error about a profile where in the file its cause is. Such an error begins with the key.
+    fn place_of(&self, name: &str, error: &anyhow::Error) -> String {
+        let text = error.to_string();
+        let key = text.split(':').next().unwrap_or_default();
+        let key = format!("profile.{name}.{key}");
+        let place = self
+            .places
+            .get(&key)
+            .or_else(|| self.places.get(&format!("profile.{name}")));
+        let place = place.map(|place| format!("{place}: "));
+        format!("{}profile {name:?}", place.unwrap_or_default())
+    }
+}
+
+/// Notes the place of each key of a table, and of the tables in it.
+fn note_places(
+    table: &DeTable<'_>,
+    above: &str,
+    place: &impl Fn(usize) -> String,
+    places: &mut BTreeMap<String, String>,
+) {
+    for (key, value) in table {
+        let path = format!("{above}{}", key.get_ref());
+        if let Some(inner) = value.get_ref().as_table() {
+            note_places(inner, &format!("{path}."), place, places);
+        }
+        places.insert(path, place(key.span().start));
     }
 }
 
@@ -144,24 +172,50 @@ impl std::fmt::Display for Callable {
     }
 }
 
-/// The profile of this name, checked. Without any in the file, `default` is the default one.
+/// The profile of this name, checked. Without any profile in the file, `default` is the default one.
+///
+/// # Errors
+/// If there are others and not this one: a name with a mistake in it must not mean a profile without limits.
 pub fn choose_profile(file: &File, name: Option<&str>) -> anyhow::Result<Profile> {
     let name = name.unwrap_or("default");
     let profile = match file.profile.get(name) {
         Some(profile) => profile.clone(),
-        None if name == "default" => Profile::default(),
-        None => {
-            let known: Vec<_> = file.profile.keys().map(String::as_str).collect();
-            bail!("there is no profile {name:?} in the configuration; there are: {known:?}")
-        }
+        None if name == "default" && file.profile.is_empty() => Profile::default(),
+        None => bail!(no_such_profile(file, name)),
     };
-    profile
-        .check()
-        .with_context(|| match file.places.get(name) {
-            Some(place) => format!("{place}: profile {name:?}"),
-            None => format!("profile {name:?}"),
-        })?;
-    Ok(profile)
+    match profile.check() {
+        Ok(()) => Ok(profile),
+        Err(error) => {
+            let place = file.place_of(name, &error);
+            Err(error.context(place))
+        }
+    }
+}
+
+fn no_such_profile(file: &File, name: &str) -> String {
+    let known: Vec<_> = file.profile.keys().map(String::as_str).collect();
+    let mut text = match file.profile.is_empty() {
+        true => format!("there is no profile {name:?}: the configuration has none"),
+        false => format!("there is no profile {name:?} in the configuration; there are: {known:?}"),
+    };
+    if name == "default" {
+        text += "; \"default\" is used unless --profile names another";
+    }
+    if let Some(nearest) = nearest(name, &known) {
+        let place = file.places.get(&format!("profile.{nearest}"));
+        let place = place.map_or_else(String::new, |place| format!(" ({place})"));
+        text += &format!("; hint: did you mean {nearest:?}{place}?");
+    }
+    text
+}
+
+/// The name that is most like one that does not exist, if any is like it.
+fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
+    let alike = known
+        .iter()
+        .map(|known| (strsim::damerau_levenshtein(name, known), *known));
+    let (distance, nearest) = alike.min()?;
+    (distance <= 1 + name.len() / 4).then_some(nearest)
 }
 
 /// The child's environment as the C strings of `execve(2)`.
@@ -309,7 +363,18 @@ mod tests {
             let file = parse(&text).expect("each alone is valid");
             let error = choose_profile(&file, Some("odd")).expect_err(&text);
             let error = format!("{error:#}");
-            assert!(error.contains(".toml:3: profile \"odd\": "), "{error}");
+            let key = error
+                .split("\"odd\": ")
+                .nth(1)
+                .and_then(|rest| rest.split(':').next());
+            let line = setting
+                .lines()
+                .position(|line| Some(line.split(' ').next().unwrap_or("")) == key);
+            let place = format!(
+                ".toml:{}: profile \"odd\": ",
+                4 + line.expect("the key is there")
+            );
+            assert!(error.contains(&place), "{error}");
             assert!(error.contains(words), "{error}");
         }
         for setting in [
@@ -318,6 +383,51 @@ mod tests {
         ] {
             let file = parse(&format!("[profile.default]\n{setting}\n")).expect("valid");
             choose_profile(&file, None).expect(setting);
+        }
+    }
+
+    #[test]
+    fn a_profile_that_is_missing_is_told_with_what_is_like_it() {
+        let file = parse("strict = true\n[profile.defualt]\n[profile.odd]\n").expect("valid");
+        let error = choose_profile(&file, None)
+            .expect_err("it is missing")
+            .to_string();
+        assert!(
+            error.contains("did you mean \"defualt\"") && error.contains(".toml:2)"),
+            "{error}"
+        );
+        let error = choose_profile(&file, Some("quite-another")).expect_err("it is missing");
+        assert!(!error.to_string().contains("did you mean"), "{error}");
+        assert!(choose_profile(&File::default(), None).is_ok());
+        assert!(choose_profile(&File::default(), Some("odd")).is_err());
+    }
+
+    #[test]
+    fn each_key_has_its_line() {
+        for (text, line, words) in [
+            ("[pool]\n\nconcurrency = 0\n", 3, "pool.concurrency"),
+            (
+                "[profile.default]\n[profile.default.limits]\npids = 0\n",
+                3,
+                "limits.pids",
+            ),
+            (
+                "[profile.default]\ntmp = 5\nbinds = [{ source = 'a' }]\n",
+                3,
+                "binds: source",
+            ),
+            ("[profile.default]\nlimits.pids = 0\n", 2, "limits.pids"),
+            (
+                "[profile.default]\nlimits = { pids = 0 }\n",
+                2,
+                "limits.pids",
+            ),
+        ] {
+            let checked = parse(text)
+                .and_then(|file| choose_profile(&file, None).map_err(|error| format!("{error:#}")));
+            let error = checked.expect_err(text);
+            assert!(error.contains(&format!(".toml:{line}: ")), "{error}");
+            assert!(error.contains(words), "{error}");
         }
     }
 

@@ -95,7 +95,6 @@ impl OwnArguments {
             .or(file.pool.concurrency)
             .map_or_else(super::processors, Ok)
             .context("say it with -j")?;
-        anyhow::ensure!(jobs > 0, "pool.concurrency: expected at least 1");
         Ok(Command {
             input: self.input,
             output: self.output,
