@@ -31,20 +31,28 @@ use crate::sandbox::enter::NEVER_STARTED;
 use crate::sys::process;
 
 /// What the I/O thread runs. It ends the process when it is done.
-pub type IoMain = fn(IoEnd, OwnedFd);
+pub type IoMain = fn(IoEnd, IoDescriptors);
+
+/// What the host was started with for its I/O thread.
+pub struct IoDescriptors {
+    pub command: OwnedFd,
+    /// See [`crate::activity`].
+    pub init: OwnedFd,
+}
 
 /// Becomes the host. Returns only with an error; on success `io_main` ends the process.
 pub fn serve(
     settings: &HostSettings,
     io_main: IoMain,
-    command: OwnedFd,
+    descriptors: IoDescriptors,
 ) -> anyhow::Result<Infallible> {
     interrupt::block_signals().context("blocking signals")?;
-    let (main_end, io_end) = clone_service::channels().context("eventfd, socketpair")?;
+    let init = descriptors.init.try_clone().context("dup")?;
+    let (main_end, io_end) = clone_service::channels(init).context("eventfd, socketpair")?;
     spawn_private_thread(Box::new(move || {
         // It fails only for a wrong argument.
         interrupt::block_all_signals().unwrap_or_else(|errno| panic!("sigprocmask: {errno}"));
-        io_main(io_end, command);
+        io_main(io_end, descriptors);
     }))?;
     let Ok(ToMain::IoThread(io_thread)) = main_end.requests.recv() else {
         anyhow::bail!("the I/O thread did not start");
@@ -56,6 +64,7 @@ pub fn serve(
 
     match prepare::prepare(settings, io_thread, &main_end) {
         Ok(mut children) => {
+            main_end.tell_init("running jobs");
             main_end.ready(Ok(Prepared {
                 hidden_names: children.sandbox.hidden_names(),
                 warm_up: children.to_rehearse.take(),

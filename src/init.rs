@@ -12,6 +12,7 @@
 //! (`execve(2)`). What a dead host leaves comes to this process (`PR_SET_CHILD_SUBREAPER(2const)`),
 //! which ends it; and if this process is ended, the host is told to stop its jobs.
 
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -20,15 +21,16 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, getpid};
 
+use crate::activity::{self, Last};
 use crate::sys::clone3::{Birth, Side, ThreadState, clone3};
-use crate::sys::process;
+use crate::sys::process::{self, Ending};
 
 /// Process ids below this one are too easy to reach by forking.
 const LOWEST_HOST_PID: libc::pid_t = 4096;
 
-/// Returns in the process that is to become the host, a child of this one. Must be called while the
-/// process has one thread.
-pub fn step_aside() -> anyhow::Result<()> {
+/// Returns in the process that is to become the host, a child of this one, with the pipe by which that tells what it does. Must
+/// be called while the process has one thread.
+pub fn step_aside() -> anyhow::Result<OwnedFd> {
     let everything = SigSet::all();
     let mut before = SigSet::empty();
     sigprocmask(
@@ -37,11 +39,17 @@ pub fn step_aside() -> anyhow::Result<()> {
         Some(&mut before),
     )?;
     process::prctl(libc::PR_SET_CHILD_SUBREAPER, 1).context("PR_SET_CHILD_SUBREAPER")?;
+    let (told, tells) = activity::pipe().context("pipe2")?;
     match start_at_high_pid()? {
-        Some(host) => process::exit_now(attend(host)),
+        Some(host) => {
+            drop(tells);
+            let ending = attend(host);
+            process::exit_now(explain(ending, &Last::read(&told)))
+        }
         None => {
             sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
-            tie_to_init()
+            tie_to_init()?;
+            Ok(tells)
         }
     }
 }
@@ -107,14 +115,47 @@ fn start_by_counting_up() -> anyhow::Result<Option<Pid>> {
     }
 }
 
-/// Reaps all, passes signals on to the host, and returns the status to end with.
-fn attend(host: Pid) -> i32 {
+/// The status to end with. Says why a host has ended that has not said so itself.
+fn explain(ending: Ending, last: &Last) -> i32 {
+    let failed = i32::from(crate::cli::FAILED);
+    let (status, how) = match (ending, last) {
+        (Ending::Signaled(signal), _) => {
+            let name = Signal::try_from(signal).map_or("unknown", Signal::as_str);
+            (
+                128 + signal,
+                format!("was ended by signal {signal} ({name})"),
+            )
+        }
+        (Ending::Exited(status), Last::Activity(_)) if status != failed => {
+            (failed, format!("exited with status {status}"))
+        }
+        // It has said why.
+        (Ending::Exited(status), _) => return status,
+        (Ending::Lost, _) => (failed, "has ended, nobody knows how,".to_owned()),
+    };
+    let activity = match last {
+        Last::End => "ending",
+        Last::Activity(activity) => activity,
+    };
+    let hint = match ending {
+        Ending::Signaled(libc::SIGKILL) => {
+            "; hint: the kernel does so for want of memory, see its log"
+        }
+        Ending::Exited(_) => "; hint: a preloaded module has called exit(3) or os._exit",
+        _ => "",
+    };
+    crate::cli::print_error(&anyhow::anyhow!("the host {how} while {activity}{hint}"));
+    status
+}
+
+/// Reaps all, passes signals on to the host, and returns how that has ended.
+fn attend(host: Pid) -> Ending {
     loop {
         match process::wait_for_signal() {
             Ok((libc::SIGCHLD, _)) => {
-                if let Some(status) = reap_all(host) {
+                if let Some(ending) = reap_all(host) {
                     end_what_is_left();
-                    return status;
+                    return ending;
                 }
             }
             // A key at the terminal: it has reached the host too, as one process group.
@@ -129,13 +170,15 @@ fn attend(host: Pid) -> i32 {
     }
 }
 
-/// Reaps whatever has ended; the host's status once it is among them. Stops as the host stops.
-fn reap_all(host: Pid) -> Option<i32> {
+/// Reaps whatever has ended; how the host has, once it is among them. Stops as the host stops.
+fn reap_all(host: Pid) -> Option<Ending> {
     loop {
         match waitpid(None, Some(WaitPidFlag::WNOHANG | WaitPidFlag::WUNTRACED)) {
-            Ok(WaitStatus::Exited(pid, status)) if pid == host => return Some(status),
+            Ok(WaitStatus::Exited(pid, status)) if pid == host => {
+                return Some(Ending::Exited(status));
+            }
             Ok(WaitStatus::Signaled(pid, signal, _)) if pid == host => {
-                return Some(128 + signal as i32);
+                return Some(Ending::Signaled(signal as i32));
             }
             Ok(WaitStatus::Stopped(pid, _)) if pid == host => {
                 // The shell sees the first process alone. It continues both, as one group.

@@ -3,7 +3,7 @@
 //! A process's environment and command line stay readable in `/proc/self` of every clone.
 //! So the host is started from an open descriptor with a fixed command line and exactly the
 //! configured environment; all else reaches it in two sealed memory files: the settings,
-//! which children may know, and the command, which only the I/O thread reads.
+//! which children may know, and the command, which only the I/O thread reads. By a pipe it tells its init what it does.
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
@@ -24,11 +24,14 @@ use crate::sys::{files, mounts, process};
 const HOST_ARGUMENT: &str = "--as-host";
 const SETTINGS_FD: RawFd = 3;
 const COMMAND_FD: RawFd = 4;
+/// See [`crate::activity`].
+const INIT_FD: RawFd = 5;
 
 /// What a host is started with.
 pub struct HostDescriptors {
     pub settings: OwnedFd,
     pub command: OwnedFd,
+    pub init: OwnedFd,
 }
 
 /// Replaces this process by a host. Returns only if that fails.
@@ -36,11 +39,14 @@ pub fn execute_host(
     settings: &HostSettings,
     command: &impl Serialize,
     environment: &BTreeMap<String, String>,
+    init: &OwnedFd,
 ) -> anyhow::Result<std::convert::Infallible> {
     let environment = crate::config::environment_block(environment)?;
     let program = own_program().context("a read-only copy of the mount of /proc/self/exe")?;
-    // Out of the way of the two numbers that are given away below.
-    let program = files::duplicate_above(program.as_raw_fd(), COMMAND_FD + 1)?;
+    // Out of the way of the numbers that are given away below.
+    let program = files::duplicate_above(program.as_raw_fd(), INIT_FD + 1)?;
+    let init = files::duplicate_above(init.as_raw_fd(), INIT_FD + 1)?;
+    files::duplicate_onto(init, INIT_FD, false)?;
     for (name, json, number) in [
         (
             "pyspawner-settings",
@@ -72,8 +78,13 @@ fn own_program() -> anyhow::Result<OwnedFd> {
     const PROGRAM: &str = "/proc/self/exe";
     let program = File::open(PROGRAM)?;
     let copy = match mounts::copy_of_file(program.as_fd()) {
-        // It is of the mount namespace that an ordinary user's host has left.
-        Err(Errno::EINVAL) => {
+        // Mounts are copied only within a mount namespace that belongs to this process's user namespace. The program is of the one
+        // that an ordinary user's host has left (EINVAL), or the namespace is a larger user namespace's, as where somebody has
+        // made root of a few ids, and no more (EPERM).
+        Err(errno @ (Errno::EINVAL | Errno::EPERM)) => {
+            if errno == Errno::EPERM {
+                process::unshare(libc::CLONE_NEWNS).context("unshare(CLONE_NEWNS)")?;
+            }
             let name = std::fs::read_link(PROGRAM)?;
             let step = || format!("{}", name.display());
             let found = File::open(&name).with_context(step)?;
@@ -110,16 +121,16 @@ pub fn host_descriptors() -> Option<HostDescriptors> {
     }
     // SAFETY: `execute_host` left them open for this process, which has just started and
     // has given nobody else these numbers.
-    let (settings, command) = unsafe {
-        (
-            OwnedFd::from_raw_fd(SETTINGS_FD),
-            OwnedFd::from_raw_fd(COMMAND_FD),
-        )
-    };
-    for fd in [&settings, &command] {
+    let [settings, command, init] =
+        [SETTINGS_FD, COMMAND_FD, INIT_FD].map(|number| unsafe { OwnedFd::from_raw_fd(number) });
+    for fd in [&settings, &command, &init] {
         files::set_close_on_exec(fd.as_raw_fd(), true).ok()?;
     }
-    Some(HostDescriptors { settings, command })
+    Some(HostDescriptors {
+        settings,
+        command,
+        init,
+    })
 }
 
 fn is_sealed(fd: BorrowedFd<'_>) -> bool {

@@ -16,6 +16,7 @@
 //! 6. The I/O thread collects what it wrote, reaps it, and says how it ended
 //!    ([`pool::outcome`]).
 
+pub mod activity;
 pub mod api;
 pub mod bench;
 pub mod call;

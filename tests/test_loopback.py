@@ -51,7 +51,7 @@ def test_an_empty_root_and_a_chroot_have_it_too(pyspawner, open_folder):
 def test_without_the_namespace_it_is_refused(pyspawner):
     config = LOOPBACK + 'skip_layers = ["network_namespace"]\n'
     done = pyspawner.map("loopback.call_by_rpc", [[]], config=config)
-    assert done.status == 125 and "pyspawner.toml:1: " in done.stderr and "machine's own" in done.stderr
+    assert done.status == 125 and "pyspawner.toml:2: " in done.stderr and "machine's own" in done.stderr
 
 
 def test_a_client_has_the_profiles(pyspawner, open_folder):

@@ -400,7 +400,8 @@ def test_a_coroutine_ends_as_a_function_does(pyspawner):
 
 def test_run_awaits_too(pyspawner):
     done = pyspawner.run("results.wait")
-    assert (done.status, done.stdout, done.said) == (0, "waited\n", "")
+    words, result = done.stdout.splitlines()
+    assert (done.status, words, json.loads(result)["what"], done.said) == (0, "waited", "value", "")
     assert pyspawner.run("results.wait", "leave").status == 3
 
 

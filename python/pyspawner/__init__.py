@@ -24,6 +24,7 @@ from ._child import ChildProcess, Outcome
 from ._client import Client
 from ._config import NetworkConfig, SandboxConfig
 from ._errors import (
+    AccessDenied,
     HostDied,
     InvalidResult,
     JobBlocked,
@@ -39,6 +40,7 @@ from ._errors import (
 )
 
 __all__ = [
+    "AccessDenied",
     "AsyncChildProcess",
     "AsyncClient",
     "ChildProcess",

@@ -11,7 +11,7 @@ from . import _host
 from ._child import Outcome, ended, result_or_error, started
 from ._config import SandboxConfig
 from ._host import Joined, Link, PathLike, Wanted
-from ._protocol import LONGEST, Launch, kill, say, spawn_request
+from ._protocol import LONGEST, Launch, kill, spawn_request
 
 
 class AsyncChildProcess:
@@ -136,11 +136,8 @@ class AsyncClient(Joined):
         link = self._wanted.start() if path is None else Link(await _connect(path))
         try:
             link.connection.setblocking(False)
-            try:
-                say(link.connection, _host.HELLO)
-                message = await _receive(link.connection)
-            except BrokenPipeError:
-                message = b""
+            _host.greet(link.connection)
+            message = await _receive(link.connection)
             status = await _wait(link.process) if link.process and not message else None
             _host.check_ready(message, status)
         except BaseException:
@@ -233,6 +230,9 @@ async def _connect(path: PathLike) -> socket.socket:
                 return connection
             except BlockingIOError:  # too many wait to be accepted; nothing tells when there is room
                 await asyncio.sleep(0.01)
+    except OSError as error:
+        connection.close()
+        raise _host.explained(error, path) from None
     except BaseException:
         connection.close()
         raise

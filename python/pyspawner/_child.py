@@ -40,6 +40,8 @@ class Outcome:
     """Processor time in milliseconds."""
     peak_memory_bytes: int
     """Memory that the child added to the warm image, at most."""
+    unenforced: Tuple[str, ...] = ()
+    """The limits that were not in force, for want of control groups: ``cpu`` not at all, ``memory`` for each process alone."""
     _returned: Any = field(default=_NOT_ASKED, repr=False)
 
     @property
@@ -58,6 +60,7 @@ class Outcome:
         try:
             keys = ("outcome", "status", "detail", "wall_ms", "cpu_ms", "peak_memory_bytes")
             values = [event[key] for key in keys]
+            values.append(tuple(event.get("unenforced", ())))
         except KeyError as error:
             raise ProtocolError(f"the host's event has no {error}") from None
         if "result_bytes" in event:

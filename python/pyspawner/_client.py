@@ -20,7 +20,7 @@ class Client(Joined):
     killed, its children are ended. A forked copy of the program has no part in this: the client does
     not work there, and the copy's end is nobody's.
 
-    :param child_main: full name of the function that each child calls, ``"module.function"``.
+    :param child_main: full name of the function that each child calls, ``"module.function"``. May be left to ``config``.
     :param environment: the children's environment variables: exactly these.
     :param preload_imports: modules that the host imports, once. They are trusted.
     :param executable: the Python interpreter whose packages to use, of the version that the program
@@ -32,6 +32,7 @@ class Client(Joined):
     :raises PreloadError: if a module cannot be imported.
     :raises SandboxSetupError: if children cannot be sandboxed on this machine.
     :raises HostDied: if the host ends before it is ready.
+    :raises AccessDenied: if the host at ``connect`` does not serve this user.
     """
 
     def __init__(
@@ -48,11 +49,8 @@ class Client(Joined):
         wanted = Wanted(child_main, environment, preload_imports, executable, connect, config, profile)
         link = wanted.start() if connect is None else _host.connect(connect)
         try:
-            try:
-                say(link.connection, _host.HELLO)
-                message = receive(link.connection)
-            except BrokenPipeError:
-                message = b""
+            _host.greet(link.connection)
+            message = receive(link.connection)
             _host.check_ready(message, link.process.wait() if link.process and not message else None)
         except BaseException:
             link.abandon()

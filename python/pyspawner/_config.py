@@ -40,6 +40,12 @@ def _number(name: str, value: object) -> float:
     return value
 
 
+def _seconds(name: str, value: object) -> float:
+    if isinstance(value, str):
+        raise TypeError(f"{name}: expected seconds as a number, such as 30, got {value!r}")
+    return _number(name, value)
+
+
 def _integer(name: str, value: object) -> float:
     if not isinstance(value, int):
         raise TypeError(f"{name}: expected an int, got {value!r}")
@@ -141,7 +147,7 @@ class SandboxConfig(NamedTuple):
         if self.skip_sandbox_except:
             request["skip_except"] = _layers(self.skip_sandbox_except)
         if self.timeout is not None:
-            request["timeout"] = _number("timeout", self.timeout)
+            request["timeout"] = _seconds("timeout", self.timeout)
         limits = {name: getattr(self, name) for name in _LIMITS}
         limits = {name: _LIMITS[name](name, limit) for name, limit in limits.items() if limit is not None}
         if limits:

@@ -15,6 +15,10 @@ class HostDied(PyspawnerError):
     """The host has ended, or was never there. What it had to say is on standard error."""
 
 
+class AccessDenied(PyspawnerError, PermissionError):
+    """The host does not serve this user; its words are the argument."""
+
+
 class ProtocolError(PyspawnerError):
     """Host and client do not understand each other; the host's words are the argument."""
 
@@ -132,4 +136,6 @@ def failure(event: Dict[str, Any]) -> PyspawnerError:
         return PreloadError(detail)
     if event["kind"] == "setup":
         return SandboxSetupError(detail)
+    if event["kind"] == "refused":
+        return AccessDenied(detail)
     return ProtocolError(detail)

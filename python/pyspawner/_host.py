@@ -19,7 +19,6 @@ from ._protocol import LONGEST, VERSION, Launch, decode, encode, keep_from_copie
 
 PathLike = Union[str, "os.PathLike[str]"]
 
-HELLO = encode("hello", version=VERSION)
 CLOSE = encode("close")
 
 
@@ -49,16 +48,22 @@ class Wanted:
     profile: Optional[str]
 
     def __post_init__(self) -> None:
-        if (self.child_main is None) == (self.connect is None):
-            raise TypeError("a client takes either child_main or connect")
+        if isinstance(self.preload_imports, str):
+            raise TypeError(f"preload_imports: expected a list of names, got {self.preload_imports!r}; hint: [{self.preload_imports!r}]")
+        own = (self.child_main, self.config, self.profile, self.executable)
+        if self.connect is not None and (any(value is not None for value in own) or self.environment or self.preload_imports):
+            raise TypeError("with connect, child_main and all else is the matter of the host that runs already")
+        if self.connect is None and self.child_main is None and self.config is None:
+            raise TypeError("a client takes child_main, or a config that has it, or connect")
         for name in self.preload_imports:
             if not name or set(name) & set('," '):
                 raise ValueError(f"{name!r} is no module's name")
 
     def start(self) -> "Link":
         """Start a host of our own. Does not wait until it is ready."""
-        assert self.child_main is not None
-        command: List[str] = [find_program(), "serve", "--child-main", self.child_main, "--inherit-env"]
+        command: List[str] = [find_program(), "serve", "--inherit-env"]
+        if self.child_main is not None:
+            command += ["--child-main", self.child_main]
         for name in self.preload_imports:
             command += ["--preload", name]
         if self.executable is not None:
@@ -182,10 +187,26 @@ def connect(path: PathLike) -> Link:
     try:
         connection.connect(os.fspath(path))
         check_listener(connection, path)
+    except OSError as error:
+        connection.close()
+        raise explained(error, path) from None
     except BaseException:
         connection.close()
         raise
     return Link(connection)
+
+
+def explained(error: OSError, path: PathLike) -> OSError:
+    """The error of a connection that did not come about, in the user's words."""
+    words = {
+        errno.ENOENT: "no host listens there; hint: pyspawner serve --socket PATH --child-main MODULE.FUNCTION",
+        errno.ECONNREFUSED: "no host listens there any more; hint: start it again",
+        errno.EACCES: "the host's socket is closed to this user; hint: pyspawner serve --socket-group, --socket-mode and --allow-uid",
+        errno.EPROTOTYPE: "that is another program's socket",
+    }
+    if error.errno in words and error.filename is None:
+        return OSError(error.errno, words[error.errno], os.fspath(path))
+    return error
 
 
 def check_listener(connection: socket.socket, path: PathLike) -> None:
@@ -212,6 +233,14 @@ def receive_with_files(connection: socket.socket, flags: int = 0) -> Tuple[bytes
     except ConnectionResetError:
         message, files, _, _ = socket.recv_fds(connection, LONGEST, 1, flags)
     return message, files
+
+
+def greet(connection: socket.socket) -> None:
+    """Say hello. A host that sends this client away may have gone by then; its word can be read all the same."""
+    try:
+        say(connection, encode("hello", version=VERSION))
+    except (BrokenPipeError, ConnectionResetError):
+        pass
 
 
 def check_ready(message: bytes, status: Optional[int]) -> None:

@@ -20,6 +20,9 @@ use crate::sandbox::assignment::Assignment;
 use crate::sys::files::sealed_memfd;
 use crate::sys::messages::{Socket, is_unix_socket};
 
+/// Of a child whose turn had not come.
+const STILL_WAITED: &str = "it still waited for a place (pool.concurrency)";
+
 /// Runs the child, and tells the client on its control socket how it goes.
 pub(super) async fn attend(service: &Service, spawn: Spawn, handover: Handover, kill: Rc<Notify>) {
     let Handover {
@@ -54,7 +57,7 @@ fn tell(control: &Socket, event: &ChildEvent) {
 }
 
 /// Runs a job while listening to the client, and tells it how the job ended.
-async fn follow(service: &Service, job: Job, control: &Socket, kill: Rc<Notify>) {
+async fn follow(service: &Service, mut job: Job, control: &Socket, kill: Rc<Notify>) {
     let wants_result = job.wants_result;
     let is_started = Cell::new(false);
     let started = |pid| {
@@ -65,7 +68,16 @@ async fn follow(service: &Service, job: Job, control: &Socket, kill: Rc<Notify>)
         started: Some(Box::new(started)),
         kill: kill.clone(),
     };
-    let run = service.pool.run_followed(job, followed);
+    let run = async {
+        let _place = match service.place(&kill).await {
+            Ok(place) => place,
+            Err(outcome) => return JobReport::not_run(outcome, STILL_WAITED),
+        };
+        if let Call::Client { deadline, .. } = &mut job.assignment.call {
+            *deadline = job.timeout.and_then(seconds_since_epoch);
+        }
+        service.pool.run_followed(job, followed).await
+    };
     tokio::pin!(run);
     let mut listens = true;
     loop {
@@ -139,7 +151,7 @@ fn job(
     let call = Call::Client {
         form: spawn.arguments,
         id: spawn.id.clone(),
-        deadline: timeout.and_then(seconds_since_epoch),
+        deadline: None, // until it runs
     };
     Ok(Job {
         id: spawn.id,

@@ -1,16 +1,19 @@
 //! A socket that clients connect to.
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use anyhow::{Context, ensure};
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, accept4, bind, connect, listen, socket,
 };
 use nix::sys::stat::{Mode, fchmod};
+use nix::unistd::{Gid, geteuid, setfsgid};
+use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 
 use super::protocol::Event;
@@ -18,10 +21,22 @@ use super::{Service, attend, peer};
 use crate::sys::files::{Interest, watch};
 use crate::sys::messages::Socket;
 
+/// Who may connect, besides the host's own user and root.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Access {
+    /// The socket's mode. Users without the right to write to it cannot connect (`unix(7)`).
+    pub mode: Option<u32>,
+    /// The socket's group.
+    pub group: Option<u32>,
+    /// Users whose connections are accepted, if the mode lets them connect.
+    pub uids: Vec<u32>,
+}
+
 /// A listening socket, which is removed at the end.
 pub struct Listener {
     fd: AsyncFd<OwnedFd>,
     path: PathBuf,
+    admitted: Vec<u32>,
     /// Device and inode of what was made at the path.
     own: (u64, u64),
 }
@@ -43,21 +58,33 @@ fn identity(path: &Path) -> std::io::Result<(u64, u64)> {
 }
 
 impl Listener {
-    /// Listens at `path`, for this user and root. A socket that a host left there, and at which
+    /// Listens at `path`, for this user, root and those of `access`. A socket that a host left there, and at which
     /// nobody listens any more, is replaced.
-    pub fn open(path: &Path) -> anyhow::Result<Self> {
+    pub fn open(path: &Path, access: &Access) -> anyhow::Result<Self> {
         let step = |what: &str| format!("{what} {}", path.display());
         let address = UnixAddr::new(path).with_context(|| step("the socket's path"))?;
         remove_stale(path, &address)?;
         let fd = new_socket()?;
         // Of the socket that bind makes (`unix(7)`): by its path it could be another by then.
-        fchmod(&fd, Mode::S_IRUSR | Mode::S_IWUSR).with_context(|| step("fchmod"))?;
-        bind(fd.as_raw_fd(), &address).with_context(|| step("bind"))?;
+        let mode = Mode::from_bits_truncate(access.mode.unwrap_or(0o600));
+        fchmod(&fd, mode).with_context(|| step("fchmod"))?;
+        bind_as(access.group, || bind(fd.as_raw_fd(), &address)).with_context(|| step("bind"))?;
+        set_mode(path, mode).with_context(|| step("chmod"))?;
+        if let Some(group) = access.group {
+            let found = std::fs::symlink_metadata(path).with_context(|| step("stat"))?;
+            ensure!(
+                found.gid() == group,
+                "{} is of group {} and not {group}; hint: only root and its members can give it to a group",
+                path.display(),
+                found.gid()
+            );
+        }
         let own = identity(path).with_context(|| step("stat"))?;
         listen(&fd, Backlog::MAXCONN).with_context(|| step("listen"))?;
         Ok(Self {
             fd: watch(fd, Interest::READABLE)?,
             path: path.to_owned(),
+            admitted: access.uids.clone(),
             own,
         })
     }
@@ -66,7 +93,7 @@ impl Listener {
     pub async fn serve(&self, service: &Rc<Service>) -> std::io::Result<()> {
         loop {
             let client = self.accept().await?;
-            if let Err(reason) = admit(service, client) {
+            if let Err(reason) = admit(service, client, &self.admitted) {
                 log::warn!("a client is not served: {reason}");
             }
         }
@@ -108,9 +135,18 @@ impl Listener {
 }
 
 /// Begins to serve a client, if it may be one.
-fn admit(service: &Rc<Service>, client: OwnedFd) -> Result<(), String> {
-    peer::check(&client)?;
+fn admit(service: &Rc<Service>, client: OwnedFd, admitted: &[u32]) -> Result<(), String> {
+    let checked = peer::check(&client, admitted);
     let client = Socket::new(client).map_err(|error| error.to_string())?;
+    if let Err(reason) = checked {
+        // Who is sent away without a word takes the host for dead.
+        let event = Event::Failed {
+            kind: "refused",
+            detail: &reason,
+        };
+        client.say_last(&event.encode());
+        return Err(reason);
+    }
     match service.admit_client() {
         Ok(counted) => {
             let service = service.clone();
@@ -129,6 +165,31 @@ fn admit(service: &Rc<Service>, client: OwnedFd) -> Result<(), String> {
             Err(reason)
         }
     }
+}
+
+/// Gives the socket that has just been made there the part of its mode that the umask has taken away.
+fn set_mode(path: &Path, mode: Mode) -> anyhow::Result<()> {
+    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let found = std::fs::File::from(open(path, flags, Mode::empty())?);
+    let seen = found.metadata()?;
+    // In a folder that others can write to, it may be another file by now, though none of this user's making.
+    let is_own =
+        seen.file_type().is_socket() && seen.uid() == geteuid().as_raw() && seen.nlink() == 1;
+    ensure!(is_own, "another file has come into its place");
+    // A descriptor that is open for its place alone has no fchmod of its own (`open(2)`).
+    let place = format!("/proc/thread-self/fd/{}", found.as_raw_fd());
+    std::fs::set_permissions(place, std::fs::Permissions::from_mode(mode.bits()))?;
+    Ok(())
+}
+
+/// Makes a file with this group, which it has from the start (`setfsgid(2)`): by its path it could be another file's later.
+fn bind_as<T>(group: Option<u32>, make: impl FnOnce() -> T) -> T {
+    let before = group.map(|group| setfsgid(Gid::from_raw(group)));
+    let made = make();
+    if let Some(before) = before {
+        setfsgid(before);
+    }
+    made
 }
 
 fn new_socket() -> nix::Result<OwnedFd> {

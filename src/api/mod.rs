@@ -13,12 +13,13 @@ use std::cell::Cell;
 use std::rc::Rc;
 
 use nix::sys::resource::{Resource, getrlimit};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 
 pub use client::attend;
 
 use crate::config::Profile;
-use crate::pool::Pool;
+use crate::pool::interrupt::Interrupt;
+use crate::pool::{Outcome, Pool};
 
 /// Descriptors of the host that a child takes at most, on its way and at work.
 const DESCRIPTORS_OF_A_CHILD: u64 = 15;
@@ -32,6 +33,9 @@ pub struct Service {
     children: Count,
     clients: Count,
     idle: Notify,
+    interrupt: Interrupt,
+    /// For each child that may run at once, if that is bounded. Whoever comes first is served first.
+    places: Option<Semaphore>,
 }
 
 /// How many there are, and how many there may be.
@@ -43,7 +47,12 @@ struct Count {
 impl Service {
     /// # Errors
     /// If this process's limit of open files cannot be read.
-    pub fn new(pool: Pool, profile: Rc<Profile>) -> nix::Result<Rc<Self>> {
+    pub fn new(
+        pool: Pool,
+        profile: Rc<Profile>,
+        interrupt: Interrupt,
+        concurrency: Option<usize>,
+    ) -> nix::Result<Rc<Self>> {
         // What one client takes must not be missing where another's child is at work.
         let (files, _) = getrlimit(Resource::RLIMIT_NOFILE)?;
         let files = files.saturating_sub(DESCRIPTORS_OF_THE_HOST);
@@ -57,6 +66,8 @@ impl Service {
             children: count(files / 4 * 3 / DESCRIPTORS_OF_A_CHILD),
             clients: count(files / 4),
             idle: Notify::new(),
+            interrupt,
+            places: concurrency.map(|most| Semaphore::new(most.min(Semaphore::MAX_PERMITS))),
         }))
     }
 
@@ -64,6 +75,19 @@ impl Service {
     pub async fn idle(&self) {
         while self.children.now.get() > 0 {
             self.idle.notified().await;
+        }
+    }
+
+    /// Waits until a child may run, and returns its place; or with what has come instead.
+    async fn place(&self, kill: &Notify) -> Result<Option<SemaphorePermit<'_>>, Outcome> {
+        let Some(places) = &self.places else {
+            return Ok(None);
+        };
+        tokio::select! {
+            biased;
+            _ = self.interrupt.received() => Err(Outcome::Cancelled),
+            () = kill.notified() => Err(Outcome::Signaled),
+            place = places.acquire() => Ok(Some(place.expect("it is never closed"))),
         }
     }
 

@@ -11,16 +11,19 @@ use nix::sys::socket::sockopt::{PeerCredentials, PeerPidfd};
 
 use crate::sys::process;
 
-/// Whether the other end of a connection may be a client: a process of this user or of root, which is there still, and is
-/// no job of this host or of another.
+/// Whether the other end of a connection may be a client: a process of this user, of root, or of one of the users in `admitted`,
+/// which is there still, and is no job of this host or of another.
 ///
 /// # Errors
-/// The reason why not.
-pub(super) fn check(connection: &OwnedFd) -> Result<(), String> {
+/// The reason why not, for the log and for the peer.
+pub(super) fn check(connection: &OwnedFd, admitted: &[u32]) -> Result<(), String> {
     let peer = getsockopt(connection, PeerCredentials).map_err(|e| format!("SO_PEERCRED: {e}"))?;
     let own = nix::unistd::geteuid().as_raw();
-    if peer.uid() != 0 && peer.uid() != own {
-        return Err(format!("it is of uid {}", peer.uid()));
+    if peer.uid() != 0 && peer.uid() != own && !admitted.contains(&peer.uid()) {
+        return Err(format!(
+            "user {} is not admitted: this host serves root, its own user {own}, and those that --allow-uid names",
+            peer.uid()
+        ));
     }
     let peer = Peer::of(connection, peer.pid())?;
     let numbers = peer.numbers()?;

@@ -154,6 +154,8 @@ pub struct Ended {
     pub wall_ms: f64,
     pub cpu_ms: f64,
     pub peak_memory_bytes: u64,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unenforced: Vec<&'static str>,
     #[serde(flatten)]
     pub result: Option<ResultOf>,
 }
@@ -282,6 +284,7 @@ impl ChildEvent {
                 wall_ms: milliseconds(report.wall),
                 cpu_ms: milliseconds(report.cpu),
                 peak_memory_bytes: report.peak_memory,
+                unenforced: report.unenforced,
                 result: wants_result.then(|| match &report.result {
                     Some(json) if json.get().len() > LONGEST_INLINE => {
                         ResultOf::ResultBytes(json.get().len())

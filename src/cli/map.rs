@@ -47,10 +47,16 @@ pub struct Arguments {
 #[derive(Args)]
 #[command(next_help_heading = "Options")]
 pub(super) struct OwnArguments {
-    /// Where jobs come from; by default standard input.
+    /// Where jobs come from, as -i says too; by default, and as "-", standard input.
+    #[arg(value_name = "INPUT", conflicts_with = "input")]
+    from: Option<PathBuf>,
+    /// Where results go, as -o says too; by default, and as "-", standard output.
+    #[arg(value_name = "OUTPUT", conflicts_with = "output")]
+    to: Option<PathBuf>,
+    /// Where jobs come from.
     #[arg(short, long, value_name = "FILE")]
     input: Option<PathBuf>,
-    /// Where results go; by default standard output.
+    /// Where results go.
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
     /// How many jobs run at once; by default as many as there are processors.
@@ -95,9 +101,10 @@ impl OwnArguments {
             .or(file.pool.concurrency)
             .map_or_else(super::processors, Ok)
             .context("say it with -j")?;
+        let named = |path: &PathBuf| path.as_os_str() != "-";
         Ok(Command {
-            input: self.input,
-            output: self.output,
+            input: self.input.or(self.from).filter(named),
+            output: self.output.or(self.to).filter(named),
             jobs,
             ordered: self.ordered,
         })

@@ -12,7 +12,7 @@ mod terminal;
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::os::fd::OwnedFd;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::rc::Rc;
@@ -23,6 +23,7 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{self, Callable, HostSettings, Profile};
+use crate::host::IoDescriptors;
 use crate::launch::{self, HostDescriptors};
 use crate::network::Networks;
 use crate::pool::Pool;
@@ -30,7 +31,7 @@ use crate::pool::clone_service::{CloneService, Failure, IoEnd, ToMain};
 use crate::pool::interrupt::Interrupt;
 use crate::sandbox::cgroup::Cgroups;
 use crate::sandbox::hidden;
-use crate::{host, init, logging, unprivileged};
+use crate::{activity, host, init, logging, unprivileged};
 
 /// The exit status if pyspawner itself failed.
 pub const FAILED: u8 = 125;
@@ -135,6 +136,14 @@ enum Command {
 }
 
 impl Command {
+    /// Whether it is for one client, which has started it.
+    fn has_one_client(&self) -> bool {
+        let Self::Serve(command) = self else {
+            return false;
+        };
+        matches!(command.clients, serve::ClientsFrom::Descriptor(_))
+    }
+
     /// The files that it opens itself, with what they are.
     fn files(&self) -> Vec<(&'static str, &std::path::Path)> {
         match self {
@@ -190,8 +199,8 @@ pub fn start() -> anyhow::Result<ExitCode> {
         }
         Subcommands::Serve(arguments) => {
             let (options, arguments) = arguments.split();
-            execute(options, filter, cli.quiet > 0, |_| {
-                Ok(Command::Serve(arguments.into_command()?))
+            execute(options, filter, cli.quiet > 0, |file| {
+                Ok(Command::Serve(arguments.into_command(file)?))
             })
         }
         Subcommands::Bench(arguments) => {
@@ -270,7 +279,7 @@ fn execute(
         rehearsal: file.rehearses() && !options.no_rehearsal,
         profile: profile.clone(),
         homes,
-        sets_home: !matches!(command, Command::Serve(serve::Command::ClientFd(_))),
+        sets_home: !command.has_one_client(),
         log_filter,
     };
     let io = IoSettings {
@@ -284,8 +293,8 @@ fn execute(
         quiet,
     };
     unprivileged::gain_capabilities()?;
-    init::step_aside()?;
-    match launch::execute_host(&settings, &io, &environment)? {}
+    let init = init::step_aside()?;
+    match launch::execute_host(&settings, &io, &environment, &init)? {}
 }
 
 /// How many processors this process may use.
@@ -317,19 +326,25 @@ fn or_file<T: Clone>(flags: Vec<T>, file: &[T]) -> Vec<T> {
 
 /// The second life of this program: the host.
 pub fn become_host(descriptors: HostDescriptors) -> anyhow::Result<ExitCode> {
-    let settings: HostSettings = launch::read(descriptors.settings)?;
+    let HostDescriptors {
+        settings,
+        command,
+        init,
+    } = descriptors;
+    let settings: HostSettings = launch::read(settings)?;
     logging::install(&settings.log_filter)?;
-    match host::serve(&settings, io_main, descriptors.command)? {}
+    match host::serve(&settings, io_main, IoDescriptors { command, init })? {}
 }
 
 /// The I/O thread: runs the command and ends the process with its status.
-fn io_main(end: IoEnd, command: OwnedFd) {
-    let status = launch::read(command)
+fn io_main(end: IoEnd, descriptors: IoDescriptors) {
+    let status = launch::read(descriptors.command)
         .and_then(|settings| io_run(end, settings))
         .unwrap_or_else(|error| {
             print_error(&error);
             FAILED.into()
         });
+    activity::tell_end(descriptors.init.as_fd());
     crate::sys::process::exit_now(status);
 }
 
@@ -372,9 +387,9 @@ fn io_run(end: IoEnd, settings: IoSettings) -> anyhow::Result<i32> {
                 (Command::Bench(command), _) => {
                     bench::bench(&pool, &interrupt, command, settings.quiet).await
                 }
-                (Command::Serve(_), clients) => {
+                (Command::Serve(command), clients) => {
                     let clients = clients.expect("opened above");
-                    serve::serve(&pool, &interrupt, profile.clone(), clients).await
+                    serve::serve(&pool, &interrupt, profile.clone(), &command, clients).await
                 }
             }
         };

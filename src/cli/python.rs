@@ -26,7 +26,8 @@ print(sys.abiflags)";
 /// only if its build is the linked one's: nobody has named it to this program.
 ///
 /// # Errors
-/// If there is none, it cannot be run, or it is of another version than the linked one.
+/// If there is none, it cannot be run, or it is of another version than the linked one, or of a build whose standard library
+/// cannot work here.
 pub fn find(named: Option<PathBuf>, preferred: Option<PathBuf>) -> anyhow::Result<PathBuf> {
     if let (None, Some(preferred)) = (&named, preferred) {
         match ask(preferred) {
@@ -43,7 +44,23 @@ pub fn find(named: Option<PathBuf>, preferred: Option<PathBuf>) -> anyhow::Resul
     let path = named
         .or_else(|| std::env::var_os("VIRTUAL_ENV").map(|venv| Path::new(&venv).join("bin/python")))
         .unwrap_or_else(|| BUILT_WITH.into());
-    Ok(ask(path)?.executable)
+    let found = ask(path)?;
+    let linked = Build::linked(&found);
+    if let Some(reason) = found.build.unusable_with(&linked) {
+        bail!(
+            "{} is of another build of Python {LINKED_VERSION} than this pyspawner is linked to: {reason}; hint: make the \
+             environment with {BUILT_WITH} -m venv, or build pyspawner with PYO3_PYTHON={} cargo build --release",
+            found.executable.display(),
+            found.executable.display()
+        );
+    }
+    if let Some(difference) = found.build.difference_from(&linked) {
+        log::warn!(
+            "{}: {difference}; hint: errors of its standard library come from that",
+            found.executable.display()
+        );
+    }
+    Ok(found.executable)
 }
 
 struct Found {
@@ -83,6 +100,30 @@ impl Build {
             release: version.split(' ').next().unwrap_or_default().to_owned(),
             suffix: linked_suffix(other),
             builtin_modules,
+        }
+    }
+
+    /// Why its standard library cannot work with the linked library, if it cannot.
+    fn unusable_with(&self, linked: &Self) -> Option<String> {
+        let has = |name: &&String| !linked.builtin_modules.contains(*name);
+        let missing: Vec<&str> = self
+            .builtin_modules
+            .iter()
+            .filter(has)
+            .map(String::as_str)
+            .collect();
+        if !missing.is_empty() {
+            return Some(format!(
+                "{} of its modules are built into its own interpreter, and not into the linked library ({}, …)",
+                missing.len(),
+                missing[0]
+            ));
+        }
+        match (&self.suffix, &linked.suffix) {
+            (Some(theirs), Some(ours)) if theirs != ours => Some(format!(
+                "its extension modules end in {theirs}, and not in {ours}"
+            )),
+            _ => None,
         }
     }
 
@@ -195,6 +236,14 @@ mod tests {
             let difference = other.difference_from(&linked).expect("a difference");
             assert!(difference.contains(words), "{difference}");
         }
+        // What may go wrong, and what must.
+        let newer = build("3.11.9", ".cpython-311.so", &["_io"]);
+        assert_eq!(newer.unusable_with(&linked), None);
+        let debians = build("3.11.2", ".cpython-311.so", &["_io", "_struct", "sys"]);
+        let reason = debians.unusable_with(&linked).expect("a reason");
+        assert!(reason.contains("(_struct, …)"), "{reason}");
+        let debug = build("3.11.7", ".cpython-311d.so", &["_io", "sys"]);
+        assert!(debug.unusable_with(&linked).is_some());
         let unknown = build("3.11.7", "", &["_io", "sys"]);
         assert_eq!(linked.difference_from(&unknown), None);
     }

@@ -30,8 +30,13 @@ pub struct Arguments {
     /// Do not print what child_main returns.
     #[arg(long)]
     no_result: bool,
-    /// The job's arguments: child_main gets them as strings.
-    #[arg(last = true, value_name = "ARG")]
+    /// The job's arguments: child_main gets them as strings. Options come before the first of them; -- before one that
+    /// begins with a hyphen.
+    #[arg(
+        trailing_var_arg = true,
+        allow_negative_numbers = true,
+        value_name = "ARG"
+    )]
     arguments: Vec<OsString>,
 }
 
@@ -118,7 +123,8 @@ fn exit_status(report: &JobReport) -> i32 {
             128 + signal
         }
         (Outcome::OutOfMemory, _) => {
-            log::error!("the job was ended: it, or the machine, was out of memory");
+            let detail = report.detail.as_deref().unwrap_or_default();
+            log::error!("the job was ended: {detail}");
             128 + libc::SIGKILL
         }
         (Outcome::InvalidResult, _) => {

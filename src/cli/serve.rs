@@ -9,10 +9,10 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 
 use super::JobOptions;
-use crate::api::listen::Listener;
+use crate::api::listen::{Access, Listener};
 use crate::api::protocol::Event;
 use crate::api::{Service, attend};
-use crate::config::Profile;
+use crate::config::{self, Profile};
 use crate::pool::Pool;
 use crate::pool::interrupt::Interrupt;
 use crate::sys::files;
@@ -20,7 +20,7 @@ use crate::sys::messages::Socket;
 
 /// Start children for clients of the Python package, until they have gone.
 ///
-/// With --socket it serves any number of clients, of this user or root, until it is interrupted.
+/// With --socket it serves any number of clients, of this user, of root and of those that --allow-uid names, until it is interrupted.
 #[derive(Args)]
 pub struct Arguments {
     #[command(flatten)]
@@ -35,23 +35,41 @@ pub(super) struct OwnArguments {
     /// Where to listen: a Unix socket (SOCK_SEQPACKET) that is made there.
     #[arg(long, value_name = "PATH", required_unless_present = "client_fd")]
     socket: Option<PathBuf>,
+    /// The socket's mode, in octal, such as 0660: who cannot write to it cannot connect. By default 0600.
+    #[arg(long, value_name = "MODE", value_parser = parse_mode, requires = "socket")]
+    socket_mode: Option<u32>,
+    /// The socket's group, by name or number. Without --socket-mode its members may connect.
+    #[arg(long, value_name = "GROUP", value_parser = parse_group, requires = "socket")]
+    socket_group: Option<u32>,
+    /// Serve this user too, by name or number, if the socket's mode lets it connect. May be given several times.
+    ///
+    /// Clients are trusted as the operator is: they choose limits, and a chroot.
+    #[arg(long, value_name = "USER", value_parser = parse_user, requires = "socket")]
+    allow_uid: Vec<u32>,
     /// The number of an open descriptor that is connected to the only client.
     #[arg(long, value_name = "N", conflicts_with = "socket")]
     client_fd: Option<RawFd>,
 }
 
 #[derive(Serialize, Deserialize)]
-pub(super) enum Command {
-    Socket(PathBuf),
-    ClientFd(RawFd),
+pub(super) struct Command {
+    pub clients: ClientsFrom,
+    /// How many children run at once; all at once if nothing is said.
+    concurrency: Option<usize>,
+}
+
+#[derive(Serialize, Deserialize)]
+pub(super) enum ClientsFrom {
+    Socket(PathBuf, Access),
+    Descriptor(RawFd),
 }
 
 impl Command {
     /// What it makes itself, with what that is.
     pub(super) fn files(&self) -> Vec<(&'static str, &Path)> {
-        match self {
-            Self::Socket(path) => vec![("the socket", path.as_path())],
-            Self::ClientFd(_) => Vec::new(),
+        match &self.clients {
+            ClientsFrom::Socket(path, _) => vec![("the socket", path.as_path())],
+            ClientsFrom::Descriptor(_) => Vec::new(),
         }
     }
 }
@@ -63,15 +81,53 @@ impl Arguments {
 }
 
 impl OwnArguments {
-    pub(super) fn into_command(self) -> anyhow::Result<Command> {
-        match (self.socket, self.client_fd) {
-            (Some(path), _) => Ok(Command::Socket(std::path::absolute(path)?)),
+    pub(super) fn into_command(self, file: &config::File) -> anyhow::Result<Command> {
+        let access = Access {
+            mode: self.socket_mode.or(self.socket_group.map(|_| 0o660)),
+            group: self.socket_group,
+            uids: self.allow_uid,
+        };
+        let clients = match (self.socket, self.client_fd) {
+            (Some(path), _) => ClientsFrom::Socket(std::path::absolute(path)?, access),
             (None, Some(fd)) => {
                 let fd = leave_for_host(fd).with_context(|| format!("--client-fd {fd}"))?;
-                Ok(Command::ClientFd(fd))
+                ClientsFrom::Descriptor(fd)
             }
             (None, None) => unreachable!("clap requires one of them"),
-        }
+        };
+        Ok(Command {
+            clients,
+            concurrency: file.pool.concurrency,
+        })
+    }
+}
+
+fn parse_mode(text: &str) -> Result<u32, String> {
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if mode <= 0o777 => Ok(mode),
+        _ => Err("expected a mode in octal, such as 0660".to_owned()),
+    }
+}
+
+fn parse_group(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(gid) => Ok(gid),
+        Err(_) => match nix::unistd::Group::from_name(text) {
+            Ok(Some(group)) => Ok(group.gid.as_raw()),
+            Ok(None) => Err("there is no such group".to_owned()),
+            Err(errno) => Err(errno.to_string()),
+        },
+    }
+}
+
+fn parse_user(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(uid) => Ok(uid),
+        Err(_) => match nix::unistd::User::from_name(text) {
+            Ok(Some(user)) => Ok(user.uid.as_raw()),
+            Ok(None) => Err("there is no such user".to_owned()),
+            Err(errno) => Err(errno.to_string()),
+        },
     }
 }
 
@@ -94,9 +150,9 @@ pub(super) enum Clients {
 
 impl Clients {
     pub(super) fn open(command: &Command) -> anyhow::Result<Self> {
-        match command {
-            Command::Socket(path) => Ok(Self::Many(Listener::open(path)?)),
-            Command::ClientFd(fd) => {
+        match &command.clients {
+            ClientsFrom::Socket(path, access) => Ok(Self::Many(Listener::open(path, access)?)),
+            ClientsFrom::Descriptor(fd) => {
                 // SAFETY: `into_command` left it open for this process, and nobody else has it.
                 let fd = unsafe { OwnedFd::from_raw_fd(*fd) };
                 files::set_close_on_exec(fd.as_raw_fd(), true)?;
@@ -120,9 +176,16 @@ pub(super) async fn serve(
     pool: &Pool,
     interrupt: &Interrupt,
     profile: Rc<Profile>,
+    command: &Command,
     clients: Clients,
 ) -> anyhow::Result<i32> {
-    let service = Service::new(pool.clone(), profile).context("getrlimit(RLIMIT_NOFILE)")?;
+    let service = Service::new(
+        pool.clone(),
+        profile,
+        interrupt.clone(),
+        command.concurrency,
+    );
+    let service = service.context("getrlimit(RLIMIT_NOFILE)")?;
     let signal = match clients {
         Clients::One(client) => tokio::select! {
             () = attend(service.clone(), client) => None,

@@ -27,7 +27,7 @@ use pyo3::prelude::*;
 
 use crate::sandbox::{Layer, SetupError};
 use crate::sys::clone3::{Birth, Side, ThreadState, ThreadStateError, clone3};
-use crate::sys::process::ChildSignal;
+use crate::sys::process::Disposition;
 use crate::sys::{process, stdio};
 use foreign_threads::{ForeignThread, ForeignThreads, Sleeper};
 use inherited::{ChildDescriptors, Inherited};
@@ -128,7 +128,7 @@ pub struct Cloner {
     /// Whether code of preloaded modules runs before each clone, or after it.
     pub runs_others_code: bool,
     /// What children do at SIGCHLD, if the host cannot do the same.
-    childs_signal: Cell<Option<ChildSignal>>,
+    childs_signal: Cell<Option<Disposition>>,
     /// `None`: this thread could not come back from another network namespace.
     home: Option<Home>,
 }
@@ -302,7 +302,8 @@ impl Cloner {
         let Some(signal) = self.childs_signal.get() else {
             return Ok(());
         };
-        process::restore_child_signal(&signal)
+        signal
+            .set(libc::SIGCHLD)
             .map_err(|errno| SetupError::new(Layer::Descriptors, "sigaction(SIGCHLD)", errno))
     }
 

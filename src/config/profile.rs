@@ -189,8 +189,9 @@ pub struct Limits {
     pub cpu: Option<f64>,
     /// Processes and threads.
     pub pids: u64,
-    /// Open descriptors of one process. What a job has open at its end, and has locked, takes the kernel time to close.
-    pub open_files: u64,
+    /// Open descriptors of one process; by default 1024, and more if preloaded modules hold many. What a job has open at its end,
+    /// and has locked, takes the kernel time to close.
+    pub open_files: Option<u64>,
     /// Bytes of one file.
     #[serde(deserialize_with = "optional_size")]
     pub file_size: Option<u64>,
@@ -204,7 +205,7 @@ impl Default for Limits {
             memory: None,
             cpu: None,
             pids: 1024,
-            open_files: 1024,
+            open_files: None,
             file_size: None,
         }
     }
@@ -460,7 +461,7 @@ impl Limits {
             "limits.pids: expected at least 1, at most 4194304"
         );
         ensure!(
-            self.open_files >= 16,
+            self.open_files.is_none_or(|files| files >= 16),
             "limits.open_files: expected at least 16"
         );
         Ok(())

@@ -62,7 +62,8 @@ pub(super) fn prepare(
         .context("reserving address space for the interpreter");
     reserved.map_err(failure("setup"))?;
     let own = main_end.identities();
-    let warm = warm::warm(settings).map_err(failure("preload"))?;
+    let warm = warm::warm(settings, &|activity| main_end.tell_init(activity))
+        .map_err(failure("preload"))?;
     main_end.check(&own);
     // A module may have unblocked them.
     interrupt::block_signals()

@@ -80,17 +80,10 @@ def _run_fork_hooks(fork_hooks):
 # ---- the job ---------------------------------------------------------------------------
 
 
-def resolve(module, name):
-    """Import ``module`` and return the callable ``name`` in it."""
-    __import__(module)
-    target = sys.modules[module]
-    for part in name.split("."):
-        target = getattr(target, part)
-    if not callable(target):
-        raise TypeError(f"{module}.{name} is not callable: it is a {type(target).__name__}")
+def prepare(target):
+    """Import in the host what a job's call of ``target`` needs."""
     if getattr(getattr(target, "__code__", None), "co_flags", 0) & _CO_COROUTINE:
         import asyncio  # noqa: F401 - in the host, or each child takes as long again as for ten jobs
-    return target
 
 
 _CO_COROUTINE = 0x80  # inspect.CO_COROUTINE, without importing inspect

@@ -1,6 +1,7 @@
 //! The embedded interpreter: made warm once, called in every child.
 
 pub mod call;
+pub mod crash_stacks;
 pub mod held;
 pub mod host_module;
 pub mod internals;
@@ -18,6 +19,8 @@ use pyo3::types::PyModule;
 /// The Python half of this module, as modules of its own in every interpreter, in the order in which they import
 /// each other.
 const PYTHON_MODULES: &[(&CStr, &str)] = &[
+    (c"_pyspawner_crash_stacks", include_str!("crash_stacks.py")),
+    (c"_pyspawner_imports", include_str!("imports.py")),
     (c"_pyspawner_results", include_str!("results.py")),
     (
         c"_pyspawner_fork_handlers",

@@ -12,6 +12,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyModule;
 
 use super::call::Entry;
+use super::crash_stacks::CrashStacks;
 use super::random_states::RandomStates;
 use super::{describe, held, host_module, internals, job_module, settle};
 use crate::clone::warm_image;
@@ -55,19 +56,24 @@ pub struct Report {
     pub resident: u64,
 }
 
-/// Makes the interpreter warm. Errors carry the Python traceback.
-pub fn warm(settings: &HostSettings) -> anyhow::Result<Warm> {
+/// Makes the interpreter warm. `tell` hears what comes next: whatever it is may end the process. Errors carry the Python traceback.
+pub fn warm(settings: &HostSettings, tell: &dyn Fn(&str)) -> anyhow::Result<Warm> {
     let start = Instant::now();
     initialise(&settings.python)?;
     Python::attach(|py| {
         extend_path(py, &settings.path)?;
         refuse_jobs_modules(py, &settings.profile)?;
-        let imports = import_all(py, &settings.preload)?;
+        let crash_stacks = CrashStacks::start(py).context("faulthandler")?;
+        let imports = import_all(py, &settings.preload, tell)?;
+        tell(&format!("importing {}", settings.child_main.module));
         let child_main = resolve(py, &settings.child_main, "child_main")?;
+        prepare_call(py, &child_main)?;
         let warm_up = match &settings.warm_up {
-            Some(warm_up) => Some(call_warm_up(py, warm_up)?),
+            Some(warm_up) => Some(call_warm_up(py, warm_up, tell)?),
             None => None,
         };
+        tell("preparing the first clone");
+        crash_stacks.end(py).context("faulthandler")?;
         // Before the type cache is filled, since it would take up some of that.
         let import_roots = import_roots(py, settings).context("after the warm-up")?;
         let random_states = RandomStates::find(py).context("after the warm-up")?;
@@ -200,20 +206,31 @@ fn is_open_to_all(folder: &Path) -> bool {
     std::fs::metadata(folder).is_ok_and(|found| found.permissions().mode() & 0o002 != 0)
 }
 
-fn import_all(py: Python<'_>, modules: &[String]) -> anyhow::Result<Vec<(String, Duration)>> {
+fn import_all(
+    py: Python<'_>,
+    modules: &[String],
+    tell: &dyn Fn(&str),
+) -> anyhow::Result<Vec<(String, Duration)>> {
     let mut imports = Vec::new();
     for module in modules {
+        tell(&format!("importing {module}"));
         let start = Instant::now();
-        py.import(module.as_str()).map_err(|error| {
-            anyhow!("preload: cannot import {module}:\n{}", describe(py, &error))
-        })?;
+        imports_module(py)?
+            .call_method1("import_module", (module,))
+            .map_err(|error| anyhow!("preload: {}", cannot_use(py, &error)))?;
         imports.push((module.clone(), start.elapsed()));
     }
     Ok(imports)
 }
 
-fn call_warm_up(py: Python<'_>, target: &Callable) -> anyhow::Result<(Py<PyAny>, Duration)> {
+fn call_warm_up(
+    py: Python<'_>,
+    target: &Callable,
+    tell: &dyn Fn(&str),
+) -> anyhow::Result<(Py<PyAny>, Duration)> {
+    tell(&format!("importing {}", target.module));
     let function = resolve(py, target, "warm_up")?;
+    tell(&format!("calling {target}"));
     let start = Instant::now();
     let done = function.call0(py);
     done.map_err(|error| anyhow!("warm_up {target} failed:\n{}", describe(py, &error)))?;
@@ -221,10 +238,32 @@ fn call_warm_up(py: Python<'_>, target: &Callable) -> anyhow::Result<(Py<PyAny>,
 }
 
 fn resolve(py: Python<'_>, target: &Callable, role: &str) -> anyhow::Result<Py<PyAny>> {
-    job_module(py)?
+    imports_module(py)?
         .call_method1("resolve", (&target.module, &target.name))
         .map(Bound::unbind)
-        .map_err(|error| anyhow!("{role}: no {target}:\n{}", describe(py, &error)))
+        .map_err(|error| anyhow!("{role}: {}", cannot_use(py, &error)))
+}
+
+/// Imports what the function's call will need besides.
+fn prepare_call(py: Python<'_>, function: &Py<PyAny>) -> anyhow::Result<()> {
+    let prepared = job_module(py)?.call_method1("prepare", (function,));
+    prepared.map_err(|error| anyhow!("child_main:\n{}", describe(py, &error)))?;
+    Ok(())
+}
+
+fn imports_module(py: Python<'_>) -> PyResult<Bound<'_, PyModule>> {
+    py.import("_pyspawner_imports")
+}
+
+/// The words of `imports.py`.
+fn cannot_use(py: Python<'_>, error: &PyErr) -> String {
+    let is_told = imports_module(py)
+        .and_then(|module| module.getattr("CannotUse"))
+        .is_ok_and(|told| error.is_instance(py, &told));
+    match is_told {
+        true => error.value(py).to_string(),
+        false => describe(py, error),
+    }
 }
 
 /// What the interpreter imports from: the entries of `sys.path`, and what `import_roots.py` finds.

@@ -1,8 +1,41 @@
 //! Collecting what a child writes, up to a limit.
 
+use std::cell::Cell;
+
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio::sync::Notify;
+
+/// Tells that a stream has brought more than its limit.
+#[derive(Default)]
+pub struct Overflow {
+    notify: Notify,
+    stream: Cell<Option<&'static str>>,
+}
+
+impl Overflow {
+    /// Waits for the first stream of which there is too much. Returns its name.
+    pub async fn of_any(&self) -> &'static str {
+        loop {
+            if let Some(stream) = self.stream.get() {
+                return stream;
+            }
+            self.notify.notified().await;
+        }
+    }
+
+    /// The first stream of which there was too much, if there was one.
+    pub fn stream(&self) -> Option<&'static str> {
+        self.stream.get()
+    }
+
+    fn tell(&self, stream: &'static str) {
+        if self.stream.get().is_none() {
+            self.stream.set(Some(stream));
+            self.notify.notify_one();
+        }
+    }
+}
 
 /// What one stream has brought so far.
 #[derive(Debug, Default)]
@@ -14,12 +47,13 @@ pub struct Capture {
 
 impl Capture {
     /// Reads to the stream's end. What goes beyond `limit` bytes is read and thrown away, so
-    /// that the writer does not wait, and `overflow` is told.
+    /// that the writer does not wait, and `overflow` is told the stream's `name`.
     pub async fn collect(
         &mut self,
         source: Option<pipe::Receiver>,
+        name: &'static str,
         limit: u64,
-        overflow: &Notify,
+        overflow: &Overflow,
     ) -> std::io::Result<()> {
         let Some(mut source) = source else {
             return Ok(());
@@ -34,7 +68,7 @@ impl Capture {
             self.bytes.extend_from_slice(&chunk[..room]);
             if room < count && !self.truncated {
                 self.truncated = true;
-                overflow.notify_one();
+                overflow.tell(name);
             }
         }
     }

@@ -27,6 +27,8 @@ pub struct Child {
     pub(super) host_id: u32,
     /// Resident memory at the clone: the part of the warm image that the child began with.
     pub(super) resident_at_start: u64,
+    /// See [`super::outcome::JobReport`].
+    pub(super) unenforced: Vec<&'static str>,
 }
 
 /// A child that is given up ends at once. For one that was reaped this does nothing.

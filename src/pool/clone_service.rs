@@ -26,6 +26,7 @@ use nix::unistd::Pid;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
+use crate::activity;
 use crate::clone::inherited::ChildDescriptors;
 use crate::clone::network_namespace::Birth;
 use crate::sys::files::{Interest, watch};
@@ -226,6 +227,8 @@ pub struct MainEnd {
     wake: EventFd,
     descriptors: OwnedFd,
     null: OwnedFd,
+    /// See [`crate::activity`].
+    init: OwnedFd,
 }
 
 impl MainEnd {
@@ -239,11 +242,12 @@ impl MainEnd {
         unsafe { process::own_descriptors(&self.numbers()) }
     }
 
-    fn numbers(&self) -> [RawFd; 3] {
+    fn numbers(&self) -> [RawFd; 4] {
         [
             self.wake.as_fd().as_raw_fd(),
             self.descriptors.as_raw_fd(),
             self.null.as_raw_fd(),
+            self.init.as_raw_fd(),
         ]
     }
 
@@ -298,6 +302,11 @@ impl MainEnd {
             ));
         }
         Ok((label, message.descriptors))
+    }
+
+    /// Tells the init in front of the host what this thread is about to do.
+    pub fn tell_init(&self, activity: &str) {
+        activity::tell(self.init.as_fd(), activity);
     }
 
     pub fn ready(&self, result: Result<Prepared, Failure>) {
@@ -365,11 +374,11 @@ pub struct IoEnd {
     wake: EventFd,
     descriptors: OwnedFd,
     /// The other end's descriptors, which this thread has copies of.
-    others: [RawFd; 3],
+    others: [RawFd; 4],
 }
 
-/// Creates both ends, on the main thread: the buffers are its memory.
-pub fn channels() -> std::io::Result<(MainEnd, IoEnd)> {
+/// Creates both ends, on the main thread: the buffers are its memory. `init` is the main thread's way to tell its init what it does.
+pub fn channels(init: OwnedFd) -> std::io::Result<(MainEnd, IoEnd)> {
     // One more for the I/O thread's greeting, and for the main thread's.
     let (to_main, requests) = crossbeam_channel::bounded(AT_ONCE + 1);
     let (from_main, replies) = crossbeam_channel::bounded(AT_ONCE + 1);
@@ -384,6 +393,7 @@ pub fn channels() -> std::io::Result<(MainEnd, IoEnd)> {
         wake: unsafe { EventFd::from_owned_fd(shared) },
         descriptors: mains,
         null: open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?,
+        init,
     };
     let io = IoEnd {
         requests: to_main,
@@ -588,9 +598,14 @@ mod tests {
         std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(path).expect("it is open"))
     }
 
+    fn new_channels() -> (MainEnd, IoEnd) {
+        let init = tempfile::tempfile().expect("a file");
+        channels(init.into()).expect("channels")
+    }
+
     #[test]
     fn a_request_gets_its_own_descriptors_alone() {
-        let (main, io) = channels().expect("channels");
+        let (main, io) = new_channels();
         let [old, own, order] = std::array::from_fn(|_| tempfile::tempfile().expect("a file"));
         send(&io, 6, 0b1, &[old.as_raw_fd()]);
         send(&io, 7, 0b11, &[own.as_raw_fd(), order.as_raw_fd()]);
@@ -603,7 +618,7 @@ mod tests {
 
     #[test]
     fn a_request_without_its_own_descriptors_gets_none() {
-        let (main, io) = channels().expect("channels");
+        let (main, io) = new_channels();
         let file = tempfile::tempfile().expect("a file");
         for (number, present, count, words) in [
             (9, 0b1, 1, "not sent"),              // a later one's

@@ -100,8 +100,8 @@ fn ending() -> impl Strategy<Value = Ending> {
 
 fn stop() -> impl Strategy<Value = Option<Stop>> {
     let stops = select(vec![
-        Stop::Timeout(Duration::from_secs(1)),
-        Stop::OutputLimit(5),
+        Stop::Timeout(Duration::from_secs(1), "limits.wall"),
+        Stop::OutputLimit("its result", 5),
         Stop::Cancelled,
         Stop::Killed,
     ]);
@@ -137,7 +137,7 @@ fn whatever_a_job_says_its_line_is_one_and_its_outcome_the_hosts() {
                 ..Reaped::LOST
             };
             let records = wants_result.then_some(&channel[..]);
-            let mut report = classify(said, &reaped, stop, false, records);
+            let mut report = classify(said, &reaped, stop, None, records);
             (report.stdout, report.stderr) = streams;
             check_outcome(report.outcome, ran, ending)?;
             check_line(&report.to_line(7, "7"))

@@ -1,6 +1,6 @@
 //! Where children are made, up to the point where they only need a job, and forgotten.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
@@ -31,6 +31,8 @@ pub struct Nursery {
     ids: RefCell<HostIds>,
     null: OwnedFd,
     overdue: Overdue,
+    /// Whether it was said that clients' limits are not in force.
+    has_warned: Cell<bool>,
 }
 
 /// Why a job was not begun.
@@ -79,6 +81,7 @@ impl Nursery {
                 .open("/dev/null")?
                 .into(),
             overdue: Overdue::default(),
+            has_warned: Cell::default(),
         })
     }
 
@@ -199,6 +202,7 @@ impl Nursery {
             slot: place.taken(cloned.new_network),
             host_id,
             resident_at_start,
+            unenforced: self.unenforced(own),
         };
         let layers = self.layers.without(&own.skip_layers);
         let prepared = prefer_as_victim(pid)
@@ -226,6 +230,30 @@ impl Nursery {
                 })
             }
         }
+    }
+
+    /// The limits of a child that are not in force, or not as they are meant: they need control groups.
+    fn unenforced(&self, own: &Own) -> Vec<&'static str> {
+        if self.cgroups.is_some() {
+            return Vec::new();
+        }
+        let limits = own.limits.as_ref().unwrap_or(&self.profile.limits);
+        let wanted = [
+            ("cpu", limits.cpu.is_some()),
+            ("memory", limits.memory.is_some()),
+        ];
+        let unenforced = wanted.into_iter().filter(|(_, is_set)| *is_set);
+        let unenforced: Vec<_> = unenforced.map(|(name, _)| name).collect();
+        // Of the profile's it was said at the start.
+        let is_news = own.limits.is_some() && !unenforced.is_empty();
+        if is_news && !self.has_warned.replace(true) {
+            log::warn!(
+                "a client limits {}, and there are no control groups (-v says why): cpu is not limited then, and memory for each \
+                 process alone; hint: cgroups = \"required\" refuses to start without them",
+                unenforced.join(" and ")
+            );
+        }
+        unenforced
     }
 
     fn network_of(&self, own: &Own) -> JobNetwork {

@@ -8,6 +8,7 @@ use serde_json::value::RawValue;
 
 use super::json_line::to_json_line;
 use crate::sandbox::SetupError;
+use crate::sandbox::cgroup::OutOfMemory;
 use crate::sys::process::Ending;
 
 /// One word for a job's end. It rests on what the kernel told the host, not on what the job said:
@@ -44,8 +45,10 @@ const LOST: &str = "how it ended is not known: it executed a program, and a prel
 /// What the host did to end a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stop {
-    Timeout(Duration),
-    OutputLimit(u64),
+    /// At this limit, which has this name.
+    Timeout(Duration, &'static str),
+    /// To the stream of this name, in bytes.
+    OutputLimit(&'static str, u64),
     Cancelled,
     /// By the client whose job it is.
     Killed,
@@ -74,23 +77,29 @@ impl Outcome {
     pub fn of(
         ending: Ending,
         stop: Option<Stop>,
-        out_of_memory: bool,
+        out_of_memory: Option<OutOfMemory>,
         blocked_call: Option<&str>,
     ) -> (Self, Option<String>) {
         let killed = ending == Ending::Signaled(libc::SIGKILL);
-        let stop = stop.filter(|stop| killed || matches!(stop, Stop::OutputLimit(_)));
+        let stop = stop.filter(|stop| killed || matches!(stop, Stop::OutputLimit(..)));
         match (stop, ending) {
-            (Some(Stop::Timeout(limit)), _) => (
+            (Some(Stop::Timeout(limit, name)), _) => (
                 Self::TimedOut,
-                Some(format!("ran for its limit of {limit:?}")),
+                Some(format!("ran for its limit of {limit:?} ({name})")),
             ),
-            (Some(Stop::OutputLimit(limit)), _) => (
+            (Some(Stop::OutputLimit(stream, limit)), _) => (
                 Self::OutputLimit,
-                Some(format!("wrote more than {limit} bytes to one stream")),
+                Some(format!("{stream}: more than {limit} bytes (limits.output)")),
             ),
             (Some(Stop::Cancelled), _) => (Self::Cancelled, None),
             (Some(Stop::Killed), _) => (Self::Signaled, None),
-            (None, Ending::Signaled(libc::SIGKILL)) if out_of_memory => (Self::OutOfMemory, None),
+            (None, Ending::Signaled(libc::SIGKILL)) if out_of_memory.is_some() => {
+                let detail = match out_of_memory {
+                    Some(OutOfMemory::Job) => "reached its limit of memory (limits.memory)",
+                    _ => "the machine, or a control group above the job's, was out of memory",
+                };
+                (Self::OutOfMemory, Some(detail.to_owned()))
+            }
             (None, Ending::Exited(status)) => {
                 let outcome = if status == 0 { Self::Ok } else { Self::Exited };
                 (outcome, blocked_call.map(blocked_in_descendant))
@@ -125,6 +134,8 @@ pub struct JobReport {
     /// Resident memory at its highest, less what the clone began with.
     pub peak_memory: u64,
     pub detail: Option<String>,
+    /// The limits that were not in force, or not as they are meant: `cpu` not at all, `memory` for each process alone.
+    pub unenforced: Vec<&'static str>,
     /// The layer that could not be applied, if that is what `detail` tells.
     pub refusal: Option<SetupError>,
 }
@@ -143,6 +154,7 @@ impl JobReport {
             cpu: Duration::ZERO,
             peak_memory: 0,
             detail: Some(detail.into()),
+            unenforced: Vec::new(),
             refusal: None,
         }
     }
@@ -194,6 +206,7 @@ impl JobReport {
             cpu_ms: milliseconds(self.cpu),
             peak_memory_bytes: self.peak_memory,
             detail: self.detail.as_deref(),
+            unenforced: &self.unenforced,
         };
         to_json_line(&line)
     }
@@ -220,6 +233,8 @@ struct Line<'a> {
     cpu_ms: f64,
     peak_memory_bytes: u64,
     detail: Option<&'a str>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    unenforced: &'a [&'static str],
 }
 
 fn text_or_base64(bytes: &[u8]) -> (Option<&str>, Option<String>) {
@@ -239,25 +254,25 @@ mod tests {
     #[test]
     fn the_hosts_own_stop_outranks_the_status() {
         let killed = Ending::Signaled(libc::SIGKILL);
-        let stop = Some(Stop::Timeout(Duration::from_secs(1)));
-        assert_eq!(Outcome::of(killed, stop, false, None).0, Outcome::TimedOut);
+        let stop = Some(Stop::Timeout(Duration::from_secs(1), "limits.wall"));
+        assert_eq!(Outcome::of(killed, stop, None, None).0, Outcome::TimedOut);
         assert_eq!(
-            Outcome::of(Ending::Exited(0), stop, false, None).0,
+            Outcome::of(Ending::Exited(0), stop, None, None).0,
             Outcome::Ok
         );
-        let stop = Some(Stop::OutputLimit(1));
+        let stop = Some(Stop::OutputLimit("its result", 1));
         assert_eq!(
-            Outcome::of(Ending::Exited(0), stop, false, None).0,
+            Outcome::of(Ending::Exited(0), stop, None, None).0,
             Outcome::OutputLimit
         );
-        assert_eq!(Outcome::of(killed, None, false, None).0, Outcome::Signaled);
+        assert_eq!(Outcome::of(killed, None, None, None).0, Outcome::Signaled);
         assert_eq!(
-            Outcome::of(killed, None, true, None).0,
+            Outcome::of(killed, None, Some(OutOfMemory::Job), None).0,
             Outcome::OutOfMemory
         );
         // One of its children, long before.
         assert_eq!(
-            Outcome::of(Ending::Exited(0), None, true, None).0,
+            Outcome::of(Ending::Exited(0), None, Some(OutOfMemory::Job), None).0,
             Outcome::Ok
         );
     }
@@ -265,13 +280,13 @@ mod tests {
     #[test]
     fn a_blocked_call_is_told_by_the_status_and_named_by_the_child() {
         let sigsys = Ending::Signaled(libc::SIGSYS);
-        let (outcome, detail) = Outcome::of(sigsys, None, false, Some("mount"));
+        let (outcome, detail) = Outcome::of(sigsys, None, None, Some("mount"));
         assert_eq!(
             (outcome, detail.as_deref()),
             (Outcome::BlockedSyscall, Some("mount"))
         );
         // One that has ended otherwise may have had a process that did not.
-        let (outcome, detail) = Outcome::of(Ending::Exited(0), None, false, Some("mount"));
+        let (outcome, detail) = Outcome::of(Ending::Exited(0), None, None, Some("mount"));
         assert_eq!(outcome, Outcome::Ok);
         assert!(detail.is_some_and(|detail| detail.starts_with("one of its processes")));
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
-use super::capture::Capture;
+use super::capture::{Capture, Overflow};
 use super::child::Child;
 use super::clone_service::{CloneService, Purpose, WarmUp, limit_of_rehearsal};
 use super::hidden_names::HiddenNames;
@@ -24,7 +24,7 @@ use crate::call::Payload;
 use crate::config::Profile;
 use crate::network::Networks;
 use crate::sandbox::assignment::Handed;
-use crate::sandbox::cgroup::{Cgroups, Usage};
+use crate::sandbox::cgroup::{Cgroups, OutOfMemory, Usage};
 use crate::sandbox::handshake::ChildReport;
 use crate::sys::process::{Ending, Reaped};
 
@@ -32,8 +32,12 @@ use crate::sys::process::{Ending, Reaped};
 /// namespace ended with the child; without that layer, others may hold the pipes.
 const LAST_OUTPUT: Duration = Duration::from_secs(1);
 
+/// What the kernel counted, whatever the job makes of it.
+const REACHED_PIDS: &str = "it reached its limit of processes and threads (limits.pids)";
+
 /// How long a first child may take to come into its sandbox.
 const LIMIT_OF_PROBE: Duration = Duration::from_secs(60);
+
 /// Runs jobs in children.
 #[derive(Clone)]
 pub struct Pool {
@@ -70,6 +74,8 @@ pub type OnStart<'a> = Box<dyn FnOnce(libc::pid_t) + 'a>;
 struct Clock {
     start: Instant,
     limit: Option<Duration>,
+    /// The setting that the limit comes from.
+    name: &'static str,
 }
 
 /// What is held until a job's code runs: the job too, whose descriptors are the child's alone then
@@ -124,6 +130,10 @@ impl Pool {
         let clock = Clock {
             start: Instant::now(),
             limit: job.timeout,
+            name: match job.timeout == self.profile.limits.wall {
+                true => "limits.wall, --timeout",
+                false => "the job's timeout",
+            },
         };
         let mut waiting = Box::new(Waiting {
             started: followed.started,
@@ -186,6 +196,7 @@ impl Pool {
         let clock = Clock {
             start: Instant::now(),
             limit: Some(limit),
+            name: "a fixed limit",
         };
         match self.nursery.make(&Own::default(), purpose).await {
             Ok(child) => {
@@ -259,7 +270,7 @@ impl Pool {
             mut waiting,
         } = given;
         let limit = self.profile.limits.output;
-        let overflow = Notify::new();
+        let overflow = Overflow::default();
         let (mut stdout, mut stderr, mut result) = <(Capture, Capture, Capture)>::default();
         let wants_result = ends.result.is_some();
         let mut said = None;
@@ -273,9 +284,9 @@ impl Pool {
                     }
                 };
                 let (out, err, res, control) = tokio::join!(
-                    stdout.collect(ends.stdout.take(), limit, &overflow),
-                    stderr.collect(ends.stderr.take(), limit, &overflow),
-                    result.collect(ends.result.take(), limit, &overflow),
+                    stdout.collect(ends.stdout.take(), "standard output", limit, &overflow),
+                    stderr.collect(ends.stderr.take(), "standard error", limit, &overflow),
+                    result.collect(ends.result.take(), "its result", limit, &overflow),
                     control,
                 );
                 for error in [out.err(), err.err(), res.err(), control.err()]
@@ -292,7 +303,7 @@ impl Pool {
                 match clock.limit {
                     Some(limit) => {
                         tokio::time::sleep_until((clock.start + limit).into()).await;
-                        Stop::Timeout(limit)
+                        Stop::Timeout(limit, clock.name)
                     }
                     None => std::future::pending().await,
                 }
@@ -308,7 +319,7 @@ impl Pool {
                         continue;
                     }
                     reason = &mut deadline, if stop.is_none() => reason,
-                    () = overflow.notified(), if stop.is_none() => Stop::OutputLimit(limit),
+                    stream = overflow.of_any(), if stop.is_none() => Stop::OutputLimit(stream, limit),
                     _ = self.interrupt.received(), if stop.is_none() => Stop::Cancelled,
                     () = kill.notified(), if stop.is_none() => Stop::Killed,
                     () = &mut overdue => break None,
@@ -333,16 +344,21 @@ impl Pool {
             None => Usage::default(),
         };
         let resident_at_start = child.resident_at_start;
+        let unenforced = child.unenforced.clone();
         // What was written may have been cut only because nobody stopped it in time.
-        let overflowed = stdout.truncated || stderr.truncated || result.truncated;
-        if stop.is_none() && overflowed {
-            stop = Some(Stop::OutputLimit(limit));
+        let overflowed = overflow.stream();
+        if let (None, Some(stream)) = (stop, overflowed) {
+            stop = Some(Stop::OutputLimit(stream, limit));
         }
         let mut report = match (&reaped, stop) {
             (Some(reaped), _) => {
                 self.nursery.forget(child).await;
                 let records = wants_result.then_some(&*result.bytes);
-                classify(said, reaped, stop, usage.out_of_memory, records)
+                let mut report = classify(said, reaped, stop, usage.out_of_memory, records);
+                if report.outcome != Outcome::Ok && usage.reached_pids {
+                    report.add_detail(Some(REACHED_PIDS.to_owned()));
+                }
+                report
             }
             (None, stop) => {
                 tokio::task::spawn_local(self.nursery.clone().reap_in_the_end(child));
@@ -351,7 +367,8 @@ impl Pool {
         };
         report.stdout = stdout.bytes;
         report.stderr = stderr.bytes;
-        report.truncated = overflowed;
+        report.truncated = overflowed.is_some();
+        report.unenforced = unenforced;
         report.wall = clock.start.elapsed();
         let (cpu, max_rss) = reaped.map_or_else(Default::default, |r| (r.cpu, r.max_rss));
         report.cpu = usage.cpu.unwrap_or(cpu);
@@ -424,7 +441,7 @@ fn handed(job: &Job, child: &ChildEnds) -> Handed {
 
 /// The report on a job whose child was killed and has not ended.
 fn still_there(stop: Stop) -> JobReport {
-    let (outcome, detail) = Outcome::of(Ending::Signaled(libc::SIGKILL), Some(stop), false, None);
+    let (outcome, detail) = Outcome::of(Ending::Signaled(libc::SIGKILL), Some(stop), None, None);
     let detail = detail.map_or_else(String::new, |detail| detail + "; ");
     JobReport::not_run(
         outcome,
@@ -437,7 +454,7 @@ pub(super) fn classify(
     said: Option<ChildReport>,
     reaped: &Reaped,
     stop: Option<Stop>,
-    out_of_memory: bool,
+    out_of_memory: Option<OutOfMemory>,
     records: Option<&[u8]>,
 ) -> JobReport {
     let mut report = match (said, stop) {
@@ -475,7 +492,7 @@ pub(super) fn classify(
         (None | Some(ChildReport::Ready), Some(stop))
             if reaped.ending == Ending::Signaled(libc::SIGKILL) =>
         {
-            let (outcome, detail) = Outcome::of(reaped.ending, Some(stop), false, None);
+            let (outcome, detail) = Outcome::of(reaped.ending, Some(stop), None, None);
             let detail = detail.map_or_else(String::new, |detail| detail + ", ");
             JobReport::not_run(outcome, detail + "before its code ran")
         }

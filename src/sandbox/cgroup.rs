@@ -240,8 +240,19 @@ pub struct Usage {
     /// `memory.peak` in bytes; `None` before Linux 5.19.
     pub peak_memory: Option<u64>,
     pub cpu: Option<Duration>,
-    /// Whether the kernel ended the job for its limit of memory.
-    pub out_of_memory: bool,
+    /// Whose memory was at its end, if the kernel ended a process of the job for that.
+    pub out_of_memory: Option<OutOfMemory>,
+    /// Whether the job was refused a process for its limit of them.
+    pub reached_pids: bool,
+}
+
+/// Whose memory was at its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OutOfMemory {
+    /// The job's own, by its limit.
+    Job,
+    /// That of the machine, or of a control group above.
+    Above,
 }
 
 impl JobCgroup {
@@ -268,10 +279,17 @@ impl JobCgroup {
                     .and_then(|value| value.trim().parse::<u64>().ok())
             })
         };
+        let happened = |file, key| number(file, key).is_some_and(|count| count > 0);
         Usage {
             peak_memory: number("memory.peak", ""),
             cpu: number("cpu.stat", "usage_usec ").map(Duration::from_micros),
-            out_of_memory: number("memory.events", "oom_kill ").is_some_and(|count| count > 0),
+            out_of_memory: happened("memory.events", "oom_kill ").then(|| {
+                match happened("memory.events", "oom ") {
+                    true => OutOfMemory::Job,
+                    false => OutOfMemory::Above,
+                }
+            }),
+            reached_pids: happened("pids.events", "max "),
         }
     }
 

@@ -21,10 +21,26 @@ pub struct ResourceLimits {
     limits: Limits,
     /// The host's hard limit of open files.
     files_of_host: u64,
+    /// The limit of open files where the profile names none.
+    usual_files: u64,
     /// Whether processes are counted for the child alone, in a user namespace of its own.
     counts_processes: bool,
     /// Private writable memory that a clone brings, in bytes.
     warm: u64,
+}
+
+/// 1,024, of which at least half are the job's own: preloaded modules may hold thousands, which have stand-ins at their numbers.
+fn usual_files() -> std::io::Result<u64> {
+    const USUAL: u64 = 1024;
+    let mut highest = 0;
+    for entry in std::fs::read_dir("/proc/thread-self/fd")? {
+        let number = entry?
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok());
+        highest = highest.max(number.unwrap_or(0));
+    }
+    Ok(USUAL.max(highest + USUAL / 2))
 }
 
 impl ResourceLimits {
@@ -37,6 +53,8 @@ impl ResourceLimits {
         Ok(Self {
             limits: limits.clone(),
             files_of_host: hard,
+            usual_files: usual_files()
+                .map_err(|e| SetupError::from_io(Layer::Limits, "read /proc/thread-self/fd", &e))?,
             counts_processes: layers.has(Layer::UserNamespace),
             warm: crate::sys::memory::private_data()
                 .map_err(|e| SetupError::from_io(Layer::Limits, "read /proc/self/status", &e))?,
@@ -58,7 +76,8 @@ impl ResourceLimits {
     ) -> impl Iterator<Item = (Resource, &'static str, u64, u64)> {
         let limits = &self.limits;
         let both = |resource, name, limit: Option<u64>| limit.map(|n| (resource, name, n, n));
-        let files = limits.open_files.min(self.files_of_host);
+        let files = limits.open_files.unwrap_or(self.usual_files);
+        let files = files.min(self.files_of_host);
         let processes = self.counts_processes.then_some(limits.pids);
         // In a control group the memory is counted exactly, and its end is an outcome.
         let memory = limits.memory.filter(|_| !in_cgroup);

@@ -94,12 +94,7 @@ pub fn signal(pidfd: BorrowedFd<'_>, signal: i32) -> Result<(), Errno> {
 
 /// Whether a signal is ignored, as `nohup` and shells arrange it for what they start.
 pub fn is_ignored(signal: i32) -> Result<bool, Errno> {
-    // SAFETY: all-zero is a valid sigaction, and a null action only asks.
-    unsafe {
-        let mut action: libc::sigaction = std::mem::zeroed();
-        check(libc::sigaction(signal, std::ptr::null(), &raw mut action).into())?;
-        Ok(action.sa_sigaction == libc::SIG_IGN)
-    }
+    Ok(Disposition::of(signal)?.is_ignored())
 }
 
 /// Gives SIGCHLD its default action: ignored, as some parents leave it, children would be
@@ -109,31 +104,50 @@ pub fn keep_child_statuses() {
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
 }
 
-/// What a process does at SIGCHLD.
+/// What a process does at a signal (`sigaction(2)`).
 #[derive(Clone, Copy)]
-pub struct ChildSignal(libc::sigaction);
+pub struct Disposition(libc::sigaction);
+
+impl Disposition {
+    /// The present one.
+    pub fn of(signal: libc::c_int) -> Result<Self, Errno> {
+        // SAFETY: all-zero is a valid sigaction, which a null action only fills in.
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            check(libc::sigaction(signal, std::ptr::null(), &raw mut action).into())?;
+            Ok(Self(action))
+        }
+    }
+
+    /// Has the process do so at a signal, as it once did.
+    pub fn set(&self, signal: libc::c_int) -> Result<(), Errno> {
+        // SAFETY: it was read from the kernel, and a handler is code of a library that stays loaded.
+        let done = unsafe { libc::sigaction(signal, &raw const self.0, std::ptr::null_mut()) };
+        check(done.into()).map(drop)
+    }
+
+    fn is_ignored(&self) -> bool {
+        self.0.sa_sigaction == libc::SIG_IGN
+    }
+}
+
+impl PartialEq for Disposition {
+    fn eq(&self, other: &Self) -> bool {
+        let Self(one) = self;
+        let Self(other) = other;
+        (one.sa_sigaction, one.sa_flags) == (other.sa_sigaction, other.sa_flags)
+    }
+}
 
 /// Gives SIGCHLD its default action if its present one has the kernel reap children by itself (SIG_IGN,
 /// SA_NOCLDWAIT: their status would be lost), and returns that.
-pub fn take_child_statuses() -> Result<Option<ChildSignal>, Errno> {
-    // SAFETY: all-zero is a valid sigaction, which a null action only fills in.
-    let action = unsafe {
-        let mut action: libc::sigaction = std::mem::zeroed();
-        check(libc::sigaction(libc::SIGCHLD, std::ptr::null(), &raw mut action).into())?;
-        action
-    };
-    let loses = action.sa_sigaction == libc::SIG_IGN || action.sa_flags & libc::SA_NOCLDWAIT != 0;
+pub fn take_child_statuses() -> Result<Option<Disposition>, Errno> {
+    let present = Disposition::of(libc::SIGCHLD)?;
+    let loses = present.is_ignored() || present.0.sa_flags & libc::SA_NOCLDWAIT != 0;
     if loses {
         keep_child_statuses();
     }
-    Ok(loses.then_some(ChildSignal(action)))
-}
-
-/// Has the process do at SIGCHLD what it did once.
-pub fn restore_child_signal(ChildSignal(action): &ChildSignal) -> Result<(), Errno> {
-    // SAFETY: it was read from the kernel, and a handler is code of a library that stays loaded.
-    let done = unsafe { libc::sigaction(libc::SIGCHLD, action, std::ptr::null_mut()) };
-    check(done.into()).map(drop)
+    Ok(loses.then_some(present))
 }
 
 /// Waits for any signal (all must be blocked): its number, and whether the kernel sent it, as it

