@@ -2,6 +2,8 @@
 //!
 //! Not through `std::io::stderr`, whose lock a clone could inherit as taken.
 
+use std::borrow::Cow;
+use std::cell::Cell;
 use std::io::Write;
 use std::time::Instant;
 
@@ -25,15 +27,48 @@ impl Log for Lines {
         let level = record.level().as_str().to_ascii_lowercase();
         let elapsed = self.start.elapsed().as_secs_f64();
         // Writing to a vector cannot fail.
-        let _ = writeln!(
-            line,
-            "pyspawner: {level}: {} [{elapsed:.3}s]",
-            record.args()
-        );
-        crate::sys::files::write_once(libc::STDERR_FILENO, &line);
+        let text = record.args().to_string();
+        let text = without_controls(&text);
+        let _ = writeln!(line, "pyspawner: {level}: {text} [{elapsed:.3}s]");
+        write(&line);
     }
 
     fn flush(&self) {}
+}
+
+thread_local! {
+    /// Whether the terminal's last line is a progress bar, which the next text takes the place of. The thread that draws it knows;
+    /// children do not, whose standard error is another.
+    static HAS_BAR: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Says whether the terminal's last line is a progress bar.
+pub fn set_bar(is_there: bool) {
+    HAS_BAR.set(is_there);
+}
+
+/// Writes a line of this program's to standard error.
+pub fn write(line: &[u8]) {
+    const CLEAR: &[u8] = b"\r\x1b[2K"; // ECMA-48, EL
+    match HAS_BAR.replace(false) {
+        true => crate::sys::files::write_once(libc::STDERR_FILENO, &[CLEAR, line].concat()),
+        false => crate::sys::files::write_once(libc::STDERR_FILENO, line),
+    };
+}
+
+/// A text that a job, a client or a file may have a part in, without what a terminal obeys.
+pub fn without_controls(text: &str) -> Cow<'_, str> {
+    let is_obeyed = |c: char| c.is_control() && c != '\n' && c != '\t';
+    match text.contains(is_obeyed) {
+        false => Cow::Borrowed(text),
+        true => {
+            let escaped = text.chars().map(|c| match is_obeyed(c) {
+                true => c.escape_default().to_string(),
+                false => c.to_string(),
+            });
+            Cow::Owned(escaped.collect())
+        }
+    }
 }
 
 /// The filter for a verbosity (`-v` counts up, `-q` down) unless `PYSPAWNER_LOG` has one.
@@ -63,8 +98,7 @@ pub fn install(filter: &str) -> anyhow::Result<()> {
     log::set_boxed_logger(Box::new(Lines { filter, start }))?;
     // std's own hook takes the lock of its standard error.
     std::panic::set_hook(Box::new(|panic| {
-        let line = format!("pyspawner: internal error: {panic}\n");
-        crate::sys::files::write_once(libc::STDERR_FILENO, line.as_bytes());
+        write(format!("pyspawner: internal error: {panic}\n").as_bytes());
     }));
     Ok(())
 }

@@ -190,9 +190,14 @@ def test_where_the_callers_directory_is_out_of_reach(pyspawner, open_folder, tmp
     folder.mkdir(exist_ok=True)
     (folder / "callers.py").write_text("VALUE = 1\n")
     folder.chmod({"closed": 0o700, "below /tmp": 0o755}[place])
-    command = pyspawner.command("map", "working_folder.import_late", "-v")
-    [found], said = run_in(folder, command, [["callers"]])
-    assert found == ["ModuleNotFoundError"]
+    # What looks open is a warning; a closed folder is one if jobs were to start there.
+    flags = [] if place == "below /tmp" else ["-v"]
+    for config in (None, CALLER):
+        command = pyspawner.command("map", "working_folder.import_late", *flags, config=config)
+        [found], said = run_in(folder, command, [["callers"]])
+        assert found == ["ModuleNotFoundError"]
+        level = "info" if place == "closed" and config is None else "warn"
+        assert f"pyspawner: {level}: children cannot reach the working directory {folder}" in said
     assert f"cannot reach the working directory {folder}" in said and "--path" in said
     # The control: named, it is reached.
     folder.chmod(0o755)

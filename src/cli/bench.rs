@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::Args;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::ProgressBar;
 use serde::{Deserialize, Serialize};
 
 use super::lines::LineWriter;
-use super::{HostOptions, JobOptions};
+use super::{HostOptions, JobOptions, progress};
 use crate::bench::{self, Figures, plot, table};
 use crate::config::Callable;
 use crate::pool::Pool;
@@ -90,16 +90,16 @@ pub(super) async fn bench(
     pool: &Pool,
     interrupt: &Interrupt,
     command: Command,
-    quiet: bool,
+    shows_progress: bool,
 ) -> anyhow::Result<i32> {
     // Before minutes of measuring.
     let plot = command.plot.as_deref().map(create).transpose()?;
-    let bar = progress_bar(&command.plan, quiet);
+    let bar = progress_bar(&command.plan, shows_progress);
     let measured = tokio::select! {
         measured = bench::measure(pool, &command.plan, &bar) => measured,
         signal = interrupt.received() => return Ok(128 + signal),
     };
-    bar.finish_and_clear();
+    progress::remove(&bar);
     let (figures, samples) = measured.map_err(anyhow::Error::msg)?;
     if let Some((mut file, path)) = plot {
         let drawn = plot::draw(&samples).context("drawing the plot")?;
@@ -128,13 +128,12 @@ async fn print(figures: &Figures, as_json: bool) -> anyhow::Result<()> {
     output.flush().await.context("writing the figures")
 }
 
-fn progress_bar(plan: &bench::Plan, quiet: bool) -> ProgressBar {
-    let on_terminal = nix::unistd::isatty(std::io::stderr()).unwrap_or(false);
-    if quiet || !on_terminal {
-        return ProgressBar::hidden();
+fn progress_bar(plan: &bench::Plan, is_wanted: bool) -> ProgressBar {
+    match is_wanted {
+        true => progress::bar(
+            Some(plan.steps()),
+            "{bar:30} {percent:>3}%  {msg}  {elapsed_precise}",
+        ),
+        false => ProgressBar::hidden(),
     }
-    let style = ProgressStyle::with_template("{bar:30} {percent:>3}%  {msg}  {elapsed_precise}");
-    let target = ProgressDrawTarget::stderr();
-    ProgressBar::with_draw_target(Some(plan.steps()), target)
-        .with_style(style.expect("a valid template"))
 }

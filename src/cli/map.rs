@@ -1,6 +1,6 @@
 //! `pyspawner map`: one job a line in, one result a line out.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
@@ -9,13 +9,13 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
-use super::JobOptions;
 use super::lines::{Line, LineReader, LineWriter};
 use super::paths;
+use super::progress::{self, Progress};
+use super::{JobOptions, earlier_results};
 use crate::config::{self, Profile};
 use crate::pool::interrupt::Interrupt;
 use crate::pool::own::Own;
@@ -65,6 +65,32 @@ pub(super) struct OwnArguments {
     /// Write results in the order of their lines, not as the jobs end.
     #[arg(long)]
     ordered: bool,
+    /// Take each line of the input as text, which is the only argument of its job.
+    #[arg(long)]
+    lines: bool,
+    /// Run a job again, up to so many times, if it comes to one of the outcomes of --retry-on.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    retry: u32,
+    /// For which outcomes to run a job again.
+    #[arg(long, value_name = "A,B", value_delimiter = ',', value_parser = parse_outcome,
+          default_value = "timed_out,out_of_memory,signaled,setup_failed")]
+    retry_on: Vec<Outcome>,
+    /// Add the results to this file of earlier results, and do not run the jobs that are "ok" there.
+    ///
+    /// Jobs are known again by their id: that of their line, or the line's number. The file is made if it is not there, so that
+    /// one command line serves a first run and those after it.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["output", "to"])]
+    resume: Option<PathBuf>,
+}
+
+fn parse_outcome(name: &str) -> Result<Outcome, String> {
+    let mut all = Outcome::ALL.into_iter();
+    let of_jobs = |outcome: &Outcome| !matches!(outcome, Outcome::Ok | Outcome::Cancelled);
+    all.find(|outcome| of_jobs(outcome) && outcome.name() == name)
+        .ok_or_else(|| {
+            let names = Outcome::ALL.into_iter().filter(of_jobs).map(Outcome::name);
+            format!("expected one of {}", names.collect::<Vec<_>>().join(", "))
+        })
 }
 
 #[derive(Serialize, Deserialize)]
@@ -73,6 +99,20 @@ pub(super) struct Command {
     output: Option<PathBuf>,
     jobs: usize,
     ordered: bool,
+    plan: Plan,
+    resume: Option<PathBuf>,
+}
+
+/// How a line becomes a job, and how often.
+#[derive(Clone, Serialize, Deserialize)]
+struct Plan {
+    /// Whether a line is text.
+    lines: bool,
+    /// How often a job is run again at most.
+    retry: u32,
+    retry_on: Vec<Outcome>,
+    /// The longest that a job may take.
+    wall: Option<Duration>,
 }
 
 impl Command {
@@ -83,7 +123,9 @@ impl Command {
             .output
             .iter()
             .map(|path| ("the output", path.as_path()));
-        input.chain(output).collect()
+        let resume = self.resume.iter();
+        let resume = resume.map(|path| ("the earlier results", path.as_path()));
+        input.chain(output).chain(resume).collect()
     }
 }
 
@@ -107,6 +149,13 @@ impl OwnArguments {
             output: self.output.or(self.to).filter(named),
             jobs,
             ordered: self.ordered,
+            plan: Plan {
+                lines: self.lines,
+                retry: self.retry,
+                retry_on: self.retry_on,
+                wall: None, // the profile's, once it is known
+            },
+            resume: self.resume,
         })
     }
 }
@@ -116,12 +165,17 @@ pub(super) async fn map(
     interrupt: &Interrupt,
     profile: &Profile,
     command: Command,
-    quiet: bool,
+    shows_progress: bool,
 ) -> anyhow::Result<i32> {
     let (input, size) = open_input(command.input.as_deref())?;
-    let output = tokio::select! {
-        output = open_output(command.output.as_deref(), &input) => output?,
-        signal = interrupt.received() => return Ok(128 + signal),
+    let (output, done) = match &command.resume {
+        Some(path) => {
+            open_resumed(path, &input).with_context(|| format!("--resume {}", path.display()))?
+        }
+        None => tokio::select! {
+            output = open_output(command.output.as_deref(), &input) => (output?, HashSet::new()),
+            signal = interrupt.received() => return Ok(128 + signal),
+        },
     };
     let mut map = Map {
         pool,
@@ -129,28 +183,101 @@ pub(super) async fn map(
         output: LineWriter::new(output).context("output")?,
         jobs: command.jobs,
         ordered: command.ordered,
-        wall: profile.limits.wall,
+        plan: Plan {
+            wall: profile.limits.wall,
+            ..command.plan
+        },
+        done,
         running: JoinSet::new(),
         jobs_of_tasks: HashMap::new(),
         read: 0,
         written: 0,
         waiting: BTreeMap::new(),
         waiting_bytes: 0,
-        failed: 0,
-        bar: progress_bar(size, quiet),
+        progress: Progress::new(size, shows_progress),
     };
     let end = map.run(interrupt).await;
     map.running.shutdown().await;
-    map.bar.finish_and_clear();
+    map.progress.end();
     let end = end?;
-    log::info!("{} jobs, {} of them not ok", map.written, map.failed);
     Ok(match end {
-        End::Done if map.failed == 0 => 0,
+        End::Done if map.progress.failed() == 0 => 0,
         End::Done => 1,
         End::Interrupted(signal) => 128 + signal,
         // As if SIGPIPE had ended this program, which is how a filter ends.
         End::ReaderGone => 128 + libc::SIGPIPE,
     })
+}
+
+impl Plan {
+    fn job(&self, number: u64, line: &Line) -> Result<Job, Box<JobReport>> {
+        let invalid = |detail: String| Box::new(JobReport::not_run(Outcome::InvalidJob, detail));
+        let failed = |error: std::io::Error| {
+            Box::new(JobReport::not_run(
+                Outcome::SetupFailed,
+                format!("memory file: {error}"),
+            ))
+        };
+        let Line::Text(text) = line else {
+            return Err(invalid(format!(
+                "the line is longer than {LONGEST_LINE} bytes"
+            )));
+        };
+        let whole;
+        let line = match self.lines {
+            true => {
+                whole = as_argument(text).map_err(invalid)?;
+                JobLine::parse(whole.as_bytes())
+            }
+            false => JobLine::parse(text),
+        };
+        let line = line.map_err(invalid)?;
+        let id = line.id.unwrap_or_else(|| number.to_string());
+        // A job may shorten its profile's limit, not lengthen it.
+        let timeout = line.timeout.into_iter().chain(self.wall).min();
+        let arguments = payload::Arguments {
+            args: line.args,
+            kwargs: line.kwargs,
+        };
+        Ok(Job {
+            assignment: Assignment::default(),
+            payload: payload::encode(&id, timeout, &arguments).map_err(failed)?,
+            id,
+            stdin: line
+                .stdin
+                .map_or_else(Stdin::null, |text| Stdin::text(&text))
+                .map_err(failed)?,
+            streams: Streams::Capture,
+            wants_result: true,
+            timeout,
+            own: Own::default(),
+        })
+    }
+
+    /// Runs a job again as often as its outcomes call for that.
+    async fn retry(&self, pool: &Pool, number: u64, line: &Line, first: JobReport) -> JobReport {
+        let mut report = first;
+        while report.attempts <= self.retry && self.retry_on.contains(&report.outcome) {
+            let attempts = report.attempts + 1;
+            log::info!(
+                "job of line {number}: {}, so it is run again",
+                report.outcome.name()
+            );
+            report = match self.job(number, line) {
+                Ok(job) => pool.run(job).await,
+                Err(report) => *report,
+            };
+            report.attempts = attempts;
+        }
+        report
+    }
+}
+
+/// A line of text as the arguments of a job.
+fn as_argument(text: &[u8]) -> Result<String, String> {
+    let text =
+        std::str::from_utf8(text).map_err(|error| format!("the line is not UTF-8: {error}"))?;
+    serde_json::to_string(&[text]).map_err(|error| error.to_string())
 }
 
 enum End {
@@ -159,8 +286,28 @@ enum End {
     ReaderGone,
 }
 
-/// A line's number, from 1, and its finished result.
-type Finished = (u64, Outcome, Vec<u8>);
+/// A job that has ended.
+struct Finished {
+    /// Of its line, from 1.
+    number: u64,
+    id: String,
+    outcome: Outcome,
+    reason: Option<String>,
+    /// Its result line.
+    line: Vec<u8>,
+}
+
+impl Finished {
+    fn of(number: u64, id: String, report: &JobReport) -> Self {
+        Self {
+            number,
+            outcome: report.outcome,
+            reason: report.reason(),
+            line: report.to_line(number, &id),
+            id,
+        }
+    }
+}
 
 struct Map<'a> {
     pool: &'a Pool,
@@ -168,7 +315,9 @@ struct Map<'a> {
     output: LineWriter,
     jobs: usize,
     ordered: bool,
-    wall: Option<Duration>,
+    plan: Plan,
+    /// The ids of jobs that need not be run.
+    done: HashSet<String>,
     running: JoinSet<Finished>,
     /// Line and id of each task's job, for a task that panics.
     jobs_of_tasks: HashMap<tokio::task::Id, (u64, String)>,
@@ -177,13 +326,13 @@ struct Map<'a> {
     /// With `ordered`: results whose turn has not come.
     waiting: BTreeMap<u64, Vec<u8>>,
     waiting_bytes: usize,
-    failed: u64,
-    bar: ProgressBar,
+    progress: Progress,
 }
 
 impl Map<'_> {
     async fn run(&mut self, interrupt: &Interrupt) -> anyhow::Result<End> {
         let mut more = true;
+        let mut ticks = tokio::time::interval(progress::TICK);
         while more || !self.running.is_empty() {
             let room = self.running.len() < self.jobs && !self.window_is_full();
             let finished = tokio::select! {
@@ -193,9 +342,13 @@ impl Map<'_> {
                     return Ok(End::Interrupted(signal));
                 }
                 Some(finished) = self.running.join_next_with_id() => Some(self.finished(finished)),
+                _ = ticks.tick(), if self.progress.is_shown() => {
+                    self.progress.tick();
+                    None
+                }
                 line = self.input.next(), if more && room => {
                     match line.context("reading the jobs")? {
-                        Some(line) => self.begin(&line),
+                        Some(line) => self.begin(line),
                         None => {
                             more = false;
                             None
@@ -238,7 +391,7 @@ impl Map<'_> {
         let (number, id) = job.expect("each task's job is noted as it begins");
         let detail = "internal error of pyspawner, see its log; the job may have run";
         let report = JobReport::not_run(Outcome::SetupFailed, detail);
-        (number, report.outcome, report.to_line(number, &id))
+        Finished::of(number, id, &report)
     }
 
     /// Whether so many results wait for an earlier one that no more jobs may begin.
@@ -248,71 +401,56 @@ impl Map<'_> {
     }
 
     /// Starts the job of a line; a line that is none has its result at once.
-    fn begin(&mut self, line: &Line) -> Option<Finished> {
+    fn begin(&mut self, line: Line) -> Option<Finished> {
         self.read += 1;
-        self.bar.set_position(self.input.position);
+        self.progress.has_read(self.input.position);
         let number = self.read;
-        let job = match self.job(number, line) {
+        let job = match self.plan.job(number, &line) {
             Ok(job) => job,
             Err(report) => {
-                return Some((
-                    number,
-                    report.outcome,
-                    report.to_line(number, &number.to_string()),
-                ));
+                return Some(Finished::of(number, number.to_string(), &report));
             }
         };
+        if self.done.contains(&job.id) {
+            self.pass_over(number);
+            return None;
+        }
         let pool = self.pool.clone();
         let noted = (number, job.id.clone());
+        let again = (self.plan.retry > 0).then(|| (self.plan.clone(), line));
         let task = self.running.spawn_local(async move {
             let id = job.id.clone();
-            let report = pool.run(job).await;
+            let mut report = pool.run(job).await;
+            if let Some((plan, line)) = again {
+                report = plan.retry(&pool, number, &line, report).await;
+            }
             log::debug!("job {id:?}: {:?} in {:.1?}", report.outcome, report.wall);
-            (number, report.outcome, report.to_line(number, &id))
+            Finished::of(number, id, &report)
         });
         self.jobs_of_tasks.insert(task.id(), noted);
         None
     }
 
-    fn job(&self, number: u64, line: &Line) -> Result<Job, Box<JobReport>> {
-        let invalid = |detail: String| Box::new(JobReport::not_run(Outcome::InvalidJob, detail));
-        let failed = |error: std::io::Error| {
-            Box::new(JobReport::not_run(
-                Outcome::SetupFailed,
-                format!("memory file: {error}"),
-            ))
-        };
-        let Line::Text(text) = line else {
-            return Err(invalid(format!(
-                "the line is longer than {LONGEST_LINE} bytes"
-            )));
-        };
-        let line = JobLine::parse(text).map_err(invalid)?;
-        let id = line.id.unwrap_or_else(|| number.to_string());
-        // A job may shorten its profile's limit, not lengthen it.
-        let timeout = line.timeout.into_iter().chain(self.wall).min();
-        let arguments = payload::Arguments {
-            args: line.args,
-            kwargs: line.kwargs,
-        };
-        Ok(Job {
-            assignment: Assignment::default(),
-            payload: payload::encode(&id, timeout, &arguments).map_err(failed)?,
+    /// Hands a result to the output, or keeps it until its turn comes.
+    fn finish(&mut self, finished: Finished) {
+        let Finished {
+            number,
             id,
-            stdin: line
-                .stdin
-                .map_or_else(Stdin::null, |text| Stdin::text(&text))
-                .map_err(failed)?,
-            streams: Streams::Capture,
-            wants_result: true,
-            timeout,
-            own: Own::default(),
-        })
+            outcome,
+            reason,
+            line,
+        } = finished;
+        self.progress.count(number, &id, outcome, reason.as_deref());
+        self.write(number, line);
     }
 
-    /// Hands a result to the output, or keeps it until its turn comes.
-    fn finish(&mut self, (number, outcome, line): Finished) {
-        self.failed += u64::from(outcome != Outcome::Ok);
+    /// Leaves out a job that was `ok` earlier.
+    fn pass_over(&mut self, number: u64) {
+        self.progress.pass_over();
+        self.write(number, Vec::new());
+    }
+
+    fn write(&mut self, number: u64, line: Vec<u8>) {
         if self.ordered {
             self.waiting_bytes += line.len();
             self.waiting.insert(number, line);
@@ -325,8 +463,6 @@ impl Map<'_> {
             self.written += 1;
             self.output.add(&line);
         }
-        let message = format!("{} done, {} not ok", self.written, self.failed);
-        self.bar.set_message(message);
     }
 
     /// After an interrupt: every job that ran has its result line too, unless nobody reads.
@@ -372,6 +508,30 @@ fn open_input(path: Option<&Path>) -> anyhow::Result<(OwnedFd, Option<u64>)> {
     Ok((fd, is_file.then_some(stat.st_size as u64)))
 }
 
+/// The file of earlier results, ready for more, and the jobs that are `ok` in it.
+fn open_resumed(path: &Path, input: &OwnedFd) -> anyhow::Result<(OwnedFd, HashSet<String>)> {
+    let mut options = File::options();
+    options.read(true).append(true).create(true).mode(0o600);
+    let file = options.open(path)?;
+    let (found, input) = (nix::sys::stat::fstat(&file)?, nix::sys::stat::fstat(input)?);
+    anyhow::ensure!(
+        found.st_mode & libc::S_IFMT == libc::S_IFREG,
+        "expected a regular file"
+    );
+    anyhow::ensure!(
+        (found.st_dev, found.st_ino) != (input.st_dev, input.st_ino),
+        "it is the input"
+    );
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(std::fs::TryLockError::WouldBlock) => anyhow::bail!("another pyspawner writes to it"),
+        Err(std::fs::TryLockError::Error(error)) => return Err(error).context("flock"),
+    }
+    let earlier = earlier_results::read(&file)?;
+    earlier_results::cut_unfinished_line(&file, earlier.whole)?;
+    Ok((file.into(), earlier.done))
+}
+
 async fn open_output(path: Option<&Path>, input: &OwnedFd) -> anyhow::Result<OwnedFd> {
     let Some(path) = path else {
         return Ok(std::io::stdout().as_fd().try_clone_to_owned()?);
@@ -409,17 +569,4 @@ async fn open_output(path: Option<&Path>, input: &OwnedFd) -> anyhow::Result<Own
             }
         }
     }
-}
-
-fn progress_bar(size: Option<u64>, quiet: bool) -> ProgressBar {
-    let on_terminal = nix::unistd::isatty(std::io::stderr()).unwrap_or(false);
-    if quiet || !on_terminal {
-        return ProgressBar::hidden();
-    }
-    let template = match size {
-        Some(_) => "{bar:30} {percent:>3}%  {msg}  {elapsed_precise}, {eta_precise} to go",
-        None => "{spinner} {msg}  {elapsed_precise}",
-    };
-    let style = ProgressStyle::with_template(template).expect("a valid template");
-    ProgressBar::with_draw_target(size, ProgressDrawTarget::stderr()).with_style(style)
 }

@@ -1,10 +1,12 @@
 //! The command line. `start` turns it into settings; `become_host` takes it from there.
 
 pub mod bench;
+mod earlier_results;
 mod lines;
 pub mod map;
 mod own_files;
 mod paths;
+mod progress;
 mod python;
 pub mod run;
 pub mod serve;
@@ -162,13 +164,14 @@ struct IoSettings {
     /// Below which the children's control groups are made.
     cgroup: Option<PathBuf>,
     spares: usize,
-    quiet: bool,
+    /// Whether there is a terminal on which progress is to be shown.
+    shows_progress: bool,
 }
 
 /// Prints an error, once.
 pub fn print_error(error: &anyhow::Error) {
-    let line = format!("pyspawner: error: {error:#}\n");
-    crate::sys::files::write_once(libc::STDERR_FILENO, line.as_bytes());
+    let text = format!("pyspawner: error: {error:#}\n");
+    logging::write(logging::without_controls(&text).as_bytes());
 }
 
 /// The command as the user started it: read, check, execute the host.
@@ -290,7 +293,7 @@ fn execute(
         command,
         profile,
         cgroup: file.pool.cgroup.clone(),
-        quiet,
+        shows_progress: progress::is_wanted(quiet),
     };
     unprivileged::gain_capabilities()?;
     let init = init::step_aside()?;
@@ -382,10 +385,17 @@ fn io_run(end: IoEnd, settings: IoSettings) -> anyhow::Result<i32> {
             match (settings.command, clients) {
                 (Command::Run(command), _) => run::run(&pool, &interrupt, &profile, command).await,
                 (Command::Map(command), _) => {
-                    map::map(&pool, &interrupt, &profile, command, settings.quiet).await
+                    map::map(
+                        &pool,
+                        &interrupt,
+                        &profile,
+                        command,
+                        settings.shows_progress,
+                    )
+                    .await
                 }
                 (Command::Bench(command), _) => {
-                    bench::bench(&pool, &interrupt, command, settings.quiet).await
+                    bench::bench(&pool, &interrupt, command, settings.shows_progress).await
                 }
                 (Command::Serve(command), clients) => {
                     let clients = clients.expect("opened above");

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use base64::Engine;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::json_line::to_json_line;
@@ -13,7 +13,7 @@ use crate::sys::process::Ending;
 
 /// One word for a job's end. It rests on what the kernel told the host, not on what the job said:
 /// by its word a job can only make `ok` into `invalid_result`, and say what is in `detail`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// Exit status 0.
@@ -55,6 +55,21 @@ pub enum Stop {
 }
 
 impl Outcome {
+    /// All of them.
+    pub const ALL: [Self; 11] = [
+        Self::Ok,
+        Self::Exited,
+        Self::InvalidResult,
+        Self::Signaled,
+        Self::BlockedSyscall,
+        Self::TimedOut,
+        Self::OutOfMemory,
+        Self::OutputLimit,
+        Self::InvalidJob,
+        Self::SetupFailed,
+        Self::Cancelled,
+    ];
+
     /// As it is written in results.
     pub fn name(self) -> &'static str {
         match self {
@@ -136,6 +151,8 @@ pub struct JobReport {
     pub detail: Option<String>,
     /// The limits that were not in force, or not as they are meant: `cpu` not at all, `memory` for each process alone.
     pub unenforced: Vec<&'static str>,
+    /// How often the job was run, this time included.
+    pub attempts: u32,
     /// The layer that could not be applied, if that is what `detail` tells.
     pub refusal: Option<SetupError>,
 }
@@ -155,6 +172,7 @@ impl JobReport {
             peak_memory: 0,
             detail: Some(detail.into()),
             unenforced: Vec::new(),
+            attempts: 1,
             refusal: None,
         }
     }
@@ -172,6 +190,26 @@ impl JobReport {
         let parts = [self.detail.take(), more];
         let parts: Vec<String> = parts.into_iter().flatten().collect();
         self.detail = (!parts.is_empty()).then(|| parts.join("; "));
+    }
+
+    /// Why it is not `ok`, in a line: what is known of it, or what the job said last.
+    pub fn reason(&self) -> Option<String> {
+        if self.outcome == Outcome::Ok {
+            return None;
+        }
+        let said = String::from_utf8_lossy(&self.stderr);
+        let last = said.lines().rev().find(|line| !line.trim().is_empty());
+        let detail = self.detail.as_deref().and_then(|text| text.lines().next());
+        let (first, other) = match self.outcome {
+            Outcome::Exited => (last, detail),
+            _ => (detail, last),
+        };
+        let ending = match self.ending {
+            Some(Ending::Exited(status)) => format!("status {status}"),
+            Some(Ending::Signaled(signal)) => format!("signal {signal}"),
+            _ => String::new(),
+        };
+        Some(first.or(other).map_or(ending, str::to_owned))
     }
 
     /// Whether its child ended by itself before there was anything of the job in it.
@@ -207,6 +245,7 @@ impl JobReport {
             peak_memory_bytes: self.peak_memory,
             detail: self.detail.as_deref(),
             unenforced: &self.unenforced,
+            attempts: (self.attempts > 1).then_some(self.attempts),
         };
         to_json_line(&line)
     }
@@ -235,6 +274,8 @@ struct Line<'a> {
     detail: Option<&'a str>,
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     unenforced: &'a [&'static str],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    attempts: Option<u32>,
 }
 
 fn text_or_base64(bytes: &[u8]) -> (Option<&str>, Option<String>) {

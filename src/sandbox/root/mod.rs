@@ -419,9 +419,18 @@ fn reached_directory(profile: &Profile, directory: PathBuf, kept: &Kept) -> Opti
         true => "",
         false => " and start in /",
     };
-    log::info!(
-        "children cannot reach the working directory {}{start}; modules that they import later \
-         must be in a --path",
+    // A home that is closed to others is out of reach by intent, and nobody's surprise; a folder below /tmp looks open.
+    let level = match is_hidden || !profile.starts_in_home() {
+        true => log::Level::Warn,
+        false => log::Level::Info,
+    };
+    let why = match is_hidden {
+        true => ", since they have a /tmp of their own",
+        false => "",
+    };
+    log::log!(
+        level,
+        "children cannot reach the working directory {}{why}{start}; hint: --path shows a folder of modules, a bind one of data",
         directory.display()
     );
     None
