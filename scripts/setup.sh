@@ -46,6 +46,7 @@ need ip iproute2
 need /usr/sbin/nft nftables
 need strace strace
 need bindfs bindfs
+need jq jq
 need /usr/bin/python3 python3 # the tests run it as other users
 python=${PYTHON:-python3}
 if [ -n "$(why_not "$python")" ]; then

@@ -283,6 +283,36 @@ mod tests {
     }
 
     #[test]
+    fn what_the_documentation_shows_is_accepted() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
+        let mut shown = 0;
+        for page in std::fs::read_dir(folder).expect("the folder docs") {
+            let page = page.expect("an entry").path();
+            // The cookbook's are used as they stand, by tests/test_samples.py.
+            if page.extension().is_none_or(|ending| ending != "md") || page.ends_with("cookbook.md")
+            {
+                continue;
+            }
+            let text = std::fs::read_to_string(&page).expect("a page");
+            let blocks = text.split("```toml").skip(1);
+            for block in blocks {
+                let (_, rest) = block.split_once('\n').expect("a block has lines");
+                let (sample, _) = rest.split_once("```").expect("a block ends");
+                let name = page.display();
+                // A folder that every machine has.
+                let sample = sample.replace("source = \"/data\"", "source = \"/usr\"");
+                let file = parse(&sample).unwrap_or_else(|error| panic!("{name}: {error}"));
+                for profile in file.profile.keys() {
+                    let chosen = choose_profile(&file, Some(profile));
+                    chosen.unwrap_or_else(|error| panic!("{name}: {error:#}"));
+                }
+                shown += 1;
+            }
+        }
+        assert!(shown >= 2, "{shown}");
+    }
+
+    #[test]
     fn errors_name_file_line_and_expectation() {
         for (text, line, words) in [
             (

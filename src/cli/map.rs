@@ -20,7 +20,7 @@ use crate::config::{self, Profile};
 use crate::pool::interrupt::Interrupt;
 use crate::pool::own::Own;
 use crate::pool::payload::{self, Job, JobLine, Stdin, Streams};
-use crate::pool::{JobReport, Outcome, Pool};
+use crate::pool::{Followed, JobReport, Outcome, Pool};
 use crate::sandbox::assignment::Assignment;
 
 /// The longest line that is taken as a job.
@@ -273,6 +273,18 @@ impl Plan {
     }
 }
 
+/// Tells of the process, too, for those who want to look into it.
+async fn run_logged(pool: &Pool, job: Job) -> JobReport {
+    let id = job.id.clone();
+    let followed = Followed {
+        started: Some(Box::new(move |pid| {
+            log::debug!("job {id:?} runs in process {pid}");
+        })),
+        ..Followed::default()
+    };
+    pool.run_followed(job, followed).await
+}
+
 /// A line of text as the arguments of a job.
 fn as_argument(text: &[u8]) -> Result<String, String> {
     let text =
@@ -420,7 +432,10 @@ impl Map<'_> {
         let again = (self.plan.retry > 0).then(|| (self.plan.clone(), line));
         let task = self.running.spawn_local(async move {
             let id = job.id.clone();
-            let mut report = pool.run(job).await;
+            let mut report = match log::log_enabled!(log::Level::Debug) {
+                true => run_logged(&pool, job).await,
+                false => pool.run(job).await,
+            };
             if let Some((plan, line)) = again {
                 report = plan.retry(&pool, number, &line, report).await;
             }

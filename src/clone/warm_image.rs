@@ -180,6 +180,11 @@ fn is_code(mapping: &Mapping) -> bool {
 /// Gives a library's header and constants the modes of the code between them, so that the kernel has
 /// one mapping instead of three. So linkers laid out libraries until 2018 (`ld -z noseparate-code`).
 fn join_libraries(mappings: &[Mapping]) {
+    // py-spy takes the beginning of libpython's code for the place that the file says, to find the interpreter in a job.
+    let is_looked_for = |mapping: &Mapping| {
+        let file = mapping.name.rsplit('/').next();
+        file.is_some_and(|file| file.starts_with("libpython"))
+    };
     let joins = |one: &Mapping, other: &Mapping| {
         // What the loader has written to is no part of the file any more.
         is_code(one) && other.modes == "r--p" && other.own == 0
@@ -191,7 +196,7 @@ fn join_libraries(mappings: &[Mapping]) {
         let [first, second] = pair else { continue };
         let read_only = if joins(first, second) {
             second
-        } else if joins(second, first) {
+        } else if joins(second, first) && !is_looked_for(first) {
             first
         } else {
             continue;
