@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,21 @@ TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
 PYSPAWNER = Path(os.environ.get("PYSPAWNER", TARGET / "release/pyspawner")).resolve()
 JOBS = Path(__file__).parent / "jobs"
 IN_VM = "PYSPAWNER_VM" in os.environ
+
+def _place():
+    """A folder of every machine that a test may have something else at in a child, since nothing that the child needs is in it."""
+    needed = [ROOT, PYSPAWNER, Path(sys.prefix), Path(sys.base_prefix)]
+    places = [Path(name) for name in ("/srv", "/mnt", "/media", "/opt")]
+    free = (place for place in places if place.is_dir() and not any(path.is_relative_to(place) for path in needed))
+    return str(next(free))
+
+
+PLACE = _place()
+#: A name that is not there.
+NOWHERE = f"/not-there-{os.getpid()}"
+
+# A shell has what it starts in the background, and so a CI may have all this, ignore the key's signal.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The client package of this checkout, and the program that it starts.
 sys.path.insert(0, str(ROOT / "python"))

@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import JOBS, children_of, host_of, wait_until
+from conftest import JOBS, NOWHERE, children_of, host_of, wait_until
 
 pytestmark = pytest.mark.root
 
@@ -545,7 +545,7 @@ def test_without_the_capability_it_says_so(pyspawner, spaces):
         ('{ ipv4 = "192.0.2.0/24" }', "private network"),
         ('{ ipv6 = "2001:db8::/48" }', "private network"),
         ('{ nameservers = ["127.0.0.53"] }', "cannot reach 127.0.0.53"),
-        ('{ resolv_conf = "/nowhere" }', "not a file"),
+        (f'{{ resolv_conf = "{NOWHERE}" }}', "not a file"),
         ("{ alow = [] }", "unknown field"),
     ],
 )

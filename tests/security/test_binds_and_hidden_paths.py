@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from conftest import NOWHERE, PLACE
 
 JOBS = Path(__file__).parent / "jobs"
 
@@ -40,9 +41,9 @@ def data(open_folder):
 
 
 def test_a_bind_shows_a_folder_read_only(pyspawner, data):
-    binds = [{"source": data, "target": "/srv"}]
-    assert job(pyspawner, "read", "/srv/file", binds=binds) == "content"
-    assert set(job(pyspawner, "all_of", "/srv", binds=binds).values()) <= {"EROFS", "EACCES", "EEXIST", "EXDEV"}
+    binds = [{"source": data, "target": PLACE}]
+    assert job(pyspawner, "read", f"{PLACE}/file", binds=binds) == "content"
+    assert set(job(pyspawner, "all_of", PLACE, binds=binds).values()) <= {"EROFS", "EACCES", "EEXIST", "EXDEV"}
     assert [path.name for path in data.iterdir()] == ["file"]
 
 
@@ -69,28 +70,28 @@ def test_links_in_a_writable_bind_lead_nowhere_else(pyspawner, data, open_folder
     outside = open_folder / "outside"
     outside.write_text("of the host")
     outside.chmod(0o666)
-    binds = [{"source": data, "target": "/mnt", "writable": True}]
-    result = job(pyspawner, trick, "/mnt", outside, binds=binds)
+    binds = [{"source": data, "target": PLACE, "writable": True}]
+    result = job(pyspawner, trick, PLACE, outside, binds=binds)
     assert outside.read_text() == "of the host" and "ok" not in result[-1:], result
     # The control: into what is bound, the same link leads.
-    assert job(pyspawner, "write", "/mnt/file", binds=binds) == "ok"
+    assert job(pyspawner, "write", f"{PLACE}/file", binds=binds) == "ok"
 
 
 def test_a_link_that_a_job_left_does_not_lead_the_next_one_out(pyspawner, data):
     """And the host itself follows none when it prepares the next run."""
-    binds = [{"source": data, "target": "/mnt", "writable": True}]
-    job(pyspawner, "through_symlink", "/mnt", "/etc/shadow", binds=binds)
-    assert job(pyspawner, "read", "/mnt/link", binds=binds) in ("", "EACCES", "ENOENT")
+    binds = [{"source": data, "target": PLACE, "writable": True}]
+    job(pyspawner, "through_symlink", PLACE, "/etc/shadow", binds=binds)
+    assert job(pyspawner, "read", f"{PLACE}/link", binds=binds) in ("", "EACCES", "ENOENT")
 
 
 @pytest.mark.parametrize(
     "bind, words",
     [
-        ({"source": "/nonexistent"}, "does not exist"),
+        ({"source": NOWHERE}, "does not exist"),
         ({"source": "etc"}, "absolute"),
         ({"source": "/etc", "target": "/a/../b"}, '".."'),
         ({"source": "/etc", "target": "/proc"}, "made by pyspawner"),
-        ({"source": "/etc", "target": "/not-there"}, "must exist"),
+        ({"source": "/etc", "target": NOWHERE}, "must exist"),
     ],
 )
 def test_binds_that_cannot_be_are_refused(pyspawner, bind, words):
@@ -106,8 +107,8 @@ def test_a_bind_within_a_writable_one_is_refused(pyspawner, data):
 
 
 def test_a_bind_of_a_folder_does_not_show_what_is_hidden_in_it(pyspawner, data):
-    keys = {"hide": [data / "file"], "binds": [{"source": data, "target": "/srv"}]}
-    assert job(pyspawner, "read", "/srv/file", **keys) == ""
+    keys = {"hide": [data / "file"], "binds": [{"source": data, "target": PLACE}]}
+    assert job(pyspawner, "read", f"{PLACE}/file", **keys) == ""
     assert job(pyspawner, "read", data / "file", **keys) == ""
 
 
@@ -261,15 +262,15 @@ def test_a_secret_behind_a_link_that_moves_stays_hidden(pyspawner, data):
 
 
 def test_what_a_bind_shows_stays_hidden_in_it_too(pyspawner, data):
-    keys = {"hide": [data / "file"], "binds": [{"source": data, "target": "/srv"}]}
+    keys = {"hide": [data / "file"], "binds": [{"source": data, "target": PLACE}]}
     with Host(pyspawner, profile(**keys)) as host:
         replace(data / "file", "second")
-        assert (host.read("/srv/file"), host.read(data / "file")) == ("", "")
+        assert (host.read(f"{PLACE}/file"), host.read(data / "file")) == ("", "")
     root = {"root": {"empty": True}}
     with Host(pyspawner, profile(**root, **keys)) as host:
-        assert host.read("/srv/file") == ""
+        assert host.read(f"{PLACE}/file") == ""
         replace(data / "file", "third")
-        assert host.read("/srv/file") == ""
+        assert host.read(f"{PLACE}/file") == ""
 
 
 def test_hidden_files_stay_hidden_whatever_the_timing(pyspawner, data):
@@ -358,7 +359,7 @@ def test_a_writable_bind_of_a_home_is_writable(pyspawner, home, part):
 
 def test_a_bind_of_a_hidden_path_shows_it_under_all_its_names(pyspawner, data):
     (data.parent / "alias").symlink_to(data)
-    keys = {"hide": [data, data.parent / "alias"], "binds": [{"source": data / "file", "target": "/srv"}]}
+    keys = {"hide": [data, data.parent / "alias"], "binds": [{"source": data / "file", "target": PLACE}]}
     del keys["binds"]
     binds = [{"source": data / "file"}]
     assert job(pyspawner, "read", data / "file", hide=keys["hide"], binds=binds) == "content"
@@ -369,8 +370,8 @@ def test_a_bind_of_a_hidden_path_shows_it_under_all_its_names(pyspawner, data):
 
 def test_a_link_to_what_a_bind_shows_hides_it_there(pyspawner, data):
     (data / "link").symlink_to(data / "file")
-    keys = {"hide": [data / "link"], "binds": [{"source": data, "target": "/srv"}]}
-    assert job(pyspawner, "read", "/srv/file", **keys) == ""
+    keys = {"hide": [data / "link"], "binds": [{"source": data, "target": PLACE}]}
+    assert job(pyspawner, "read", f"{PLACE}/file", **keys) == ""
 
 
 def test_what_is_both_hidden_and_bound_is_refused(pyspawner, data):
@@ -397,7 +398,7 @@ def test_a_working_directory_that_is_a_home_is_hidden_with_a_warning(pyspawner, 
         assert run(variable=home.parent / "link-to-home")[0] == []
     finally:
         (home.parent / "link-to-home").unlink()
-    assert run(variable="/nonexistent") == (["data", "file"], "")
+    assert run(variable=home / "not-there") == (["data", "file"], "")
 
 
 @pytest.mark.root
@@ -434,7 +435,7 @@ def test_of_a_home_children_see_what_is_needed(pyspawner, tmp_path):
 
 @pytest.mark.root
 def test_a_chroot_or_a_bind_does_not_bring_the_kernels_file_systems(pyspawner, tmp_path):
-    place = "/mnt"
+    place = PLACE
     make = tmp_path / "make"
     make.write_text(
         f"set -e\nmount -t tmpfs -o mode=755 x {place}\ncd {place}; mkdir proc sys deep deep/proc\n"
@@ -453,13 +454,13 @@ def test_a_chroot_or_a_bind_does_not_bring_the_kernels_file_systems(pyspawner, t
     assert listings(profile(root={"chroot": place}), folders) == empty
     private = listings(profile(root={"chroot": place}, proc="private"), folders)
     assert "self" in private[0] and private[1:] == [[], []]
-    binds = [{"source": place, "target": "/srv"}]
-    assert listings(profile(binds=binds), [f"/srv{folder}" for folder in folders]) == empty
+    binds = [{"source": place, "target": "/tmp/shown"}]
+    assert listings(profile(binds=binds), [f"/tmp/shown{folder}" for folder in folders]) == empty
     # The controls: without the layer they are there, and what is bound itself is.
     without = listings(profile(skip_layers=["root", "landlock"]), [place + folder for folder in folders])
     assert all("self" in listing or "kernel" in listing for listing in without)
-    binds = [{"source": f"{place}/sys", "target": "/srv"}]
-    assert "kernel" in listings(profile(binds=binds), ["/srv"])[0]
+    binds = [{"source": f"{place}/sys", "target": "/tmp/shown"}]
+    assert "kernel" in listings(profile(binds=binds), ["/tmp/shown"])[0]
     done = pyspawner.map("files.whoami", [[]], path=JOBS, config=profile(root={"chroot": "/proc"}))
     assert (done.status, done.stdout) == (125, "") and "kernel" in done.stderr
 

@@ -103,7 +103,7 @@ def test_a_job_sees_its_own_processes_alone(pyspawner):
 def test_descendants_end_with_the_job(pyspawner):
     def left_behind(*off):
         # A control group would end it too.
-        config = '[pool]\ncgroup = "/nonexistent"\n'
+        config = f'[pool]\ncgroup = "{pyspawner.folder}/nothing"\n'
         with Running(pyspawner, "processes.main", off=off, config=config) as running:
             running.send("leave_descendant", 100)
             assert running.line()["outcome"] == "ok"

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import PYSPAWNER, ROOT, children_of, host_of, wait_until
+from conftest import PLACE, PYSPAWNER, ROOT, children_of, host_of, wait_until
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "api"))
 from clients import NO_SPARES, serving
@@ -337,10 +337,10 @@ def test_the_program_is_not_changed_by_way_of_what_runs_it(pyspawner, user, open
     os.chown(program, USER, USER)
     os.chown(open_folder, USER, USER)
     # The control: shown as writable, it is changed by a job that is its owner.
-    config = f'[profile.default]\nbinds = [{{ source = "{open_folder}", target = "/mnt", writable = true }}]\n'
+    config = f'[profile.default]\nbinds = [{{ source = "{open_folder}", target = "{PLACE}", writable = true }}]\n'
     command = pyspawner.command("map", "root.main", path=JOBS, prefix=prefix, config=config)
     command[command.index(str(PYSPAWNER))] = str(program)
-    jobs = [["change_attributes", "/proc/self/exe"], ["change_attributes", "/mnt/pyspawner"]]
+    jobs = [["change_attributes", "/proc/self/exe"], ["change_attributes", f"{PLACE}/pyspawner"]]
     before = program.stat()
     done = pyspawner.finish([*command, "-j", "1", "--ordered"], "".join(json.dumps(job) + "\n" for job in jobs[:1]), 60)
     assert done.lines[0]["result"] == ["EROFS"] * 4, done
