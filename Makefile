@@ -74,10 +74,9 @@ audit: setup $(CARGO_DENY)
 	target/tools/pip-audit/bin/pip install --quiet --disable-pip-version-check pip-audit==2.10.1
 	target/tools/pip-audit/bin/pip-audit --strict --no-deps --disable-pip -r tests/requirements.txt
 
-# The reference of the Python package, from its docstrings.
+# The site: all pages, with search and the reference of the Python package. Links are checked.
 docs: setup
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check pdoc==16.0.0
-	PYTHONPATH=python $(VENV)/bin/python -m pdoc --output-directory target/docs pyspawner
+	@VENV=$(VENV) scripts/docs.sh "$$PWD/target/docs"
 	@echo "see target/docs/index.html"
 
 clean:

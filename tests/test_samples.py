@@ -31,7 +31,12 @@ class Section:
 
     @property
     def blocks(self):
-        return [(language, title or "", text) for language, title, text in BLOCK.findall(self.text)]
+        return BLOCK.findall(self.text)
+
+    @property
+    def files(self):
+        """Those of the whole page, by path: a section may use an earlier one's."""
+        return {title: text for _, title, text in BLOCK.findall(self.page.read_text()) if title.startswith("/")}
 
     @property
     def commands(self):
@@ -56,11 +61,10 @@ def type_in(section, folder, prefix=()):
     """Type a section's commands; return what each printed."""
     files = folder / "files"
     files.mkdir()
-    for _, title, text in section.blocks:
-        if title.startswith("/"):
-            path = files / title.removeprefix("/srv/")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
+    for name, text in section.files.items():
+        path = files / name.removeprefix("/srv/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
     programs = folder / "bin"
     programs.mkdir()
     (programs / "pyspawner").write_text(f'#!/bin/sh\nexec {PYSPAWNER} "$@"\n')

@@ -15,7 +15,7 @@ A host process imports the modules once, and then clones itself for every child:
         out, err = child.communicate()
         print(child.outcome())
 
-:class:`AsyncClient` does the same for asyncio. What a child may do is described in the project's
+`AsyncClient` does the same for asyncio. What a child may do is described in the project's
 ``docs/sandbox.md``; what has changed since version 1, in ``docs/migration.md``.
 """
 

@@ -15,7 +15,7 @@ from ._protocol import LONGEST, Launch, kill, spawn_request
 
 
 class AsyncChildProcess:
-    """A handle of a child, as :class:`pyspawner.ChildProcess` is, whose verbs are awaited."""
+    """A handle of a child, as `pyspawner.ChildProcess` is, whose verbs are awaited."""
 
     pid: int
     """Process id as the host sees it."""
@@ -88,7 +88,7 @@ class AsyncChildProcess:
 
 
 class AsyncClient(Joined):
-    """Starts children, for asyncio: see :class:`pyspawner.Client` for the parameters, and for what
+    """Starts children, for asyncio: see `pyspawner.Client` for the parameters, and for what
     becomes of one that is not closed.
 
     ::
@@ -121,7 +121,7 @@ class AsyncClient(Joined):
 
     async def start(self) -> None:
         """Start or join the host, and wait until it is ready. RuntimeError if that is done already; else
-        the same errors as of :class:`pyspawner.Client`."""
+        the same errors as of `pyspawner.Client`."""
         if self._is_started:
             raise RuntimeError("the client is started already")
         self._is_started = True
@@ -154,7 +154,7 @@ class AsyncClient(Joined):
         sandbox_config: SandboxConfig = SandboxConfig(),
         result: bool = False,
     ) -> AsyncChildProcess:
-        """Start a child that calls ``child_main(*args, **kwargs)``: see :meth:`pyspawner.Client.spawn_child`.
+        """Start a child that calls ``child_main(*args, **kwargs)``: see `pyspawner.Client.spawn_child`.
         If it is cancelled, the child is ended."""
         request = spawn_request(process_name, sandbox_config, result)
         with Launch(request, args, kwargs) as launch, contextlib.ExitStack() as opened:
@@ -176,7 +176,7 @@ class AsyncClient(Joined):
 
     async def call(self, /, *args: Any, **kwargs: Any) -> Any:
         """Call ``child_main(*args, **kwargs)`` in a child of its own, and return what it returns: see
-        :meth:`pyspawner.Client.call`. If it is cancelled, the child is ended."""
+        `pyspawner.Client.call`. If it is cancelled, the child is ended."""
         child = await self.spawn_child(args, kwargs, result=True)
         try:
             out, err = await child.communicate()
@@ -186,7 +186,7 @@ class AsyncClient(Joined):
         return result_or_error(await child.outcome(), out, err)
 
     async def close(self) -> None:
-        """Part from the host: see :meth:`pyspawner.Client.close`."""
+        """Part from the host: see `pyspawner.Client.close`."""
         link = self._part()
         if link is None:
             return

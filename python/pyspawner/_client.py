@@ -16,7 +16,7 @@ class Client(Joined):
     are not this process's own.
 
     One that is dropped, or not closed when the program ends in order, parts from the host as
-    :meth:`close` does, but without waiting: children that run are left to finish. If the program is
+    `close` does, but without waiting: children that run are left to finish. If the program is
     killed, its children are ended. A forked copy of the program has no part in this: the client does
     not work there, and the copy's end is nobody's.
 
@@ -81,7 +81,8 @@ class Client(Joined):
         :param result: whether ``outcome().result`` is to have what ``child_main`` returns. A value that has no JSON form
             (``docs/results.md``) makes the outcome ``invalid_result`` then.
         :raises SandboxSetupError: if a layer of the sandbox cannot be applied.
-        :raises TypeError, ValueError: if a value cannot be sent to the host; nothing is sent then.
+        :raises TypeError: if a value cannot be sent to the host; nothing is sent then.
+        :raises ValueError: likewise.
         :raises ProtocolError: if the host does not accept a value.
         :raises HostDied: if the host has ended, or the client is closed or another process's.
 
@@ -96,11 +97,12 @@ class Client(Joined):
         """Call ``child_main(*args, **kwargs)`` in a child of its own, and return what it returns, as decoded JSON.
 
         What the child prints is thrown away, unless the call fails. For limits of this child, or its output, use
-        :meth:`spawn_child` with ``result=True``.
+        `spawn_child` with ``result=True``.
 
         :raises JobError: if the outcome is not ``ok``; its subclass says which it is, and it has the child's outcome, standard
             output and standard error.
-        :raises SandboxSetupError, HostDied: as :meth:`spawn_child`.
+        :raises SandboxSetupError: as `spawn_child` does.
+        :raises HostDied: likewise.
         """
         with self.spawn_child(args, kwargs, result=True) as child:
             try:

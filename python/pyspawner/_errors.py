@@ -57,7 +57,7 @@ class SandboxSetupError(PyspawnerError):
 
 
 class JobError(PyspawnerError):
-    """A job that :meth:`pyspawner.Client.call` ran did not end well. A subclass says how, for the outcomes that callers treat
+    """A job that `pyspawner.Client.call` ran did not end well. A subclass says how, for the outcomes that callers treat
     in ways of their own; of others it is this class."""
 
     def __init__(self, outcome: "Outcome", stdout: bytes, stderr: bytes) -> None:
@@ -88,7 +88,7 @@ class JobOutOfMemory(JobError, MemoryError):
 
 
 class JobKilled(JobError):
-    """A signal ended it: a crash, or :meth:`pyspawner.ChildProcess.kill`."""
+    """A signal ended it: a crash, or `pyspawner.ChildProcess.kill`."""
 
 
 class JobBlocked(JobError, PermissionError):
