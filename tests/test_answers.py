@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from conftest import PYSPAWNER
 
 MODULES = {
     "jobs": "def main(*args): return list(args)\n",
@@ -139,6 +140,20 @@ def test_arguments_of_run_need_no_dashes(pyspawner, modules):
     base = pyspawner.command("run", "jobs.main", path=modules)
     for more, seen in [(["1", "-2", "--x"], '["1","-2","--x"]'), (["-5"], '["-5"]'), (["--", "--x"], '["--x"]')]:
         assert pyspawner.finish(base + more, "", 60).stdout == seen + "\n"
+
+
+def test_a_function_by_position_is_understood(pyspawner):
+    for verb in ("run", "map"):
+        done = pyspawner.finish([PYSPAWNER, verb, "jobs.main", "1"], "", 60)
+        assert done.status == 125 and "what should each child call? hint: --child-main jobs.main\n" in done.stderr
+
+
+def test_files_of_the_shells(pyspawner, modules, tmp_path):
+    """Process substitution: a pipe by the name of a descriptor, which is another in each of the host's threads."""
+    base = " ".join(map(str, pyspawner.command("map", "jobs.main", path=modules)))
+    for arguments in ("-i <(echo '[1]')", "<(echo '[1]') >(cat)", "--config <(echo '[pool]') -i <(echo '[1]')"):
+        done = subprocess.run(["bash", "-c", f"{base} {arguments}; sleep 0.2"], capture_output=True, text=True, check=True)
+        assert done.stdout.count('"ok"') == 1, (arguments, done)
 
 
 def test_map_takes_its_files_by_position(pyspawner, modules, tmp_path):

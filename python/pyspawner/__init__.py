@@ -25,6 +25,7 @@ from ._client import Client
 from ._config import NetworkConfig, SandboxConfig
 from ._errors import (
     AccessDenied,
+    ConfigurationError,
     HostDied,
     InvalidResult,
     JobBlocked,
@@ -45,6 +46,7 @@ __all__ = [
     "AsyncClient",
     "ChildProcess",
     "Client",
+    "ConfigurationError",
     "HostDied",
     "InvalidResult",
     "JobBlocked",

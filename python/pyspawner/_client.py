@@ -32,6 +32,7 @@ class Client(Joined):
     :raises PreloadError: if a module cannot be imported.
     :raises SandboxSetupError: if children cannot be sandboxed on this machine.
     :raises HostDied: if the host ends before it is ready.
+    :raises ConfigurationError: if the host cannot be started so, as with a mistake in ``config``.
     :raises AccessDenied: if the host at ``connect`` does not serve this user.
     """
 

@@ -15,6 +15,10 @@ class HostDied(PyspawnerError):
     """The host has ended, or was never there. What it had to say is on standard error."""
 
 
+class ConfigurationError(PyspawnerError, ValueError):
+    """A host cannot be started so: its words, about the configuration or the interpreter, are the argument."""
+
+
 class AccessDenied(PyspawnerError, PermissionError):
     """The host does not serve this user; its words are the argument."""
 
@@ -136,6 +140,8 @@ def failure(event: Dict[str, Any]) -> PyspawnerError:
         return PreloadError(detail)
     if event["kind"] == "setup":
         return SandboxSetupError(detail)
+    if event["kind"] == "configuration":
+        return ConfigurationError(detail)
     if event["kind"] == "refused":
         return AccessDenied(detail)
     return ProtocolError(detail)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 import socket
 import struct
@@ -48,6 +49,11 @@ class Wanted:
     profile: Optional[str]
 
     def __post_init__(self) -> None:
+        if self.child_main is not None and not _is_function_name(self.child_main):
+            raise TypeError(f"child_main: expected the full name of a function, such as 'module.function', got {self.child_main!r}")
+        for name, value in self.environment.items():
+            if not isinstance(name, str) or not isinstance(value, str) or not name or "=" in name or "\0" in name + value:
+                raise TypeError(f"environment: expected text by the names of variables, got {name!r}: {value!r}")
         if isinstance(self.preload_imports, str):
             raise TypeError(f"preload_imports: expected a list of names, got {self.preload_imports!r}; hint: [{self.preload_imports!r}]")
         own = (self.child_main, self.config, self.profile, self.executable)
@@ -90,6 +96,10 @@ class Wanted:
                 connection.close()
                 raise
         return Link(connection, process)
+
+
+def _is_function_name(name: object) -> bool:
+    return isinstance(name, str) and re.fullmatch(r"\w+(\.\w+)*[.:]\w+(\.\w+)*", name) is not None
 
 
 class Link:

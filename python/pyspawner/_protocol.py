@@ -7,7 +7,7 @@ import os
 import pickle
 import socket
 import weakref
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 from typing import Protocol as TypingProtocol
 
 from ._config import SandboxConfig, text
@@ -92,6 +92,16 @@ def kill(control: socket.socket) -> None:
         pass  # it has ended or was refused, or the host has ended, and with it the child
 
 
+def _pickled(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
+    if isinstance(args, (str, bytes)) or not isinstance(args, Iterable):
+        raise TypeError(f"args: expected a list of arguments, got {args!r}")
+    call = (list(args), dict(kwargs)) if kwargs else list(args)
+    try:
+        return pickle.dumps(call, protocol=_PICKLE_PROTOCOL)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise TypeError(f"args: a value cannot be sent to the child: {error}") from error
+
+
 class Launch:
     """What a child is asked for with: the request, its arguments, the host's ends of its streams; and
     the caller's ends.
@@ -105,8 +115,7 @@ class Launch:
         self.control: Optional[socket.socket] = None
         self._hosts: List[int] = []
         self._message = request
-        call = (list(args), dict(kwargs)) if kwargs else list(args)
-        arguments = pickle.dumps(call, protocol=_PICKLE_PROTOCOL)
+        arguments = _pickled(args, kwargs)
         _closed_in_copies.add(self)
         try:
             child, self.stdin = os.pipe()

@@ -116,6 +116,10 @@ struct Plan {
 }
 
 impl Command {
+    pub(super) fn input_name(&self) -> Option<&str> {
+        self.input.as_ref().and_then(|path| path.to_str())
+    }
+
     /// The files that it opens itself, with what they are.
     pub(super) fn files(&self) -> Vec<(&'static str, &Path)> {
         let input = self.input.iter().map(|path| ("the input", path.as_path()));

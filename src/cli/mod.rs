@@ -138,6 +138,17 @@ enum Command {
 }
 
 impl Command {
+    /// What the user may have meant to be called, by its place on the command line.
+    fn likely_child_main(&self) -> Option<&str> {
+        let first = match self {
+            Self::Run(command) => command.first_argument(),
+            Self::Map(command) => command.input_name(),
+            Self::Serve(_) | Self::Bench(_) => None,
+        };
+        first
+            .filter(|name| name.parse::<Callable>().is_ok() && !std::path::Path::new(name).exists())
+    }
+
     /// Whether it is for one client, which has started it.
     fn has_one_client(&self) -> bool {
         let Self::Serve(command) = self else {
@@ -202,9 +213,14 @@ pub fn start() -> anyhow::Result<ExitCode> {
         }
         Subcommands::Serve(arguments) => {
             let (options, arguments) = arguments.split();
-            execute(options, filter, cli.quiet > 0, |file| {
+            let client = arguments.client_fd();
+            let executed = execute(options, filter, cli.quiet > 0, |file| {
                 Ok(Command::Serve(arguments.into_command(file)?))
-            })
+            });
+            if let (Some(client), Err(error)) = (client, &executed) {
+                serve::tell_refusal(client, error);
+            }
+            executed
         }
         Subcommands::Bench(arguments) => {
             let (options, arguments) = arguments.split();
@@ -259,8 +275,12 @@ fn execute(
     };
     let child_main = match child_main {
         Some(target) => target,
-        None => from_file(&file.child_main, "child_main")?
-            .context("what should each child call? name it with --child-main MOD.FUNC")?,
+        None => from_file(&file.child_main, "child_main")?.with_context(|| {
+            format!(
+                "what should each child call? hint: --child-main {}",
+                command.likely_child_main().unwrap_or("MOD.FUNC")
+            )
+        })?,
     };
     let warm_up = match options.warm_up {
         Some(target) => Some(target),

@@ -21,11 +21,15 @@ use crate::config::Profile;
 /// If a named file lies where jobs can write.
 pub(super) fn names(named: &[(&str, &Path)], profile: &Profile) -> anyhow::Result<Vec<PathBuf>> {
     let mut names = Vec::new();
+    let mut descriptors = vec![0, 1, 2];
     for (role, path) in named {
         let step = || format!("{role} {}", path.display());
         let path = paths::absolute(path).with_context(step)?;
-        // What a stream leads to is found below.
-        if paths::of_this_thread(&path) != path || !may_hold_data(&path) {
+        if let Some(number) = paths::descriptor(&path) {
+            descriptors.push(number);
+            continue;
+        }
+        if !may_hold_data(&path) {
             continue;
         }
         if let Some(folder) = profile.folder_of_jobs(&path) {
@@ -39,7 +43,7 @@ pub(super) fn names(named: &[(&str, &Path)], profile: &Profile) -> anyhow::Resul
         }
         names.push(path);
     }
-    names.extend((0..=2).filter_map(redirected_to));
+    names.extend(descriptors.into_iter().filter_map(redirected_to));
     names.retain(|name| !is_bound(name, profile));
     Ok(names)
 }
@@ -50,7 +54,7 @@ fn may_hold_data(path: &Path) -> bool {
     std::fs::metadata(path).map_or(true, |found| is_one(found.file_type()))
 }
 
-/// The name of the regular file that a standard stream leads to, if that is its name still.
+/// The name of the regular file that an open descriptor leads to, if that is its name still.
 fn redirected_to(stream: RawFd) -> Option<PathBuf> {
     let link = format!("/proc/self/fd/{stream}");
     let (name, open) = (

@@ -1,5 +1,6 @@
 //! Paths as they are written by users, made such that they mean the same in children.
 
+use std::os::fd::RawFd;
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, ensure};
@@ -25,16 +26,27 @@ pub(super) fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
     Ok(above.join(parts[last + 1..].iter().collect::<PathBuf>()))
 }
 
-/// The name of a standard stream, such as `/dev/stdin`, as one of the calling thread's: in `/proc/self` they are the main
-/// thread's, which has others.
+/// The name of an open descriptor, such as `/dev/stdin` or a shell's `/dev/fd/63`, as one of the calling thread's: in `/proc/self`
+/// they are the main thread's, which has others.
 pub(super) fn of_this_thread(path: &Path) -> PathBuf {
-    let number = match path.to_str() {
-        Some("/dev/stdin" | "/dev/fd/0" | "/proc/self/fd/0") => 0,
-        Some("/dev/stdout" | "/dev/fd/1" | "/proc/self/fd/1") => 1,
-        Some("/dev/stderr" | "/dev/fd/2" | "/proc/self/fd/2") => 2,
-        _ => return path.to_owned(),
-    };
-    PathBuf::from(format!("/proc/thread-self/fd/{number}"))
+    match descriptor(path) {
+        Some(number) => PathBuf::from(format!("/proc/thread-self/fd/{number}")),
+        None => path.to_owned(),
+    }
+}
+
+/// The number of the open descriptor that a path names, if it names one.
+pub(super) fn descriptor(path: &Path) -> Option<RawFd> {
+    let path = path.to_str()?;
+    match path {
+        "/dev/stdin" => Some(0),
+        "/dev/stdout" => Some(1),
+        "/dev/stderr" => Some(2),
+        _ => ["/dev/fd/", "/proc/self/fd/"]
+            .into_iter()
+            .find_map(|folder| path.strip_prefix(folder))
+            .and_then(|number| number.parse().ok()),
+    }
 }
 
 /// The same for an entry of `sys.path` that the user names.

@@ -46,6 +46,12 @@ pub(super) struct Command {
     wants_result: bool,
 }
 
+impl Command {
+    pub(super) fn first_argument(&self) -> Option<&str> {
+        self.arguments.first().map(String::as_str)
+    }
+}
+
 impl Arguments {
     pub(super) fn into_command(self) -> anyhow::Result<(JobOptions, Command)> {
         let arguments = self

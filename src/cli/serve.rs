@@ -1,6 +1,6 @@
 //! `pyspawner serve`: a host for clients.
 
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -16,7 +16,7 @@ use crate::config::{self, Profile};
 use crate::pool::Pool;
 use crate::pool::interrupt::Interrupt;
 use crate::sys::files;
-use crate::sys::messages::Socket;
+use crate::sys::messages::{self, Socket};
 
 /// Start children for clients of the Python package, until they have gone.
 ///
@@ -81,6 +81,11 @@ impl Arguments {
 }
 
 impl OwnArguments {
+    /// The number under which the only client's end is open.
+    pub(super) fn client_fd(&self) -> Option<RawFd> {
+        self.client_fd
+    }
+
     pub(super) fn into_command(self, file: &config::File) -> anyhow::Result<Command> {
         let access = Access {
             mode: self.socket_mode.or(self.socket_group.map(|_| 0o660)),
@@ -128,6 +133,20 @@ fn parse_user(text: &str) -> Result<u32, String> {
             Ok(None) => Err("there is no such user".to_owned()),
             Err(errno) => Err(errno.to_string()),
         },
+    }
+}
+
+/// Tells the only client why there will be no host.
+pub(super) fn tell_refusal(client: RawFd, error: &anyhow::Error) {
+    let detail = format!("{error:#}");
+    let event = Event::Failed {
+        kind: "configuration",
+        detail: &detail,
+    };
+    // SAFETY: only for the call; the number was given for this, and a wrong one is EBADF.
+    let client = unsafe { BorrowedFd::borrow_raw(client) };
+    if let Err(errno) = messages::send(client, &event.encode(), &[]) {
+        log::debug!("the client is not told: {errno}");
     }
 }
 

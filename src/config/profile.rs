@@ -357,7 +357,7 @@ impl Profile {
             check_path("chroot", folder)?;
             ensure!(
                 folder.is_dir(),
-                "chroot: {} is not a folder",
+                "root: the chroot {} is not a folder",
                 folder.display()
             );
         }

@@ -137,6 +137,9 @@ impl SetupError {
                 "; hint: the root file system is the kernel's initial one, which cannot be \
                  pivoted away from"
             }
+            (Layer::Root, Errno::ENOENT) if self.step.starts_with("open ") => {
+                "; hint: children are given a folder that is there, by its absolute path"
+            }
             (Layer::Root, Errno::ENOENT) => {
                 "; hint: the root must contain this folder for something to be mounted on it"
             }

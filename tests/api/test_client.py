@@ -121,7 +121,7 @@ def test_a_failed_import_has_its_traceback(tmp_path, monkeypatch):
 
 
 def test_a_host_that_cannot_start(tmp_path):
-    with pytest.raises(pyspawner.HostDied, match="status 125"):
+    with pytest.raises(pyspawner.ConfigurationError, match="no-such-profile"):
         open_client(profile="no-such-profile")
     with pytest.raises(FileNotFoundError):
         pyspawner.Client(connect=tmp_path / "nothing")

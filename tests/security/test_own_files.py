@@ -64,6 +64,22 @@ def test_no_job_reads_them_by_name(pyspawner, folder, spares):
         assert found[0] and found[2:] == [True] * 5
 
 
+def test_an_input_that_is_named_by_its_descriptor_is_hidden_by_its_name(pyspawner, folder):
+    file = folder / "input"
+    file.write_text(json.dumps({"args": [str(file)], "id": SECRET}) + "\n")
+    file.chmod(0o644)
+
+    def result(*off):
+        with open(file) as source:
+            command = pyspawner.command("map", "reader.main", path=folder, config=without(off))
+            command += ["-i", f"/dev/fd/{source.fileno()}"]
+            done = subprocess.run(command, capture_output=True, pass_fds=[source.fileno()], check=True, timeout=60)
+        return secrets_in([json.loads(done.stdout)])
+
+    assert result() == [False]
+    assert result("root", "setuid", "user_namespace") == [True]  # the control
+
+
 def test_the_output_is_the_callers_alone(pyspawner, open_folder):
     output = open_folder / "output"
     umask = os.umask(0)
