@@ -61,6 +61,8 @@ bench-memory: setup
 lint: setup
 	cargo fmt --check
 	$(CARGO_ENV) cargo clippy --release --all-targets --locked -- -D warnings
+	$(VENV)/bin/ruff format --check --quiet .
+	$(VENV)/bin/ruff check --quiet .
 	$(VENV)/bin/python -m mypy
 
 # Advisories, licences and origins of what is linked, and of what the tests install. Needs the network.

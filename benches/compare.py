@@ -93,7 +93,12 @@ def in_turn(named, rounds):
 
 def summary(samples):
     first, reaped = zip(*samples, strict=True)
-    return {"first p50": middle(first), "first p99": high(first), "reaped p50": middle(reaped), "reaped p99": high(reaped)}
+    return {
+        "first p50": middle(first),
+        "first p99": high(first),
+        "reaped p50": middle(reaped),
+        "reaped p99": high(reaped),
+    }
 
 
 def middle(values):
@@ -171,7 +176,10 @@ def load(best):
 
 def report(figures):
     lines = [f"Machine: {figures['machine']}.\n", "\n"]
-    for title, key in (("numpy, pandas and pyarrow preloaded", "latency"), ("Nothing preloaded", "latency, nothing preloaded")):
+    for title, key in (
+        ("numpy, pandas and pyarrow preloaded", "latency"),
+        ("Nothing preloaded", "latency, nothing preloaded"),
+    ):
         lines += latency_table(title, figures[key])
     lines += throughput_table(figures)
     lines += aims_table(figures)
@@ -210,11 +218,27 @@ def aims_table(figures):
         ("cold ÷ floor, first byte, in the host", inside, "at most 1.25"),
         ("`map` ÷ 1.0.0, jobs per second", full["pyspawner map"] / full["pyspawner 1.0.0"], "at least 3"),
         ("the same with nothing preloaded", bare["pyspawner map"] / bare["pyspawner 1.0.0"], "at least 4"),
-        ("1 GiB of live objects more, cold, reaped", heap["this project, 1 GiB"]["reaped p50"] / heap["this project"]["reaped p50"], "at most 1.3"),
+        (
+            "1 GiB of live objects more, cold, reaped",
+            heap["this project, 1 GiB"]["reaped p50"] / heap["this project"]["reaped p50"],
+            "at most 1.3",
+        ),
         ("the same in 1.0.0", heap["pyspawner 1.0.0, 1 GiB"]["reaped p50"] / heap["pyspawner 1.0.0"]["reaped p50"], ""),
-        ("private memory of an idle child ÷ 1.0.0's", figures["memory"]["this project"] / figures["memory"]["pyspawner 1.0.0"], "at most 0.7"),
-        ("cold among 1,000 children ÷ alone, first byte", thousand["among 1,000"]["first p50"] / thousand["alone"]["first p50"], "at most 1.2"),
-        (f"ready spares at {load['jobs per second']:.0f} jobs/s: p99 ÷ median", load["first p99"] / load["first p50"], "at most 5"),
+        (
+            "private memory of an idle child ÷ 1.0.0's",
+            figures["memory"]["this project"] / figures["memory"]["pyspawner 1.0.0"],
+            "at most 0.7",
+        ),
+        (
+            "cold among 1,000 children ÷ alone, first byte",
+            thousand["among 1,000"]["first p50"] / thousand["alone"]["first p50"],
+            "at most 1.2",
+        ),
+        (
+            f"ready spares at {load['jobs per second']:.0f} jobs/s: p99 ÷ median",
+            load["first p99"] / load["first p50"],
+            "at most 5",
+        ),
     ]
     yield "| ratio | measured | aim |\n| --- | --- | --- |\n"
     for name, ratio, aim in aims:

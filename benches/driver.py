@@ -23,9 +23,7 @@ class Pyspawner:
 
         environment = {"PYTHONPATH": folder, "LC_ALL": "C.UTF-8"}
         self._sandbox = pyspawner.SandboxConfig()
-        self._client = pyspawner.Client(
-            child_main=JOBS, environment=environment, preload_imports=preload, **options
-        )
+        self._client = pyspawner.Client(child_main=JOBS, environment=environment, preload_imports=preload, **options)
 
     def start(self, *args):
         return self._client.spawn_child(args=args, process_name="bench", sandbox_config=self._sandbox)

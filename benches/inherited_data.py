@@ -70,7 +70,18 @@ def this(jobs):
     sys.path.append(str(ROOT / "tests"))
     from conftest import PYSPAWNER, children_of, host_of
 
-    command = [PYSPAWNER, "map", "-j", "1", "--path", jobs, "--child-main", "bench_job.main", "--python", sys.executable]
+    command = [
+        PYSPAWNER,
+        "map",
+        "-j",
+        "1",
+        "--path",
+        jobs,
+        "--child-main",
+        "bench_job.main",
+        "--python",
+        sys.executable,
+    ]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         texts = [f"{TEXT}-{n}" for n in range(1000)]
         job = {"id": TEXT, "args": [texts], "kwargs": {"k": texts}, "stdin": TEXT * 1000}

@@ -19,6 +19,7 @@ PYSPAWNER = Path(os.environ.get("PYSPAWNER", TARGET / "release/pyspawner")).reso
 JOBS = Path(__file__).parent / "jobs"
 IN_VM = "PYSPAWNER_VM" in os.environ
 
+
 def _place():
     """A folder of every machine that a test may have something else at in a child, since nothing that the child needs is in it."""
     needed = [ROOT, PYSPAWNER, Path(sys.prefix), Path(sys.base_prefix)]

@@ -65,7 +65,10 @@ def test_a_forgotten_path(pyspawner):
     [
         ("job.main", "there is no module 'job'|did you mean 'jobs'?"),
         ("jobs.mian", "module 'jobs' (|/jobs.py) has no 'mian'; hint: did you mean 'main'?"),
-        ("package.iner.main", "there is no module 'package.iner': 'package' (|has no 'iner'; hint: did you mean 'inner'?"),
+        (
+            "package.iner.main",
+            "there is no module 'package.iner': 'package' (|has no 'iner'; hint: did you mean 'inner'?",
+        ),
         ("package.__name__", "cannot be called: it is a str"),
     ],
 )
@@ -152,7 +155,9 @@ def test_files_of_the_shells(pyspawner, modules, tmp_path):
     """Process substitution: a pipe by the name of a descriptor, which is another in each of the host's threads."""
     base = " ".join(map(str, pyspawner.command("map", "jobs.main", path=modules)))
     for arguments in ("-i <(echo '[1]')", "<(echo '[1]') >(cat)", "--config <(echo '[pool]') -i <(echo '[1]')"):
-        done = subprocess.run(["bash", "-c", f"{base} {arguments}; sleep 0.2"], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            ["bash", "-c", f"{base} {arguments}; sleep 0.2"], capture_output=True, text=True, check=True
+        )
         assert done.stdout.count('"ok"') == 1, (arguments, done)
 
 
@@ -208,5 +213,3 @@ def test_a_jobs_own_timeout_is_not_the_profiles(pyspawner, modules):
     (modules / "limited.py").write_text("def main(): import time; time.sleep(60)\n")
     done = pyspawner.map("limited.main", [{"timeout": 0.2}], path=modules)
     assert "(the job's timeout)" in done.lines[0]["detail"]
-
-

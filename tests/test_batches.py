@@ -30,7 +30,9 @@ def batch(pyspawner, open_folder):
 
     def run(jobs, *flags):
         lines = [[name, str(counts), good] for name, good in jobs]
-        return pyspawner.map("flaky.main", lines, "--ordered", "--timeout", "500ms", *flags, path=open_folder, config=config)
+        return pyspawner.map(
+            "flaky.main", lines, "--ordered", "--timeout", "500ms", *flags, path=open_folder, config=config
+        )
 
     return run
 
@@ -65,7 +67,9 @@ def test_an_outcome_for_which_there_is_no_again(batch, outcome):
 def test_an_interrupt_ends_the_trying(pyspawner, open_folder):
     (open_folder / "waits.py").write_text("import time\ndef main(): time.sleep(60)\n")
     command = pyspawner.command("map", "waits.main", "--retry", "1000000", "--timeout", "300ms", "-v", path=open_folder)
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     process.stdin.write("[]\n")
     process.stdin.close()
     while "run again" not in process.stderr.readline():

@@ -1,7 +1,6 @@
 """What a clone inherits: locks, threads, thread ids, memory, descriptors."""
 
 import json
-import os
 import re
 import subprocess
 import threading
@@ -95,7 +94,7 @@ def clone_beside_a_busy_io_thread(pyspawner, count):
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
 
         def feed():
-            for number in range(count):
+            for _ in range(count):
                 # Lines that end at once keep the I/O thread allocating, logging and writing.
                 process.stdin.write(line.encode() + b"broken\n" * 20)
             process.stdin.close()

@@ -89,4 +89,6 @@ def test_the_links_of_the_pages_that_are_not_in_the_site_lead_somewhere():
             target = ROOT / link
             assert target.exists(), (page.name, link)
             headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
-            assert not anchor or anchor in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in headings}, anchor
+            assert not anchor or anchor in {
+                re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in headings
+            }, anchor

@@ -100,7 +100,7 @@ MESON = {
     "python.install_sources('thing/__init__.py', 'thing/lazy.py', subdir: 'thing')\n"
     "python.install_sources('thing/inner/__init__.py', 'thing/inner/deep.py', subdir: 'thing/inner')\n"
     "python.extension_module('built', 'built.c', subdir: 'thing', install: true)\n",
-    "built.c": "#include <Python.h>\nstatic struct PyModuleDef built = {PyModuleDef_HEAD_INIT, \"built\", 0, -1, 0};\n"
+    "built.c": '#include <Python.h>\nstatic struct PyModuleDef built = {PyModuleDef_HEAD_INIT, "built", 0, -1, 0};\n'
     "PyMODINIT_FUNC PyInit_built(void) { return PyModule_Create(&built); }\n",
     **at("thing", PACKAGE),
 }

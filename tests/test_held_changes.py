@@ -45,9 +45,7 @@ def test_numbers_that_are_opened_and_closed_before_each_clone(pyspawner, open_fo
         "def change():\n"
         "    HELD.extend(socket.socketpair()); HELD.extend(socket.socketpair())\n"
         "    for old in HELD[:-6:2]: old.close()\n"
-        "    if FILES: FILES.pop(0).close()\n"
-        + when
-        + "def main():\n"
+        "    if FILES: FILES.pop(0).close()\n" + when + "def main():\n"
         "    own = [open('/tmp/%d' % n, 'w+b', buffering=0) for n in range(40)]\n"
         "    numbers = [held.fileno() for held in HELD if held.fileno() >= 0]\n"
         "    for number in numbers:\n"
@@ -70,9 +68,7 @@ def test_memory_that_is_mapped_and_unmapped_before_each_clone(pyspawner, open_fo
         "    for old in MAPS: old.close()\n"
         "    MAPS[:] = [mmap.mmap(-1, 4096 * 3), mmap.mmap(FILE.fileno(), 8192)]; MAPS[0][:4] = b'host'\n"
         "    MAPS.append(mmap.mmap(-1, 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))\n"
-        "change()\n"
-        + when
-        + "def main():\n"
+        "change()\n" + when + "def main():\n"
         "    seen = [bytes(MAPS[0][:4]).decode(), bytes(MAPS[1][:4]).decode()]\n"
         "    MAPS[0][:4] = MAPS[1][:4] = b'mine'\n"
         "    return seen\n",

@@ -58,7 +58,9 @@ def test_the_same_in_ready_spares(pyspawner):
 
 
 def test_through_the_client(pyspawner, jobs_config):
-    with Client(child_main="held.use", config=jobs_config, executable=sys.executable, preload_imports=["held"]) as client:
+    with Client(
+        child_main="held.use", config=jobs_config, executable=sys.executable, preload_imports=["held"]
+    ) as client:
         for _ in range(2):
             child = client.spawn_child([], sandbox_config=SandboxConfig(timeout=20))
             out, err = child.communicate()
@@ -90,12 +92,7 @@ def test_a_rotating_log_is_quiet(pyspawner):
 
 
 def test_the_hosts_own_files_are_as_they_were(pyspawner, open_folder):
-    (open_folder / "owner.py").write_text(
-        "import held, os\n"
-        "def main():\n"
-        "    held.use()\n"
-        "    return held.FOLDER\n"
-    )
+    (open_folder / "owner.py").write_text("import held, os\ndef main():\n    held.use()\n    return held.FOLDER\n")
     line = pyspawner.job("owner.main", path=open_folder, flags=[*FLAGS, "--path", str(JOBS_FOLDER)])
     folder = line["result"]
     content = {name: open(os.path.join(folder, name)).read() for name in ("updated", "log", "csv", "rotating")}

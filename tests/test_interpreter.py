@@ -9,7 +9,7 @@ import venv
 import pytest
 from conftest import ROOT
 
-VERSION = "%d.%d" % sys.version_info[:2]
+VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
 def test_another_version_is_a_clear_error(pyspawner, open_folder):

@@ -72,4 +72,3 @@ def test_a_client_has_the_profiles(pyspawner, open_folder):
                     assert out == json.dumps([[["lo", True]], ["lo"], []]) + " ['ECONNREFUSED']\n"
         finally:
             process.terminate()
-

@@ -54,7 +54,7 @@ def test_ordered_keeps_the_inputs_order(pyspawner):
     assert [line["result"] for line in done.lines] == seconds
 
 
-MALFORMED = [b"", b"  ", b"42", b"[1", b"{\"arg\": 1}", b"\xff\xfe", b"[1] [2]", b"null", b"{\"args\": 1}"]
+MALFORMED = [b"", b"  ", b"42", b"[1", b'{"arg": 1}', b"\xff\xfe", b"[1] [2]", b"null", b'{"args": 1}']
 
 
 def test_every_malformed_line_has_its_result(pyspawner):
@@ -131,7 +131,7 @@ def test_output_limit(pyspawner, stream):
 def test_a_forged_result_is_no_json_and_not_passed_on(pyspawner):
     """One that is whole is replaced by the real one after it; others swallow that."""
     for forged, outcome in [
-        ("R\x05\0\0\0{\"a\":", "ok"),
+        ('R\x05\0\0\0{"a":', "ok"),
         ("garbage", "invalid_result"),
         ("R\xff\xff\xff\xff1", "invalid_result"),
     ]:
@@ -301,15 +301,14 @@ def test_memory_does_not_grow_with_the_input(pyspawner):
 def test_what_waits_for_an_earlier_result_is_bounded_in_bytes(pyspawner, open_folder, tmp_path):
     """With --ordered, and a first job that ends last: 60 results of 7 MiB would wait for it."""
     (open_folder / "heavy.py").write_text(
-        "import time\n"
-        "def main(number):\n"
-        "    if number == 0: time.sleep(6)\n"
-        "    return 'x' * (7 << 20)\n"
+        "import time\ndef main(number):\n    if number == 0: time.sleep(6)\n    return 'x' * (7 << 20)\n"
     )
     jobs = tmp_path / "jobs"
     jobs.write_text("".join(f"[{number}]\n" for number in range(60)))
     config = "[profile.default]\nlimits.output = '16M'\n"
-    command = pyspawner.command("map", "heavy.main", "-j", "2", "--ordered", "--input", jobs, config=config, path=open_folder)
+    command = pyspawner.command(
+        "map", "heavy.main", "-j", "2", "--ordered", "--input", jobs, config=config, path=open_folder
+    )
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         first = process.stdout.readline()
         status = Path(f"/proc/{host_of(process)}/status").read_text()

@@ -169,9 +169,7 @@ def test_64_children_reach_the_internet_and_nothing_else(pyspawner, spaces):
     closed = [*PRIVATE, *METADATA, *MACHINE]
     wanted = [*targets(INTERNET), *targets(closed)]
     jobs = "".join(json.dumps(["meet", ["192.0.2.10", 7100], 7001, wanted]) + "\n" for _ in range(count))
-    command = pyspawner.command(
-        "map", "network.main", "-j", count, config=CAPABLE, prefix=spaces.enter(spaces.machine)
-    )
+    command = pyspawner.command("map", "network.main", "-j", count, config=CAPABLE, prefix=spaces.enter(spaces.machine))
     with (
         spaces.server(spaces.world, *INTERNET, *PRIVATE, *METADATA, f"meet=7100={count}") as world,
         spaces.server(spaces.machine, "203.0.113.1", "192.168.77.1", "::") as machine,
@@ -210,9 +208,7 @@ def datagrams_of(server):
 
 def test_nobody_reaches_a_child(pyspawner, spaces):
     """Neither the machine nor the world; both can once the table's filters are removed."""
-    command = pyspawner.command(
-        "map", "network.main", config=CAPABLE, prefix=spaces.enter(spaces.machine), spares=0
-    )
+    command = pyspawner.command("map", "network.main", config=CAPABLE, prefix=spaces.enter(spaces.machine), spares=0)
     job = json.dumps(["meet", ["192.0.2.10", 7100], 7001, []])
     knock = "import socket, sys; socket.create_connection((sys.argv[1], 7001), timeout=1).close()"
     with spaces.server(spaces.world, "203.0.113.2", "meet=7100=1") as server:
@@ -407,7 +403,9 @@ def test_a_child_does_not_choose_the_port_that_the_world_sees(pyspawner, spaces,
     wanted = targets(INTERNET)
     here = json.loads(run(*spaces.enter(spaces.machine), sys.executable, "-c", SEEN.format(JOBS, wanted)))
     assert here == [51820] * len(wanted)
-    seen = pyspawner.value("network.main", "ports_seen", 51820, wanted, config=EGRESS, prefix=spaces.enter(spaces.machine))
+    seen = pyspawner.value(
+        "network.main", "ports_seen", 51820, wanted, config=EGRESS, prefix=spaces.enter(spaces.machine)
+    )
     assert all(61000 <= port <= 65535 for port in seen), seen
 
 
@@ -465,8 +463,11 @@ def test_more_children_than_addresses(pyspawner, spaces):
     [
         ("for program in /usr/sbin/nft /sbin/nft; do mount --bind /dev/null $program; done", "install nftables"),
         ("mount --bind /proc/sys /proc/sys; mount -o remount,bind,ro /proc/sys", "turn forwarding on before"),
-        ("mount -t tmpfs t /mnt; printf '#!/bin/sh\\necho Error: no such luck >&2; exit 1' > /mnt/nft; "
-         "chmod +x /mnt/nft; mount --bind /mnt/nft /usr/sbin/nft", "list tables: Error: no such luck"),
+        (
+            "mount -t tmpfs t /mnt; printf '#!/bin/sh\\necho Error: no such luck >&2; exit 1' > /mnt/nft; "
+            "chmod +x /mnt/nft; mount --bind /mnt/nft /usr/sbin/nft",
+            "list tables: Error: no such luck",
+        ),
     ],
 )
 def test_what_the_machine_lacks_is_told(pyspawner, spaces, arrange, words):

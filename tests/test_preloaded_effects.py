@@ -37,7 +37,9 @@ def test_nor_of_the_output_of_runs_job(pyspawner, open_folder):
 
 
 def test_a_module_that_reads_gets_none_of_the_jobs(pyspawner, open_folder):
-    (open_folder / "reads.py").write_text("import os, sys\nGOT = os.read(0, 100), sys.stdin.read()\ndef main(x): return [repr(GOT), x]\n")
+    (open_folder / "reads.py").write_text(
+        "import os, sys\nGOT = os.read(0, 100), sys.stdin.read()\ndef main(x): return [repr(GOT), x]\n"
+    )
     done = pyspawner.map("reads.main", [[1], [2]], "--ordered", path=open_folder)
     assert [line["result"] for line in done.lines] == [["(b'', '')", 1], ["(b'', '')", 2]]
 
@@ -84,8 +86,7 @@ TAKERS = {
 @pytest.mark.parametrize("how", TAKERS)
 def test_no_module_takes_the_status_of_a_job(pyspawner, open_folder, how):
     (open_folder / "takes.py").write_text(
-        f"import os, pyspawner_host, signal, threading, time\n{TAKERS[how]}\n"
-        "def main(status): os._exit(status)\n"
+        f"import os, pyspawner_host, signal, threading, time\n{TAKERS[how]}\ndef main(status): os._exit(status)\n"
     )
     statuses = [number % 7 for number in range(150)]
     done = pyspawner.map("takes.main", [[status] for status in statuses], "--ordered", "-j", "4", path=open_folder)
@@ -101,7 +102,14 @@ def test_children_find_sigchld_as_the_module_left_it(pyspawner, open_folder):
     assert ignored & 1 << (signal.SIGCHLD - 1)
 
 
-@pytest.mark.parametrize("how", ["signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())", "signal.signal(signal.SIGTERM, signal.SIG_IGN)", "signal.signal(signal.SIGTERM, lambda *_: None)"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())",
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)",
+        "signal.signal(signal.SIGTERM, lambda *_: None)",
+    ],
+)
 def test_the_host_still_ends_when_it_is_told_to(pyspawner, open_folder, how):
     (open_folder / "stubborn.py").write_text(f"import signal, time\n{how}\ndef main(seconds): time.sleep(seconds)\n")
     command = pyspawner.command("map", "stubborn.main", "-j", "1", path=open_folder, spares=0)

@@ -43,7 +43,9 @@ def is_closed(folder):
     """Whether nobody but root and its owner can put a library there."""
     path = Path(folder)
     above = [path, *path.parents]
-    return path.is_absolute() and not any(p.exists() and p.stat().st_mode & 0o022 and not p.stat().st_mode & 0o1000 for p in above)
+    return path.is_absolute() and not any(
+        p.exists() and p.stat().st_mode & 0o022 and not p.stat().st_mode & 0o1000 for p in above
+    )
 
 
 def test_the_program_is_hardened():

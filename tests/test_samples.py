@@ -91,7 +91,11 @@ def type_in(section, folder, prefix=()):
 
 def an_empty_srv(folder):
     """Commands. What these tests need themselves, if it lies there, stays."""
-    needed = {path for path in (ROOT, Path(sys.prefix), Path(sys.base_prefix), PYSPAWNER.parent) if path.is_relative_to("/srv")}
+    needed = {
+        path
+        for path in (ROOT, Path(sys.prefix), Path(sys.base_prefix), PYSPAWNER.parent)
+        if path.is_relative_to("/srv")
+    }
     yield "set -e"
     for number, path in enumerate(sorted(needed)):
         yield f"mkdir {folder}/{number}; mount --bind {path} {folder}/{number}"
@@ -153,5 +157,3 @@ def test_a_sample_that_is_wrong_is_found():
 
 def test_the_cookbook_has_ten_tasks():
     assert sum(section.page.stem == "cookbook" for section in SECTIONS) == 10
-
-

@@ -5,7 +5,8 @@ import contextlib
 import os
 import socket
 import subprocess
-from typing import Any, Coroutine, List, Mapping, Optional, Sequence, Tuple, TypeVar
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Any, Optional, TypeVar
 
 from . import _host
 from ._child import Outcome, ended, result_or_error, started
@@ -34,7 +35,7 @@ class AsyncChildProcess:
         self.pid, self.stdin, self.stdout, self.stderr = pid, stdin, stdout, stderr
         self._control = control
         self._ended = _start(self._listen())
-        self._exchanged: "Optional[asyncio.Task[Tuple[bytes, bytes]]]" = None
+        self._exchanged: Optional[asyncio.Task[tuple[bytes, bytes]]] = None
 
     async def _listen(self) -> Outcome:
         with self._control:
@@ -44,7 +45,7 @@ class AsyncChildProcess:
         """End the child with SIGKILL, and with it all that it started. Does nothing once it has ended."""
         kill(self._control)
 
-    async def wait(self) -> Tuple[int, int]:
+    async def wait(self) -> tuple[int, int]:
         """Wait for the child's end: its process id and its status, as ``os.waitpid`` gives them."""
         return self.pid, (await self.outcome()).status
 
@@ -57,7 +58,7 @@ class AsyncChildProcess:
         # Shielded: who stops waiting does not stop others, nor the child.
         return await asyncio.shield(self._ended)
 
-    async def communicate(self, input: Optional[bytes] = None) -> Tuple[bytes, bytes]:
+    async def communicate(self, input: Optional[bytes] = None) -> tuple[bytes, bytes]:
         """Write ``input``, close the child's standard input, read output and error to their ends, and
         wait.
 
@@ -71,7 +72,7 @@ class AsyncChildProcess:
             raise ValueError("the input has been given to an earlier communicate(), which sends it")
         return await asyncio.shield(self._exchanged)
 
-    async def _exchange(self, data: Optional[bytes]) -> Tuple[bytes, bytes]:
+    async def _exchange(self, data: Optional[bytes]) -> tuple[bytes, bytes]:
         _, out, err = await asyncio.gather(self._feed(data), self.stdout.read(), self.stderr.read())
         await self.outcome()
         return out, err
@@ -246,7 +247,7 @@ async def _receive(connection: socket.socket) -> bytes:
         return await loop.sock_recv(connection, LONGEST)  # as _host.receive
 
 
-async def _receive_with_files(connection: socket.socket) -> Tuple[bytes, List[int]]:
+async def _receive_with_files(connection: socket.socket) -> tuple[bytes, list[int]]:
     loop = asyncio.get_running_loop()
     while True:
         try:

@@ -11,7 +11,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from io import BufferedReader, BufferedWriter, FileIO
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Optional
 
 from ._errors import HostDied, ProtocolError, job_error, refusal
 from ._host import receive, receive_with_files
@@ -40,7 +40,7 @@ class Outcome:
     """Processor time in milliseconds."""
     peak_memory_bytes: int
     """Memory that the child added to the warm image, at most."""
-    unenforced: Tuple[str, ...] = ()
+    unenforced: tuple[str, ...] = ()
     """The limits that were not in force, for want of control groups: ``cpu`` not at all, ``memory`` for each process alone."""
     _returned: Any = field(default=_NOT_ASKED, repr=False)
 
@@ -51,11 +51,13 @@ class Outcome:
         :raises ValueError: if the child was started without ``result=True``.
         """
         if self._returned is _NOT_ASKED:
-            raise ValueError("the child was not asked for its result; hint: spawn_child(..., result=True), or client.call()")
+            raise ValueError(
+                "the child was not asked for its result; hint: spawn_child(..., result=True), or client.call()"
+            )
         return self._returned
 
     @classmethod
-    def of(cls, event: Dict[str, Any], file: Optional[int]) -> "Outcome":
+    def of(cls, event: dict[str, Any], file: Optional[int]) -> "Outcome":
         """The outcome in a host's ``ended`` event. ``file`` holds a result that is too long for a message."""
         try:
             keys = ("outcome", "status", "detail", "wall_ms", "cpu_ms", "peak_memory_bytes")
@@ -90,7 +92,7 @@ def started(message: bytes) -> int:
     return int(event["pid"])
 
 
-def ended(message: bytes, files: List[int]) -> Outcome:
+def ended(message: bytes, files: list[int]) -> Outcome:
     """The outcome in the host's second event on a child. Closes the files that came with it."""
     try:
         event = decode(message)
@@ -178,7 +180,7 @@ class ChildProcess:
         with self._closing:
             kill(self._control)
 
-    def wait(self, options: int = 0) -> Tuple[int, int]:
+    def wait(self, options: int = 0) -> tuple[int, int]:
         """Wait for the child's end: its process id and its status, as ``os.waitpid`` gives them.
 
         With ``os.WNOHANG``, ``(0, 0)`` if it still runs. May be called again. HostDied if the host ends
@@ -200,7 +202,7 @@ class ChildProcess:
             raise TimeoutError(f"child {self.pid} has not ended")
         return outcome
 
-    def communicate(self, input: Optional[bytes] = None, timeout: Optional[float] = None) -> Tuple[bytes, bytes]:
+    def communicate(self, input: Optional[bytes] = None, timeout: Optional[float] = None) -> tuple[bytes, bytes]:
         """Write ``input``, close the child's standard input, read output and error to their ends, and
         wait.
 
@@ -263,8 +265,8 @@ class _Exchange:
 
     def __init__(self, data: bytes) -> None:
         self.rest = memoryview(data)
-        self.out: List[bytes] = []
-        self.err: List[bytes] = []
+        self.out: list[bytes] = []
+        self.err: list[bytes] = []
 
     def go_on(self, child: ChildProcess, deadline: Optional[float]) -> None:
         """Feed and drain the child's pipes at once, until all are closed or the deadline is over."""

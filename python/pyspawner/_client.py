@@ -1,6 +1,7 @@
 """The client."""
 
-from typing import Any, Mapping, Optional, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, Optional
 
 from . import _host
 from ._child import ChildProcess, result_or_error

@@ -6,7 +6,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Any, Dict, FrozenSet, List, NamedTuple, Optional, Union
+from typing import Any, NamedTuple, Optional, Union
 
 Size = Union[int, str]
 
@@ -98,7 +98,7 @@ class NetworkConfig(NamedTuple):
     child_ipv6_address: Optional[str] = None
     """Address of the child."""
 
-    def _request(self) -> Dict[str, Any]:
+    def _request(self) -> dict[str, Any]:
         """The value of ``network`` in a ``spawn`` request."""
         veth = {name: text(name, getattr(self, name)) for name in ("kernel_veth_name", "child_veth_name")}
         for key in ("kernel_ipv4", "child_ipv4", "kernel_ipv6", "child_ipv6"):
@@ -119,7 +119,7 @@ class SandboxConfig(NamedTuple):
     """A folder that the child sees as ``/``: exactly that, with no ``/proc`` or ``/sys`` added."""
     network: Optional[NetworkConfig] = None
     """Interfaces for the child; without, it has the network that the profile says: by default none."""
-    skip_sandbox_except: FrozenSet[str] = frozenset()
+    skip_sandbox_except: frozenset[str] = frozenset()
     """For tests: of ``drop_capabilities``, ``setuid``, ``no_new_privs`` and ``seccomp``, only these are
     applied. Empty: all are. Another name is none of them, and makes ``spawn_child`` warn."""
     timeout: Optional[float] = None
@@ -135,9 +135,9 @@ class SandboxConfig(NamedTuple):
     file_size: Optional[Size] = None
     """Bytes of one file."""
 
-    def _request(self) -> Dict[str, Any]:
+    def _request(self) -> dict[str, Any]:
         """The keys of a ``spawn`` request."""
-        request: Dict[str, Any] = {}
+        request: dict[str, Any] = {}
         if self.chroot_dir is not None:
             request["chroot"] = _path("chroot_dir", self.chroot_dir)
         if self.network is not None:
@@ -155,7 +155,7 @@ class SandboxConfig(NamedTuple):
         return request
 
 
-def _layers(names: FrozenSet[str]) -> List[str]:
+def _layers(names: frozenset[str]) -> list[str]:
     if isinstance(names, str):
         raise TypeError(f"skip_sandbox_except: expected a set of names, got {names!r}")
     wanted = {text("skip_sandbox_except", name) for name in names}

@@ -1,7 +1,7 @@
 """What can go wrong."""
 
 import os
-from typing import TYPE_CHECKING, Any, Dict, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Optional
 
 if TYPE_CHECKING:
     from ._child import Outcome
@@ -75,7 +75,7 @@ class JobError(PyspawnerError):
         self.stderr = stderr
         """What it wrote to standard error: the traceback, if ``child_main`` raised."""
 
-    def __reduce__(self) -> Tuple[Any, ...]:
+    def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.outcome, self.stdout, self.stderr)
 
 
@@ -118,7 +118,7 @@ def job_error(outcome: "Outcome", stdout: bytes, stderr: bytes) -> JobError:
     return _JOB_ERRORS.get(outcome.name, JobError)(outcome, stdout, stderr)
 
 
-def refusal(event: Dict[str, Any]) -> PyspawnerError:
+def refusal(event: dict[str, Any]) -> PyspawnerError:
     """The exception for a host's ``refused`` event."""
     outcome, detail = event["outcome"], event["detail"]
     if outcome == "bad_request":
@@ -133,7 +133,7 @@ def refusal(event: Dict[str, Any]) -> PyspawnerError:
     )
 
 
-def failure(event: Dict[str, Any]) -> PyspawnerError:
+def failure(event: dict[str, Any]) -> PyspawnerError:
     """The exception for a host's ``failed`` event."""
     detail = str(event["detail"])
     if event["kind"] == "preload":

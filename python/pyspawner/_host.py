@@ -11,9 +11,10 @@ import sys
 import sysconfig
 import threading
 import weakref
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Optional, Union
 
 from ._errors import HostDied, ProtocolError, failure
 from ._protocol import LONGEST, VERSION, Launch, decode, encode, keep_from_copies, pair, say
@@ -50,14 +51,26 @@ class Wanted:
 
     def __post_init__(self) -> None:
         if self.child_main is not None and not _is_function_name(self.child_main):
-            raise TypeError(f"child_main: expected the full name of a function, such as 'module.function', got {self.child_main!r}")
+            raise TypeError(
+                f"child_main: expected the full name of a function, such as 'module.function', got {self.child_main!r}"
+            )
         for name, value in self.environment.items():
-            if not isinstance(name, str) or not isinstance(value, str) or not name or "=" in name or "\0" in name + value:
+            if (
+                not isinstance(name, str)
+                or not isinstance(value, str)
+                or not name
+                or "=" in name
+                or "\0" in name + value
+            ):
                 raise TypeError(f"environment: expected text by the names of variables, got {name!r}: {value!r}")
         if isinstance(self.preload_imports, str):
-            raise TypeError(f"preload_imports: expected a list of names, got {self.preload_imports!r}; hint: [{self.preload_imports!r}]")
+            raise TypeError(
+                f"preload_imports: expected a list of names, got {self.preload_imports!r}; hint: [{self.preload_imports!r}]"
+            )
         own = (self.child_main, self.config, self.profile, self.executable)
-        if self.connect is not None and (any(value is not None for value in own) or self.environment or self.preload_imports):
+        if self.connect is not None and (
+            any(value is not None for value in own) or self.environment or self.preload_imports
+        ):
             raise TypeError("with connect, child_main and all else is the matter of the host that runs already")
         if self.connect is None and self.child_main is None and self.config is None:
             raise TypeError("a client takes child_main, or a config that has it, or connect")
@@ -67,7 +80,7 @@ class Wanted:
 
     def start(self) -> "Link":
         """Start a host of our own. Does not wait until it is ready."""
-        command: List[str] = [find_program(), "serve", "--inherit-env"]
+        command: list[str] = [find_program(), "serve", "--inherit-env"]
         if self.child_main is not None:
             command += ["--child-main", self.child_main]
         for name in self.preload_imports:
@@ -236,7 +249,7 @@ def receive(connection: socket.socket) -> bytes:
         return connection.recv(LONGEST)
 
 
-def receive_with_files(connection: socket.socket, flags: int = 0) -> Tuple[bytes, List[int]]:
+def receive_with_files(connection: socket.socket, flags: int = 0) -> tuple[bytes, list[int]]:
     """The same, with the descriptors that come along, which the caller must close."""
     try:
         message, files, _, _ = socket.recv_fds(connection, LONGEST, 1, flags)
@@ -266,5 +279,5 @@ def check_ready(message: bytes, status: Optional[int]) -> None:
 
 def children_left(message: bytes) -> int:
     """The number of children that run on, by the host's answer to a farewell."""
-    event: Dict[str, Any] = decode(message) if message else {}
+    event: dict[str, Any] = decode(message) if message else {}
     return int(event.get("children", 0))

@@ -7,7 +7,8 @@ import os
 import pickle
 import socket
 import weakref
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Optional
 from typing import Protocol as TypingProtocol
 
 from ._config import SandboxConfig, text
@@ -38,12 +39,12 @@ def encode(message_type: str, **values: Any) -> bytes:
 _KILL = encode("kill")
 
 
-def decode(message: bytes) -> Dict[str, Any]:
+def decode(message: bytes) -> dict[str, Any]:
     """An event of the host's. HostDied for an empty message, which is the end of the connection."""
     if not message:
         raise HostDied("the host has ended")
     try:
-        event: Dict[str, Any] = json.loads(message)
+        event: dict[str, Any] = json.loads(message)
         event["type"]
     except (ValueError, LookupError, TypeError) as error:
         raise ProtocolError(f"the host said {message[:100]!r}: {error}") from None
@@ -73,7 +74,7 @@ def _close_in_copy() -> None:
 os.register_at_fork(after_in_child=_close_in_copy)
 
 
-def pair() -> Tuple[socket.socket, socket.socket]:
+def pair() -> tuple[socket.socket, socket.socket]:
     """Two sockets that are connected, neither of them for forked copies."""
     one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     return keep_from_copies(one), keep_from_copies(other)
@@ -113,7 +114,7 @@ class Launch:
     def __init__(self, request: bytes, args: Sequence[Any], kwargs: Mapping[str, Any] = {}) -> None:
         self.stdin = self.stdout = self.stderr = -1
         self.control: Optional[socket.socket] = None
-        self._hosts: List[int] = []
+        self._hosts: list[int] = []
         self._message = request
         arguments = _pickled(args, kwargs)
         _closed_in_copies.add(self)

@@ -4,6 +4,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use nix::errno::Errno;
@@ -31,6 +32,9 @@ pub struct Access {
     /// Users whose connections are accepted, if the mode lets them connect.
     pub uids: Vec<u32>,
 }
+
+/// After a warning that a client is not served, more of them are left out for so long.
+const BETWEEN_WARNINGS: Duration = Duration::from_secs(5);
 
 /// A listening socket, which is removed at the end.
 pub struct Listener {
@@ -91,10 +95,20 @@ impl Listener {
 
     /// Serves every client that comes, for ever.
     pub async fn serve(&self, service: &Rc<Service>) -> std::io::Result<()> {
+        let mut warned: Option<Instant> = None;
         loop {
             let client = self.accept().await?;
             if let Err(reason) = admit(service, client, &self.admitted) {
-                log::warn!("a client is not served: {reason}");
+                // Whoever may connect must not fill the log.
+                let is_due = warned.is_none_or(|last| last.elapsed() > BETWEEN_WARNINGS);
+                let level = match is_due {
+                    true => log::Level::Warn,
+                    false => log::Level::Debug,
+                };
+                log::log!(level, "a client is not served: {reason}");
+                if is_due {
+                    warned = Some(Instant::now());
+                }
             }
         }
     }

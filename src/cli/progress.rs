@@ -20,7 +20,8 @@ const DRAWN: u8 = 10;
 pub const TICK: Duration = Duration::from_millis(500);
 /// How many failures the summary tells.
 const TOLD: usize = 10;
-/// The longest reason in the summary, in characters.
+/// The longest id and reason in the summary, in characters.
+const LONGEST_ID: usize = 40;
 const LONGEST_REASON: usize = 160;
 
 /// Whether there is a terminal on which a line can be drawn again. Asked by the command, since the host has the children's
@@ -181,7 +182,7 @@ impl Progress {
         if outcome != Outcome::Ok && self.bar.is_some() && self.failures.len() < TOLD {
             self.failures.push(Failure {
                 line,
-                id: id.to_owned(),
+                id: id.chars().take(LONGEST_ID).collect(),
                 outcome,
                 reason: reason
                     .unwrap_or_default()

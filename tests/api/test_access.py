@@ -6,8 +6,8 @@ import subprocess
 
 import pyspawner
 import pytest
-from clients import JOBS, open_client, serving
-from conftest import PYSPAWNER, ROOT
+from clients import JOBS, NO_SPARES, open_client, serving
+from conftest import PYSPAWNER, ROOT, host_of, unslotted, wait_until
 from pyspawner import SandboxConfig
 
 USER, GROUP = 54321, 54333
@@ -42,7 +42,11 @@ def as_user(path, groups=()):
         (["--socket-group", str(GROUP)], [GROUP], "AccessDenied True user 54321 is not admitted"),
         (["--socket-group", str(GROUP), "--allow-uid", str(USER)], [GROUP], "served"),
         (["--socket-group", str(GROUP), "--allow-uid", str(USER)], [], "PermissionError True"),
-        (["--socket-group", str(GROUP), "--socket-mode", "0600", "--allow-uid", str(USER)], [GROUP], "PermissionError True"),
+        (
+            ["--socket-group", str(GROUP), "--socket-mode", "0600", "--allow-uid", str(USER)],
+            [GROUP],
+            "PermissionError True",
+        ),
     ],
 )
 def test_who_is_served(open_folder, flags, groups, answer):
@@ -52,7 +56,11 @@ def test_who_is_served(open_folder, flags, groups, answer):
         said = as_user(path, groups)
         assert said.startswith(answer) and (answer == "served" or "allow-uid" in said), said
         mode = os.stat(path)
-        assert stat.S_IMODE(mode.st_mode) == int(flags[flags.index("--socket-mode") + 1], 8) if "--socket-mode" in flags else True
+        assert (
+            stat.S_IMODE(mode.st_mode) == int(flags[flags.index("--socket-mode") + 1], 8)
+            if "--socket-mode" in flags
+            else True
+        )
         assert mode.st_gid == (GROUP if "--socket-group" in flags else os.getgid())
         with pyspawner.Client(connect=path) as client:  # root is
             assert client.spawn_child(["echo", "served"]).communicate()[0] == b"served\n"
@@ -106,3 +114,25 @@ def test_values_of_a_wrong_kind():
             client.spawn_child(["echo"], sandbox_config={"timeout": 1})
         with pytest.raises(TypeError, match="timeout: expected seconds as a number, such as 30, got '30s'"):
             client.spawn_child(["echo"], sandbox_config=SandboxConfig(timeout="30s"))
+
+
+def test_users_who_are_not_served_fill_no_log_and_keep_nobody_waiting(open_folder):
+    open_folder.chmod(0o755)
+    path = open_folder / "socket"
+    flood = (
+        "import socket, sys\n"
+        "for _ in range(3000):\n"
+        "    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as s: s.connect(sys.argv[1])\n"
+    )
+    command = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", "/usr/bin/python3", "-c", flood, path]
+    log = open_folder / "log"
+    flags = ["--socket-mode", "0666", "--config", NO_SPARES]
+    with log.open("w") as stderr, serving(path, "client_jobs.main", JOBS, *flags, stderr=stderr) as host:
+        with pyspawner.Client(connect=path) as client:
+            assert client.spawn_child(["echo", "served"]).communicate()[0] == b"served\n"
+            before = unslotted(host_of(host))
+            with subprocess.Popen(command) as flooding:
+                assert client.spawn_child(["echo", "served"]).communicate()[0] == b"served\n"
+                assert flooding.wait(60) == 0
+            wait_until(lambda: unslotted(host_of(host)) <= before)
+    assert 1 <= log.read_text().count("a client is not served") < 20

@@ -83,7 +83,7 @@ def test_a_child_gives_its_result_only_if_it_was_asked(calls):
     child.communicate()
     assert child.outcome().name == "ok"
     with pytest.raises(ValueError, match="result=True"):
-        child.outcome().result
+        _ = child.outcome().result
 
 
 def test_a_call_that_is_interrupted_leaves_no_child(calls):
@@ -183,5 +183,3 @@ def test_a_long_result_is_a_sealed_file(tmp_path):
         assert json.loads(content.read()) == "x" * 100_000
         with pytest.raises(PermissionError):
             content.truncate(1)
-
-

@@ -14,7 +14,6 @@ import pytest
 from clients import JOBS
 from conftest import ROOT, skipping
 
-
 PROGRAM = """
 import os, sys
 sys.path.insert(0, {python!r})

@@ -3,10 +3,8 @@
 import asyncio
 import errno
 import gc
-import json
 import os
 import pickle
-import random
 import re
 import shutil
 import signal
@@ -218,6 +216,7 @@ def test_kernel_file_systems_in_a_chroot_are_covered(root):
             print(client.spawn_child(["listing", "/inner"], sandbox_config=config).communicate()[0].decode())
         """)
     )
+
     def run(before):
         command = ["unshare", "-m", "sh", "-c", before + 'exec "$@"', "sh", sys.executable, script]
         return subprocess.run(command, capture_output=True, cwd=JOBS, check=True).stdout.decode().strip()
@@ -380,7 +379,9 @@ def test_a_stale_socket_is_replaced_and_a_living_one_is_not(server, tmp_path):
     done = subprocess.run([*command, "--socket", path], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 125 and "listens at" in done.stderr
     (tmp_path / "file").write_text("")
-    done = subprocess.run([*command, "--socket", tmp_path / "file"], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [*command, "--socket", tmp_path / "file"], capture_output=True, text=True, timeout=60, check=False
+    )
     assert done.returncode == 125 and "no socket" in done.stderr
     stale = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     stale.bind(str(tmp_path / "stale"))
@@ -409,7 +410,7 @@ def test_the_socket_is_its_users_alone(server):
             folder.chmod(0o755)
     code = (
         f"import socket; s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET); s.connect({str(path)!r}); "
-        "s.send(b'{\"type\": \"hello\", \"version\": 1}'); print(s.recv(100))"
+        's.send(b\'{"type": "hello", "version": 1}\'); print(s.recv(100))'
     )
     plain = ["setpriv", "--reuid=54321", "--regid=54321", "--clear-groups"]
     python = shutil.which("python3", path="/usr/bin")

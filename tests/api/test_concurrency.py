@@ -106,5 +106,7 @@ def test_they_are_told_in_results_and_on_the_log(pyspawner):
     assert done.stderr.count("limits.cpu is not in force") == done.stderr.count("limits.memory holds for") == 1
     plain = pyspawner.map("basic.sleep", [[0]], path=JOBS.parents[1] / "jobs")
     assert "unenforced" not in plain.lines[0] and plain.stderr == ""
-    required = pyspawner.map("basic.sleep", [[0]], path=JOBS.parents[1] / "jobs", config="[profile.default]\ncgroups = 'required'\n")
+    required = pyspawner.map(
+        "basic.sleep", [[0]], path=JOBS.parents[1] / "jobs", config="[profile.default]\ncgroups = 'required'\n"
+    )
     assert (required.status, required.stdout) == (125, "") and "no control group" in required.stderr

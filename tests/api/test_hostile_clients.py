@@ -14,8 +14,7 @@ import time
 import pyspawner
 import pytest
 from clients import JOBS, NO_SPARES, greeted, said, server, serving  # noqa: F401
-from conftest import PYSPAWNER, children_of, host_of, is_alive, unslotted, wait_until
-from pyspawner import SandboxConfig
+from conftest import PYSPAWNER, children_of, host_of, unslotted, wait_until
 from pyspawner._protocol import sealed
 
 GARBAGE = [
@@ -60,7 +59,11 @@ def test_wrong_descriptors_are_refused_in_words(server):
     plain = os.memfd_create("plain")
     null = os.open("/dev/null", os.O_RDWR)
     request = b'{"type": "spawn"}'
-    for arguments, stream, words in [(plain, null, b"sealed"), (null, null, b"sealed"), (sealed(b"x"), folder, b"folder")]:
+    for arguments, stream, words in [
+        (plain, null, b"sealed"),
+        (null, null, b"sealed"),
+        (sealed(b"x"), folder, b"folder"),
+    ]:
         with greeted(path) as connection:
             control, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with control, other:
@@ -389,7 +392,23 @@ def fuzz(path, seed, seconds):
     end = time.monotonic() + seconds
     count = 0
     keys = ["id", "process_name", "chroot", "skip_except", "timeout", "limits", "network", "nonsense"]
-    values = [None, 1, -1, 1e300, "", "x" * 1000, "/etc", [], ["seccomp"], {}, {"pids": 3}, {"memory": "1M"}, {"wall": {"secs": 2**64 - 1, "nanos": 0}}, "\ud800", True]
+    values = [
+        None,
+        1,
+        -1,
+        1e300,
+        "",
+        "x" * 1000,
+        "/etc",
+        [],
+        ["seccomp"],
+        {},
+        {"pids": 3},
+        {"memory": "1M"},
+        {"wall": {"secs": 2**64 - 1, "nanos": 0}},
+        "\ud800",
+        True,
+    ]
     while time.monotonic() < end:
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
             connection.settimeout(20)
@@ -407,7 +426,9 @@ def fuzz(path, seed, seconds):
                         message[rng.randrange(len(message))] = rng.randrange(256)
                 if rng.random() < 0.1:
                     message = message[: rng.randrange(len(message))] or bytearray(b"x")
-                control, other = socket.socketpair(socket.AF_UNIX, rng.choice([socket.SOCK_SEQPACKET] * 9 + [socket.SOCK_STREAM]))
+                control, other = socket.socketpair(
+                    socket.AF_UNIX, rng.choice([socket.SOCK_SEQPACKET] * 9 + [socket.SOCK_STREAM])
+                )
                 payload = rng.choice([pickle.dumps(["echo", "x"]), pickle.dumps(7), os.urandom(40), b""])
                 arguments = sealed(payload) if rng.random() < 0.9 else os.memfd_create("open")
                 passed = [null, null, null, other.fileno(), arguments]
@@ -448,7 +469,7 @@ def fuzzed(server, seconds):
         count = fuzz(path, seed, seconds)
         assert said(client.spawn_child(["echo", "fine"])) == "fine"
         wait_until(lambda: children_of(host) == [])
-        after = lambda: (unslotted(host), len(os.listdir(f"/proc/{host}/task")))  # noqa: E731
+        after = lambda: (unslotted(host), len(os.listdir(f"/proc/{host}/task")))
         wait_until(lambda: after() == before, 10)
     return count
 
@@ -460,5 +481,3 @@ def test_fuzzing_a_living_host(server):
 @pytest.mark.soak
 def test_fuzzing_a_living_host_for_long(server):
     print(f"{fuzzed(server, int(os.environ.get('FUZZ_SECONDS', 600)))} requests")
-
-

@@ -16,7 +16,6 @@ from clients import JOBS
 from conftest import ROOT, is_alive, wait_until
 from test_client import interpreters, open_client
 
-
 BEGIN = f"""
 import atexit, gc, os, signal, sys, time
 sys.path.insert(0, {str(ROOT / "python")!r})

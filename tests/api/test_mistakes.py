@@ -11,7 +11,11 @@ from pyspawner import SandboxConfig
     [
         ({"child_main": "jobs"}, TypeError, "child_main: expected the full name of a function"),
         ({"child_main": print}, TypeError, "child_main: expected the full name of a function"),
-        ({"preload_imports": "json"}, TypeError, "preload_imports: expected a list of names, got 'json'; hint: ['json']"),
+        (
+            {"preload_imports": "json"},
+            TypeError,
+            "preload_imports: expected a list of names, got 'json'; hint: ['json']",
+        ),
         ({"environment": {"A": 1}}, TypeError, "environment: expected text by the names of variables, got 'A': 1"),
         ({"environment": {"A=B": "1"}}, TypeError, "'A=B'"),
         ({"environment": {"A": "\0"}}, TypeError, "environment: "),
@@ -50,7 +54,11 @@ def test_a_mistake_in_the_configuration_is_told_with_its_line(tmp_path):
         (5, {}, "args: expected a list of arguments, got 5"),
         ([lambda: 1], {}, "args: a value cannot be sent to the child: "),
         ([], {"sandbox_config": {"timeout": 3}}, "sandbox_config: expected a pyspawner.SandboxConfig"),
-        ([], {"sandbox_config": SandboxConfig(timeout="30s")}, "timeout: expected seconds as a number, such as 30, got '30s'"),
+        (
+            [],
+            {"sandbox_config": SandboxConfig(timeout="30s")},
+            "timeout: expected seconds as a number, such as 30, got '30s'",
+        ),
         ([], {"process_name": 5}, "process_name: expected a str"),
     ],
 )

@@ -243,7 +243,6 @@ def test_named_interfaces_are_of_no_spare(client):
 
 
 def test_there_are_no_more_than_the_most_of_all_kinds(client):
-    host = host_of(client._process)
     configs = [pyspawner.SandboxConfig(open_files=number) for number in range(32, 36)]
     most = 0
     for _ in range(6):

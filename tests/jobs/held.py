@@ -151,9 +151,10 @@ def own_files():
         file.write("own")
         file.flush()
     numbers = set(NUMBERS.values()) - {CLOSED_LATER}
-    return [[open(f"/tmp/{index}").read() for index in range(20)] == ["own"] * 20, [
-        file.fileno() for file in files if file.fileno() in numbers
-    ]]
+    return [
+        [open(f"/tmp/{index}").read() for index in range(20)] == ["own"] * 20,
+        [file.fileno() for file in files if file.fileno() in numbers],
+    ]
 
 
 ROTATING = logging.handlers.RotatingFileHandler(_file("rotating", ""), maxBytes=10_000)

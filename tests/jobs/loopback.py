@@ -194,5 +194,3 @@ def remember():
     send_datagrams("127.0.0.1")
     assert call_by_rpc() == 1024
     return [int(before), os.stat("/proc/self/ns/net").st_ino]
-
-

@@ -484,8 +484,11 @@ def test_secrets_of_the_host_are_hidden_by_default(pyspawner, path, tmp_path):
         "set -e\n"
         f"for place in /run /root/.ssh /home /etc/ssh; do mkdir -p $place; mount -t tmpfs -o mode=755 x $place; done\n"
         f"mkdir -p {folder}\n"
-        + (f"echo secret > {path}; chmod 644 {path}\n" if path != "/etc/shadow" else
-           "echo secret > /home/open; chmod 644 /home/open; mount --bind /home/open /etc/shadow\n")
+        + (
+            f"echo secret > {path}; chmod 644 {path}\n"
+            if path != "/etc/shadow"
+            else "echo secret > /home/open; chmod 644 /home/open; mount --bind /home/open /etc/shadow\n"
+        )
         + 'exec "$@"\n'
     )
     prefix = ["unshare", "-m", "sh", make]

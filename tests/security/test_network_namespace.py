@@ -5,8 +5,8 @@ import socket
 import threading
 
 import pytest
-from conftest import IN_VM, JOBS
 from attacking import Running, attack, attacks
+from conftest import IN_VM, JOBS
 
 NETWORK = ["network_namespace"]
 

@@ -1,6 +1,5 @@
 """Network namespaces that several jobs have, one after the other: what one leaves, the next must not find."""
 
-import json
 import os
 import random
 import socket
@@ -10,8 +9,8 @@ import threading
 import time
 
 import pytest
-from attacking import ATTACKS, Running, attacks, without
-from conftest import IN_VM, children_of, host_of, slots_of, unslotted, wait_until
+from attacking import ATTACKS, Running, without
+from conftest import IN_VM, children_of, slots_of, unslotted, wait_until
 
 # An ordinary user's host cannot come back from another network namespace, so it has none to reuse.
 pytestmark = pytest.mark.skipif(IN_VM and os.getuid() != 0, reason="there are no slots for an ordinary user")

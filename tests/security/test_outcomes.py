@@ -8,9 +8,8 @@ import struct
 import time
 
 import pytest
-from conftest import IN_VM
 from attacking import ATTACKS, Running
-from conftest import children_of, wait_until
+from conftest import IN_VM, children_of, wait_until
 
 LIMITS = '[profile.default.limits]\nwall = "1s"\noutput = "64K"\n'
 

@@ -100,7 +100,11 @@ def test_they_do_not_lie_where_jobs_can_write(pyspawner, open_folder, flag, way)
     shared = open_folder / "shared"
     (shared / "inner").mkdir(parents=True)
     (open_folder / "link").symlink_to(shared)
-    place = {"by its name": shared, "by a link to the folder": open_folder / "link", "by a folder in it": shared / "inner"}[way]
+    place = {
+        "by its name": shared,
+        "by a link to the folder": open_folder / "link",
+        "by a folder in it": shared / "inner",
+    }[way]
     config = f'[profile.default]\nbinds = [{{ source = "{shared}", writable = true }}]\n'
     file = place / "file"
     file.write_text(config if flag == "--config" else "[]\n")

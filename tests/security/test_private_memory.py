@@ -34,9 +34,7 @@ def scanner(open_folder):
 @pytest.mark.parametrize("log", ["-q", "-vvv"])
 def test_nothing_of_fifty_earlier_jobs_is_found(pyspawner, canary, scanner, log):
     text = canary.text
-    earlier = [
-        {"id": f"{text}-{n}", "args": [text * 50], "kwargs": {"k": text}, "stdin": text * 50} for n in range(50)
-    ]
+    earlier = [{"id": f"{text}-{n}", "args": [text * 50], "kwargs": {"k": text}, "stdin": text * 50} for n in range(50)]
     jobs = [*earlier, {"id": "scan", "args": [canary.key, scanner]}]
     done = pyspawner.map("private_memory.main", jobs, "-j", "1", "--ordered", log, path=ATTACKS)
     for line in done.lines[:50]:

@@ -6,10 +6,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
+import tomllib
 from attacking import ATTACKS, attack, attacks
 
 INTEL = os.uname().machine == "x86_64"
@@ -57,9 +57,7 @@ def test_every_call_by_number_is_answered_as_the_policy_says(pyspawner):
     header = subprocess.run(
         ["cc", "-E", "-dM", "-x", "c", "-"], input=b"#include <asm/unistd.h>", capture_output=True, check=True
     )
-    names = {
-        int(value): name for name, value in re.findall(r"#define __NR_(\w+) (\d+)$", header.stdout.decode(), re.M)
-    }
+    names = {int(value): name for name, value in re.findall(r"#define __NR_(\w+) (\d+)$", header.stdout.decode(), re.M)}
     answered = POLICY["allow"] + POLICY["refuse"] + POLICY["ignore"]
     allowed = {call for entry in answered for call in entry["calls"]}
     deadly = {call for entry in POLICY["kill"] for call in entry["calls"]} | {"kexec_load"}
@@ -71,7 +69,9 @@ def test_every_call_by_number_is_answered_as_the_policy_says(pyspawner):
     wrong = {
         names.get(number, number): result
         for number, result in found.items()
-        if newer.get(number) not in allowed and number not in exempt and result != (-signal.SIGSYS if names.get(number) in deadly else 38)
+        if newer.get(number) not in allowed
+        and number not in exempt
+        and result != (-signal.SIGSYS if names.get(number) in deadly else 38)
     }
     assert not wrong
     assert len(found) > 600

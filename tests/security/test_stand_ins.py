@@ -57,7 +57,9 @@ def test_no_stand_in_leads_further_than_to_its_own_file(pyspawner):
 
 def test_without_other_layers_files_are_read_only_all_the_same(pyspawner):
     """The mount of each is: Landlock and the user's id are not needed for it."""
-    config = '[profile.default]\nskip_layers = ["landlock", "setuid", "user_namespace", "seccomp", "drop_capabilities"]\n'
+    config = (
+        '[profile.default]\nskip_layers = ["landlock", "setuid", "user_namespace", "seccomp", "drop_capabilities"]\n'
+    )
     [spoiled] = in_turn(pyspawner, "spoil_all", config=config)
     [looked] = in_turn(pyspawner, "look_at_all", config=config)
     contents = {seen.get("content") for seen in looked}

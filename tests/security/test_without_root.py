@@ -195,7 +195,7 @@ def test_root_without_cap_sys_admin_makes_a_namespace_too(pyspawner):
 
 
 def test_where_namespaces_are_refused_nothing_runs(pyspawner):
-    refuse = "echo 0 > /proc/sys/user/max_user_namespaces; exec \"$@\""
+    refuse = 'echo 0 > /proc/sys/user/max_user_namespaces; exec "$@"'
     prefix = ["unshare", "--user", "--map-root-user", "sh", "-c", refuse, "sh"]
     done = pyspawner.map("files.whoami", [[]], path=JOBS, prefix=prefix)
     assert (done.status, done.stdout) == (125, "")
@@ -257,7 +257,9 @@ def test_a_job_that_takes_every_epoll_watch_costs_no_sibling_its_result(pyspawne
     """The kernel counts them for the user, who is the host's own here."""
     _, prefix = user
     command = pyspawner.command("map", "quotas.main", "-j", "3", path=JOBS, prefix=prefix, spares=0)
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as host:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as host:
 
         def ask(**job):
             host.stdin.write(json.dumps(job) + "\n")
@@ -273,7 +275,9 @@ def test_a_job_that_takes_every_epoll_watch_costs_no_sibling_its_result(pyspawne
             if line["id"] != "probe":
                 seen[line["id"]] = line
             elif line["outcome"] != "ok":
-                assert line["outcome"] == "setup_failed" and "ENOSPC" in line["detail"].replace("os error 28", "ENOSPC"), line
+                assert line["outcome"] == "setup_failed" and "ENOSPC" in line["detail"].replace(
+                    "os error 28", "ENOSPC"
+                ), line
                 refused += 1
         assert refused, "the control: the watches were all taken"
         assert seen["taker"]["outcome"] == "timed_out" and seen["sibling"]["outcome"] == "ok", seen

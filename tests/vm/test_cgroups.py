@@ -34,6 +34,7 @@ def test_a_memory_bomb_is_out_of_memory_and_its_siblings_are_ok(pyspawner):
     lines = run(pyspawner, jobs, "-j", "2", memory="64M")
     bomb = lines.pop("bomb")
     assert (bomb["outcome"], bomb["signal"]) == ("out_of_memory", 9), bomb
+    assert bomb["detail"] == "reached its limit of memory (limits.memory)" and "unenforced" not in bomb
     assert 0 < bomb["peak_memory_bytes"] <= 64 << 20 or bomb["peak_memory_bytes"] > 0
     assert {line["outcome"] for line in lines.values()} == {"ok"}
 
@@ -51,6 +52,15 @@ def test_memory_is_counted_for_the_job_as_a_whole(pyspawner, attack):
 def test_pids(pyspawner):
     assert run(pyspawner, [["fork_bomb", 60]], pids=32)["1"]["result"] == [31, "EAGAIN"]
     assert run(pyspawner, [["fork_bomb", 60]])["1"]["result"] == [60, None]
+
+
+def test_a_job_that_fails_for_want_of_processes_is_told_of_the_limit(pyspawner):
+    line = run(pyspawner, [["fork_too_much", 60]], pids=32)["1"]
+    assert (
+        line["outcome"] == "exited" and line["detail"] == "it reached its limit of processes and threads (limits.pids)"
+    )
+    # The control: it may fail for another reason.
+    assert run(pyspawner, [["fork_too_much", "many"]], pids=32)["1"]["detail"] is None
 
 
 def test_cpu(pyspawner):

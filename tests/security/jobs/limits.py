@@ -3,7 +3,6 @@
 import errno
 import mmap
 import os
-import sys
 import threading
 import time
 
@@ -181,3 +180,9 @@ def group():
 def main(what, *args):
     """Several kinds of jobs in one run."""
     return globals()[what](*args)
+
+
+def fork_too_much(count):
+    for _ in range(count):
+        if os.fork() == 0:
+            time.sleep(60)

@@ -249,7 +249,9 @@ def say_anything(seed):
     if end == 0:
         os._exit(rng.randrange(256))
     elif end == 1:
-        os.kill(os.getpid(), rng.choice([signal.SIGSEGV, signal.SIGABRT, signal.SIGTERM, signal.SIGKILL, signal.SIGSYS]))
+        os.kill(
+            os.getpid(), rng.choice([signal.SIGSEGV, signal.SIGABRT, signal.SIGTERM, signal.SIGKILL, signal.SIGSYS])
+        )
     elif end == 2:
         raise ValueError(rng.choice(PAYLOADS)[:500])
     elif end == 3:

@@ -66,7 +66,17 @@ def ordinary_options():
     found = {}
     for family in (socket.AF_INET, socket.AF_INET6):
         with socket.socket(family, socket.SOCK_STREAM) as one:
-            for name in "REUSEADDR", "KEEPALIVE", "SNDBUF", "RCVBUF", "REUSEPORT", "LINGER", "RCVTIMEO", "BROADCAST", "PASSCRED":
+            for name in (
+                "REUSEADDR",
+                "KEEPALIVE",
+                "SNDBUF",
+                "RCVBUF",
+                "REUSEPORT",
+                "LINGER",
+                "RCVTIMEO",
+                "BROADCAST",
+                "PASSCRED",
+            ):
                 size = {"LINGER": struct.pack("ii", 0, 0), "RCVTIMEO": struct.pack("qq", 1, 0)}.get(name, 1)
                 option = getattr(socket, f"SO_{name}", 20)
                 found[f"{family} {name}"] = attempt(one.setsockopt, socket.SOL_SOCKET, option, size)
@@ -94,7 +104,9 @@ def ordinary_sockets():
         for kind, protocols in ((socket.SOCK_STREAM, (0, 6)), (socket.SOCK_DGRAM, (0, 17))):
             for protocol in protocols:
                 for flags in (0, socket.SOCK_CLOEXEC, socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK):
-                    found[f"{family} {kind} {protocol} {flags}"] = attempt(lambda *a: socket.socket(*a).close(), family, kind | flags, protocol)
+                    found[f"{family} {kind} {protocol} {flags}"] = attempt(
+                        lambda *a: socket.socket(*a).close(), family, kind | flags, protocol
+                    )
     return found
 
 
