@@ -125,7 +125,7 @@ def test_many_threads_call_at_once():
         for thread in threads:
             thread.join()
         assert {n: len(text) for n, text in results.items()} == {n: 20_000 + n for n in range(40)}
-        wait_until(lambda: unslotted(host) == before)
+        wait_until(lambda: unslotted(host) <= before)
 
 
 def test_the_same_for_asyncio():
