@@ -20,7 +20,7 @@ demo: setup
 	@$(VENV)/bin/python examples/flights/demo.py
 
 test: setup
-	$(CARGO_ENV) cargo test --release --locked --quiet --lib
+	$(CARGO_ENV) cargo test --release --locked --quiet --bins
 	$(VENV)/bin/python -m pytest tests
 	tests/vm/run -- $(VENV)/bin/python -m pytest --color=no tests/vm
 
@@ -47,7 +47,7 @@ soak: setup
 # What a client or a job may say, and much else: to the decoders alone, then to a living host.
 fuzz: export FUZZ_SECONDS ?= 600
 fuzz: setup
-	$(CARGO_ENV) cargo test --release --locked --quiet --lib fuzz -- --nocapture --test-threads 8
+	$(CARGO_ENV) cargo test --release --locked --quiet --bins fuzz -- --nocapture --test-threads 8
 	$(VENV)/bin/python -m pytest -s -m soak -k fuzzing tests/api tests/security
 
 # Every figure of docs/performance.md, beside pyspawner 1.0.0 and others.
@@ -61,6 +61,7 @@ bench-memory: setup
 lint: setup
 	cargo fmt --check
 	$(CARGO_ENV) cargo clippy --release --all-targets --locked -- -D warnings
+	$(CARGO_ENV) RUSTDOCFLAGS='-D warnings' cargo doc --release --locked --quiet --no-deps --document-private-items
 	$(VENV)/bin/ruff format --check --quiet .
 	$(VENV)/bin/ruff check --quiet .
 	$(VENV)/bin/python -m mypy

@@ -36,7 +36,7 @@ find_python() { # find_python VERSION: one of this machine's own
 # shellcheck disable=SC2016 # expanded by the inner shell
 suite='
     scripts/setup.sh
-    PYO3_PYTHON=$(readlink -f "$VENV/bin/python") cargo test --release --locked --quiet --lib
+    PYO3_PYTHON=$(readlink -f "$VENV/bin/python") cargo test --release --locked --quiet --bins
     "$VENV/bin/python" -m pytest -rs tests $PYTEST_ARGUMENTS
 '
 

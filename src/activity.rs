@@ -14,32 +14,32 @@ use crate::sys::files;
 const END: &str = "the end";
 
 /// The end that the init reads, and the host's.
-pub fn pipe() -> nix::Result<(OwnedFd, OwnedFd)> {
+pub(crate) fn pipe() -> nix::Result<(OwnedFd, OwnedFd)> {
     // The host never waits for its init.
     pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
 }
 
 /// Tells what the host is about to do, such as `importing numpy`.
-pub fn tell(init: BorrowedFd<'_>, activity: &str) {
+pub(crate) fn tell(init: BorrowedFd<'_>, activity: &str) {
     // An init that is gone does not read it, and the host goes on.
     files::write_once(init.as_raw_fd(), format!("{activity}\n").as_bytes());
 }
 
 /// Tells that the host ends by itself, and has said what there is to say.
-pub fn tell_end(init: BorrowedFd<'_>) {
+pub(crate) fn tell_end(init: BorrowedFd<'_>) {
     tell(init, END);
 }
 
 /// What a host that has ended told last.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Last {
+pub(crate) enum Last {
     End,
     Activity(String),
 }
 
 impl Last {
     /// Reads what the host has told.
-    pub fn read(told: &OwnedFd) -> Self {
+    pub(crate) fn read(told: &OwnedFd) -> Self {
         let mut text = Vec::new();
         let mut part = [0; 4096];
         while let Ok(length @ 1..) = read(told, &mut part) {

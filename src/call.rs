@@ -10,7 +10,7 @@ use crate::sys::files;
 /// The form of the arguments.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Call {
+pub(crate) enum Call {
     /// JSON, with what `pyspawner_host` tells about the job.
     #[default]
     Json,
@@ -26,7 +26,7 @@ pub enum Call {
 /// How a client encodes a call's arguments.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum ClientForm {
+pub(crate) enum ClientForm {
     /// Python's pickle of a list of arguments, or of a tuple: such a list, and a dict of keyword arguments.
     #[default]
     Pickle,
@@ -36,7 +36,7 @@ pub enum ClientForm {
 
 /// The arguments' bytes.
 #[derive(Debug)]
-pub enum Payload {
+pub(crate) enum Payload {
     /// At most [`LONGEST_INLINE`]: they go with the message that tells of the job.
     Inline(Vec<u8>),
     /// In a sealed memory file.
@@ -44,14 +44,14 @@ pub enum Payload {
 }
 
 /// Up to so many bytes it is cheaper to copy them twice than to make a file.
-pub const LONGEST_INLINE: usize = 16 << 10;
+pub(crate) const LONGEST_INLINE: usize = 16 << 10;
 
 impl Payload {
     /// Keeps bytes, the concatenation of `parts`, in the way that suits their number.
     ///
     /// # Errors
     /// Of `memfd_create(2)` and `write(2)`.
-    pub fn new(parts: &[&[u8]]) -> std::io::Result<Self> {
+    pub(crate) fn new(parts: &[&[u8]]) -> std::io::Result<Self> {
         if parts.iter().map(|part| part.len()).sum::<usize>() <= LONGEST_INLINE {
             return Ok(Self::Inline(parts.concat()));
         }
@@ -62,7 +62,7 @@ impl Payload {
     ///
     /// # Errors
     /// Of `read(2)`.
-    pub fn read(self) -> std::io::Result<Vec<u8>> {
+    pub(crate) fn read(self) -> std::io::Result<Vec<u8>> {
         match self {
             Self::Inline(bytes) => Ok(bytes),
             Self::File(file) => files::read_to_end(file),
@@ -73,7 +73,7 @@ impl Payload {
     ///
     /// # Errors
     /// Of `lseek(2)`.
-    pub fn rewind(&self) -> nix::Result<()> {
+    pub(crate) fn rewind(&self) -> nix::Result<()> {
         match self {
             Self::Inline(_) => Ok(()),
             Self::File(file) => lseek(file, 0, Whence::SeekSet).map(drop),

@@ -12,14 +12,14 @@ mod egress;
 mod profile;
 mod units;
 
-pub use egress::{Destination, Egress};
-pub use profile::{Bind, Cgroups, Cwd, Limits, Network, Proc, Profile, Root};
-pub use units::parse_duration;
+pub(crate) use egress::{Destination, Egress};
+pub(crate) use profile::{Cgroups, Limits, Network, Proc, Profile, Root};
+pub(crate) use units::parse_duration;
 
 /// The configuration file, `pyspawner.toml`.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct File {
+pub(crate) struct File {
     pub child_main: Option<String>,
     pub preload: Vec<String>,
     pub warm_up: Option<String>,
@@ -39,7 +39,7 @@ pub struct File {
 /// `[pool]`.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Pool {
+pub(crate) struct Pool {
     /// How many children run at once; by default as many as there are processors.
     pub concurrency: Option<usize>,
     /// How many children are kept ready for jobs to come, at most; by default as many as there are
@@ -51,7 +51,7 @@ pub struct Pool {
 
 impl File {
     /// Whether the warm-up is called once more in a clone before the first job.
-    pub fn rehearses(&self) -> bool {
+    pub(crate) fn rehearses(&self) -> bool {
         self.rehearsal.unwrap_or(true)
     }
 
@@ -59,7 +59,7 @@ impl File {
     ///
     /// # Errors
     /// With file, line and what was expected.
-    pub fn read(path: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn read(path: &Path) -> anyhow::Result<Self> {
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("reading the configuration {}", path.display()))?;
         let place = |offset: usize| {
@@ -112,7 +112,7 @@ fn note_places(
 
 /// What the host and its children go by. Nothing secret: clones inherit it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct HostSettings {
+pub(crate) struct HostSettings {
     pub child_main: Callable,
     pub preload: Vec<String>,
     pub warm_up: Option<Callable>,
@@ -134,7 +134,7 @@ pub struct HostSettings {
 
 /// A function by module and name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Callable {
+pub(crate) struct Callable {
     pub module: String,
     pub name: String,
 }
@@ -176,7 +176,7 @@ impl std::fmt::Display for Callable {
 ///
 /// # Errors
 /// If there are others and not this one: a name with a mistake in it must not mean a profile without limits.
-pub fn choose_profile(file: &File, name: Option<&str>) -> anyhow::Result<Profile> {
+pub(crate) fn choose_profile(file: &File, name: Option<&str>) -> anyhow::Result<Profile> {
     let name = name.unwrap_or("default");
     let profile = match file.profile.get(name) {
         Some(profile) => profile.clone(),
@@ -219,7 +219,7 @@ fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
 }
 
 /// The child's environment as the C strings of `execve(2)`.
-pub fn environment_block(environment: &BTreeMap<String, String>) -> anyhow::Result<Vec<CString>> {
+pub(crate) fn environment_block(environment: &BTreeMap<String, String>) -> anyhow::Result<Vec<CString>> {
     environment
         .iter()
         .map(|(name, value)| {

@@ -6,10 +6,10 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use proptest::test_runner::{Config, TestCaseError, TestError, TestRunner};
 
-pub type Verdict = Result<(), TestCaseError>;
+pub(crate) type Verdict = Result<(), TestCaseError>;
 
 /// Says after how many cases a property still holds: PROPTEST_CASES of them, or as many as there are in FUZZ_SECONDS.
-pub fn holds<S: Strategy>(name: &str, inputs: S, property: impl Fn(S::Value) -> Verdict) {
+pub(crate) fn holds<S: Strategy>(name: &str, inputs: S, property: impl Fn(S::Value) -> Verdict) {
     let seconds = std::env::var("FUZZ_SECONDS").map_or(0, |text| text.parse().expect("seconds"));
     let end = Instant::now() + Duration::from_secs(seconds);
     let config = Config {
@@ -34,7 +34,7 @@ pub fn holds<S: Strategy>(name: &str, inputs: S, property: impl Fn(S::Value) -> 
 
 /// A change to bytes that were right.
 #[derive(Clone, Debug)]
-pub enum Change {
+pub(crate) enum Change {
     Byte(Index, u8),
     Piece(Index, &'static str),
     Cut(Index, Index),
@@ -43,7 +43,7 @@ pub enum Change {
 
 impl Change {
     /// Any change, or one that puts in a piece that means something to the reader.
-    pub fn any(pieces: &'static [&'static str]) -> impl Strategy<Value = Self> {
+    pub(crate) fn any(pieces: &'static [&'static str]) -> impl Strategy<Value = Self> {
         let place = any::<Index>;
         prop_oneof![
             (place(), any::<u8>()).prop_map(|(at, byte)| Self::Byte(at, byte)),
@@ -53,7 +53,7 @@ impl Change {
         ]
     }
 
-    pub fn apply(&self, bytes: &mut Vec<u8>) {
+    pub(crate) fn apply(&self, bytes: &mut Vec<u8>) {
         let place = |index: &Index| index.index(bytes.len() + 1);
         let span = |from, to| {
             let (from, to) = (place(from), place(to));

@@ -31,17 +31,17 @@ use crate::sandbox::enter::NEVER_STARTED;
 use crate::sys::process;
 
 /// What the I/O thread runs. It ends the process when it is done.
-pub type IoMain = fn(IoEnd, IoDescriptors);
+pub(crate) type IoMain = fn(IoEnd, IoDescriptors);
 
 /// What the host was started with for its I/O thread.
-pub struct IoDescriptors {
+pub(crate) struct IoDescriptors {
     pub command: OwnedFd,
     /// See [`crate::activity`].
     pub init: OwnedFd,
 }
 
 /// Becomes the host. Returns only with an error; on success `io_main` ends the process.
-pub fn serve(
+pub(crate) fn serve(
     settings: &HostSettings,
     io_main: IoMain,
     descriptors: IoDescriptors,

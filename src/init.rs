@@ -30,7 +30,7 @@ const LOWEST_HOST_PID: libc::pid_t = 4096;
 
 /// Returns in the process that is to become the host, a child of this one, with the pipe by which that tells what it does. Must
 /// be called while the process has one thread.
-pub fn step_aside() -> anyhow::Result<OwnedFd> {
+pub(crate) fn step_aside() -> anyhow::Result<OwnedFd> {
     let everything = SigSet::all();
     let mut before = SigSet::empty();
     sigprocmask(

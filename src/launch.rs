@@ -28,14 +28,14 @@ const COMMAND_FD: RawFd = 4;
 const INIT_FD: RawFd = 5;
 
 /// What a host is started with.
-pub struct HostDescriptors {
+pub(crate) struct HostDescriptors {
     pub settings: OwnedFd,
     pub command: OwnedFd,
     pub init: OwnedFd,
 }
 
 /// Replaces this process by a host. Returns only if that fails.
-pub fn execute_host(
+pub(crate) fn execute_host(
     settings: &HostSettings,
     command: &impl Serialize,
     environment: &BTreeMap<String, String>,
@@ -108,7 +108,7 @@ fn is_same(one: &File, other: &File) -> std::io::Result<bool> {
 }
 
 /// The descriptors of a host, if this process was executed as one.
-pub fn host_descriptors() -> Option<HostDescriptors> {
+pub(crate) fn host_descriptors() -> Option<HostDescriptors> {
     let mut arguments = std::env::args_os().skip(1);
     if arguments.next()? != HOST_ARGUMENT || arguments.next().is_some() {
         return None;
@@ -138,7 +138,7 @@ fn is_sealed(fd: BorrowedFd<'_>) -> bool {
 }
 
 /// Reads what [`execute_host`] wrote.
-pub fn read<T: DeserializeOwned>(fd: OwnedFd) -> anyhow::Result<T> {
+pub(crate) fn read<T: DeserializeOwned>(fd: OwnedFd) -> anyhow::Result<T> {
     let json = files::read_to_end(fd).context("reading the host's settings")?;
     serde_json::from_slice(&json).context("the host's settings")
 }

@@ -43,12 +43,12 @@ thread_local! {
 }
 
 /// Says whether the terminal's last line is a progress bar.
-pub fn set_bar(is_there: bool) {
+pub(crate) fn set_bar(is_there: bool) {
     HAS_BAR.set(is_there);
 }
 
 /// Writes a line of this program's to standard error.
-pub fn write(line: &[u8]) {
+pub(crate) fn write(line: &[u8]) {
     const CLEAR: &[u8] = b"\r\x1b[2K"; // ECMA-48, EL
     match HAS_BAR.replace(false) {
         true => crate::sys::files::write_once(libc::STDERR_FILENO, &[CLEAR, line].concat()),
@@ -57,7 +57,7 @@ pub fn write(line: &[u8]) {
 }
 
 /// A text that a job, a client or a file may have a part in, without what a terminal obeys.
-pub fn without_controls(text: &str) -> Cow<'_, str> {
+pub(crate) fn without_controls(text: &str) -> Cow<'_, str> {
     let is_obeyed = |c: char| c.is_control() && c != '\n' && c != '\t';
     match text.contains(is_obeyed) {
         false => Cow::Borrowed(text),
@@ -72,7 +72,7 @@ pub fn without_controls(text: &str) -> Cow<'_, str> {
 }
 
 /// The filter for a verbosity (`-v` counts up, `-q` down) unless `PYSPAWNER_LOG` has one.
-pub fn filter(verbose: u8, quiet: u8) -> String {
+pub(crate) fn filter(verbose: u8, quiet: u8) -> String {
     let level = match i16::from(verbose) - i16::from(quiet) {
         i16::MIN..=-2 => LevelFilter::Off,
         -1 => LevelFilter::Error,
@@ -88,7 +88,7 @@ pub fn filter(verbose: u8, quiet: u8) -> String {
 ///
 /// # Errors
 /// With what is wrong with the filter.
-pub fn install(filter: &str) -> anyhow::Result<()> {
+pub(crate) fn install(filter: &str) -> anyhow::Result<()> {
     let filter = env_filter::Builder::new()
         .try_parse(filter)
         .map_err(|error| anyhow::anyhow!("PYSPAWNER_LOG: {error}"))?

@@ -4,27 +4,27 @@
 //! nobody trusts: the host takes it for what the job says, never for what is so.
 
 /// `child_main`'s return value, as JSON.
-pub const RESULT: u8 = b'R';
+pub(crate) const RESULT: u8 = b'R';
 /// Instead of a result: why what `child_main` returned has no JSON form.
-pub const NO_FORM: u8 = b'X';
+pub(crate) const NO_FORM: u8 = b'X';
 /// What the result does not tell of what `child_main` returned.
-pub const NOTE: u8 = b'N';
+pub(crate) const NOTE: u8 = b'N';
 /// The name of the system call that ended the job.
-pub const BLOCKED: u8 = b'B';
+pub(crate) const BLOCKED: u8 = b'B';
 /// Progress, as JSON: `{"fraction": 0.5, "text": "half"}`.
-pub const PROGRESS: u8 = b'P';
+pub(crate) const PROGRESS: u8 = b'P';
 
 const HEADER: usize = 5;
 
 /// The bytes before a payload.
-pub fn header(tag: u8, length: u32) -> [u8; HEADER] {
+pub(crate) fn header(tag: u8, length: u32) -> [u8; HEADER] {
     let [a, b, c, d] = length.to_le_bytes();
     [tag, a, b, c, d]
 }
 
 /// Puts parts behind each other, as far as there is room; allocates nothing, for signal
 /// handlers. Returns the length.
-pub fn concat_into(buffer: &mut [u8], parts: &[&[u8]]) -> usize {
+pub(crate) fn concat_into(buffer: &mut [u8], parts: &[&[u8]]) -> usize {
     let mut length = 0;
     for part in parts {
         let room = part.len().min(buffer.len() - length);
@@ -35,14 +35,14 @@ pub fn concat_into(buffer: &mut [u8], parts: &[&[u8]]) -> usize {
 }
 
 /// A whole record in a fixed buffer; a payload that does not fit is cut.
-pub fn frame_into(buffer: &mut [u8], tag: u8, payload: &[u8]) -> usize {
+pub(crate) fn frame_into(buffer: &mut [u8], tag: u8, payload: &[u8]) -> usize {
     let payload = &payload[..payload.len().min(buffer.len() - HEADER)];
     concat_into(buffer, &[&header(tag, payload.len() as u32), payload])
 }
 
 /// Takes the first complete record off the front of `bytes`: tag, payload, rest. `None` if
 /// there is none.
-pub fn split_first(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
+pub(crate) fn split_first(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     let (header, rest) = bytes.split_at_checked(HEADER)?;
     let length = u32::from_le_bytes(header[1..].try_into().expect("four bytes"));
     let (payload, rest) = rest.split_at_checked(length as usize)?;

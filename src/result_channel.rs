@@ -7,17 +7,17 @@ use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicI32, Ordering};
 
 /// The lowest number it may have. A table of descriptors has 64 places before it must grow.
-pub const LOWEST: RawFd = 56;
+pub(crate) const LOWEST: RawFd = 56;
 
 static CHANNEL: AtomicI32 = AtomicI32::new(-1);
 
 /// From here on this is the channel, or nobody asks for a result.
-pub fn set(channel: Option<RawFd>) {
+pub(crate) fn set(channel: Option<RawFd>) {
     CHANNEL.store(channel.unwrap_or(-1), Ordering::Relaxed);
 }
 
 /// The channel's number, if a result is asked for.
-pub fn number() -> Option<RawFd> {
+pub(crate) fn number() -> Option<RawFd> {
     let number = CHANNEL.load(Ordering::Relaxed);
     (number >= 0).then_some(number)
 }

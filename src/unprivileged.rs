@@ -20,7 +20,7 @@ use crate::sys::process;
 
 /// Enters a user namespace unless this process may do without one. Must be called while the
 /// process has one thread.
-pub fn gain_capabilities() -> anyhow::Result<()> {
+pub(crate) fn gain_capabilities() -> anyhow::Result<()> {
     if caps::has_cap(None, CapSet::Effective, Capability::CAP_SYS_ADMIN)? {
         return Ok(());
     }

@@ -14,7 +14,7 @@ use crate::sys::messages::{
 
 /// Serves a client until it goes. One that goes without a word has its children ended: it has been
 /// killed, or has failed. What a client sends, and when it stops, is its own matter alone.
-pub async fn attend(service: Rc<Service>, socket: Socket) {
+pub(crate) async fn attend(service: Rc<Service>, socket: Socket) {
     let mut client = Client {
         service,
         socket,

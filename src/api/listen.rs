@@ -24,7 +24,7 @@ use crate::sys::messages::Socket;
 
 /// Who may connect, besides the host's own user and root.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Access {
+pub(crate) struct Access {
     /// The socket's mode. Users without the right to write to it cannot connect (`unix(7)`).
     pub mode: Option<u32>,
     /// The socket's group.
@@ -37,7 +37,7 @@ pub struct Access {
 const BETWEEN_WARNINGS: Duration = Duration::from_secs(5);
 
 /// A listening socket, which is removed at the end.
-pub struct Listener {
+pub(crate) struct Listener {
     fd: AsyncFd<OwnedFd>,
     path: PathBuf,
     admitted: Vec<u32>,
@@ -64,7 +64,7 @@ fn identity(path: &Path) -> std::io::Result<(u64, u64)> {
 impl Listener {
     /// Listens at `path`, for this user, root and those of `access`. A socket that a host left there, and at which
     /// nobody listens any more, is replaced.
-    pub fn open(path: &Path, access: &Access) -> anyhow::Result<Self> {
+    pub(crate) fn open(path: &Path, access: &Access) -> anyhow::Result<Self> {
         let step = |what: &str| format!("{what} {}", path.display());
         let address = UnixAddr::new(path).with_context(|| step("the socket's path"))?;
         remove_stale(path, &address)?;
@@ -94,7 +94,7 @@ impl Listener {
     }
 
     /// Serves every client that comes, for ever.
-    pub async fn serve(&self, service: &Rc<Service>) -> std::io::Result<()> {
+    pub(crate) async fn serve(&self, service: &Rc<Service>) -> std::io::Result<()> {
         let mut warned: Option<Instant> = None;
         loop {
             let client = self.accept().await?;
@@ -114,7 +114,7 @@ impl Listener {
     }
 
     /// Tells those who have come so far that there will be no host.
-    pub fn turn_away(&self, event: &Event<'_>) {
+    pub(crate) fn turn_away(&self, event: &Event<'_>) {
         while let Ok(client) = self.accept_now() {
             match Socket::new(client) {
                 Ok(client) => client.say_last(&event.encode()),

@@ -5,9 +5,9 @@
 
 mod child;
 mod client;
-pub mod listen;
+pub(crate) mod listen;
 mod peer;
-pub mod protocol;
+pub(crate) mod protocol;
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -15,7 +15,7 @@ use std::rc::Rc;
 use nix::sys::resource::{Resource, getrlimit};
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 
-pub use client::attend;
+pub(crate) use client::attend;
 
 use crate::config::Profile;
 use crate::pool::interrupt::Interrupt;
@@ -27,7 +27,7 @@ const DESCRIPTORS_OF_A_CHILD: u64 = 15;
 const DESCRIPTORS_OF_THE_HOST: u64 = 100;
 
 /// What all clients share.
-pub struct Service {
+pub(crate) struct Service {
     pool: Pool,
     profile: Rc<Profile>,
     children: Count,
@@ -47,7 +47,7 @@ struct Count {
 impl Service {
     /// # Errors
     /// If this process's limit of open files cannot be read.
-    pub fn new(
+    pub(crate) fn new(
         pool: Pool,
         profile: Rc<Profile>,
         interrupt: Interrupt,
@@ -72,7 +72,7 @@ impl Service {
     }
 
     /// Returns once no child is left.
-    pub async fn idle(&self) {
+    pub(crate) async fn idle(&self) {
         while self.children.now.get() > 0 {
             self.idle.notified().await;
         }

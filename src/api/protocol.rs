@@ -18,12 +18,12 @@ use crate::sys::messages::LONGEST;
 use crate::sys::process::Ending;
 
 /// What this host speaks.
-pub const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 1;
 
 /// From a client, on its connection.
 #[derive(Debug, PartialEq, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
-pub enum Request {
+pub(crate) enum Request {
     /// Comes first.
     Hello { version: u32 },
     /// With what is in [`Handover`].
@@ -34,7 +34,7 @@ pub enum Request {
 
 /// What comes with [`Request::Spawn`].
 #[derive(Debug)]
-pub struct Handover {
+pub(crate) struct Handover {
     pub arguments: Payload,
     /// Standard input, output and error.
     pub streams: [OwnedFd; 3],
@@ -44,7 +44,7 @@ pub struct Handover {
 impl Handover {
     /// Of the bytes that are attached to a message, and its descriptors: the streams, the control
     /// socket, and the arguments' file unless they are attached. `None` if these are others.
-    pub fn take(attached: Option<&[u8]>, descriptors: Vec<OwnedFd>) -> Option<Self> {
+    pub(crate) fn take(attached: Option<&[u8]>, descriptors: Vec<OwnedFd>) -> Option<Self> {
         let (arguments, [stdin, stdout, stderr, control]) = match attached {
             Some(bytes) => (
                 Payload::Inline(bytes.to_vec()),
@@ -66,7 +66,7 @@ impl Handover {
 /// One child, please.
 #[derive(Debug, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Spawn {
+pub(crate) struct Spawn {
     /// For `pyspawner_host.job_id()`.
     pub id: String,
     pub process_name: Option<String>,
@@ -88,7 +88,7 @@ pub struct Spawn {
 }
 
 /// The layers that [`Spawn::skip_except`] is about.
-pub const MAY_SKIP: [Layer; 4] = [
+pub(crate) const MAY_SKIP: [Layer; 4] = [
     Layer::DropCapabilities,
     Layer::Setuid,
     Layer::NoNewPrivs,
@@ -98,14 +98,14 @@ pub const MAY_SKIP: [Layer; 4] = [
 /// From a client, on a child's control socket.
 #[derive(Debug, PartialEq, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
-pub enum ChildRequest {
+pub(crate) enum ChildRequest {
     Kill {},
 }
 
 /// To a client, on its connection.
 #[derive(Debug, Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
-pub enum Event<'a> {
+pub(crate) enum Event<'a> {
     /// Children can be asked for.
     Ready { version: u32, pid: u32 },
     /// The answer to [`Request::Close`]: how many children run on.
@@ -121,7 +121,7 @@ pub enum Event<'a> {
 /// To a client, on a child's control socket.
 #[derive(Debug, Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
-pub enum ChildEvent {
+pub(crate) enum ChildEvent {
     /// The child has its job.
     Started {
         pid: i32,
@@ -132,7 +132,7 @@ pub enum ChildEvent {
 }
 
 #[derive(Debug, Serialize)]
-pub struct Refused {
+pub(crate) struct Refused {
     /// `setup_failed`, `timed_out`, `cancelled`, …; `bad_request`.
     pub outcome: &'static str,
     #[serde(serialize_with = "fitting")]
@@ -145,7 +145,7 @@ pub struct Refused {
 }
 
 #[derive(Debug, Serialize)]
-pub struct Ended {
+pub(crate) struct Ended {
     /// As `wait(2)` gives it.
     pub status: i32,
     pub outcome: Outcome,
@@ -163,7 +163,7 @@ pub struct Ended {
 /// Where what `child_main` returned is, as JSON; only for a client that asked for it.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum ResultOf {
+pub(crate) enum ResultOf {
     /// Here. `null` too if there is none.
     Result(Option<Box<RawValue>>),
     /// In a sealed memory file that comes with the event, since it is long: the number of bytes.
@@ -171,7 +171,7 @@ pub enum ResultOf {
 }
 
 impl Event<'_> {
-    pub fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("an event is valid JSON")
     }
 }
@@ -179,7 +179,7 @@ impl Event<'_> {
 impl Request {
     /// # Errors
     /// In words.
-    pub fn decode(bytes: &[u8]) -> Result<Self, String> {
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, String> {
         decode(bytes)
     }
 }
@@ -187,7 +187,7 @@ impl Request {
 impl ChildRequest {
     /// # Errors
     /// In words.
-    pub fn decode(bytes: &[u8]) -> Result<Self, String> {
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, String> {
         decode(bytes)
     }
 }
@@ -202,7 +202,7 @@ fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, String> {
 
 impl Spawn {
     /// The layers that are left out.
-    pub fn skipped(&self) -> Vec<Layer> {
+    pub(crate) fn skipped(&self) -> Vec<Layer> {
         let Some(applied) = &self.skip_except else {
             return Vec::new();
         };
@@ -212,7 +212,7 @@ impl Spawn {
     }
 
     /// A name in `skip_except` that is none of the layers it is about, most likely a mistake.
-    pub fn unknown_layer(&self) -> Option<&str> {
+    pub(crate) fn unknown_layer(&self) -> Option<&str> {
         let mut names = self.skip_except.iter().flatten().map(String::as_str);
         names.find(|name| MAY_SKIP.iter().all(|layer| layer.name() != *name))
     }
@@ -221,7 +221,7 @@ impl Spawn {
     ///
     /// # Errors
     /// As for a configuration file.
-    pub fn limits(&self, of_profile: &Limits) -> Result<Option<Limits>, String> {
+    pub(crate) fn limits(&self, of_profile: &Limits) -> Result<Option<Limits>, String> {
         if self.limits.is_empty() {
             return Ok(None);
         }
@@ -236,7 +236,7 @@ impl Spawn {
 
     /// # Errors
     /// For names and addresses that cannot be.
-    pub fn network(&self) -> Result<Option<JobNetwork>, String> {
+    pub(crate) fn network(&self) -> Result<Option<JobNetwork>, String> {
         if let Some(JobNetwork::Veth(config)) = &self.network {
             config
                 .check()
@@ -247,7 +247,7 @@ impl Spawn {
 
     /// # Errors
     /// If it is no duration.
-    pub fn timeout(&self) -> Result<Option<Duration>, String> {
+    pub(crate) fn timeout(&self) -> Result<Option<Duration>, String> {
         self.timeout
             .map(|seconds| crate::config::parse_duration(&seconds.to_string()))
             .transpose()
@@ -256,7 +256,7 @@ impl Spawn {
 }
 
 impl ChildEvent {
-    pub fn bad_request(detail: String) -> Self {
+    pub(crate) fn bad_request(detail: String) -> Self {
         Self::Refused(Refused {
             outcome: "bad_request",
             detail,
@@ -268,7 +268,7 @@ impl ChildEvent {
     }
 
     /// The last word on a job; whether its code ran decides which. `wants_result`: the client asked for the result.
-    pub fn last(report: JobReport, started: bool, wants_result: bool) -> Self {
+    pub(crate) fn last(report: JobReport, started: bool, wants_result: bool) -> Self {
         let status = match report.ending {
             Some(Ending::Exited(status)) => status << 8,
             Some(Ending::Signaled(signal)) => signal,
@@ -306,7 +306,7 @@ impl ChildEvent {
         })
     }
 
-    pub fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("an event is valid JSON")
     }
 }

@@ -8,7 +8,7 @@ use super::samples::{Kind, Samples};
 use crate::pool::Lap;
 
 #[derive(Serialize)]
-pub struct Figures {
+pub(crate) struct Figures {
     /// The version of the linked interpreter.
     pub python: &'static str,
     pub preload: Vec<String>,
@@ -23,7 +23,7 @@ pub struct Figures {
 }
 
 #[derive(Serialize)]
-pub struct Latencies {
+pub(crate) struct Latencies {
     /// Null if the configuration keeps no spares.
     pub ready_spare: Option<Latency>,
     pub cold: Latency,
@@ -33,7 +33,7 @@ pub struct Latencies {
 
 /// From a child's request on.
 #[derive(Serialize)]
-pub struct Latency {
+pub(crate) struct Latency {
     /// Null where none is written.
     pub first_byte: Option<Percentiles>,
     pub reaped: Percentiles,
@@ -41,7 +41,7 @@ pub struct Latency {
 
 /// In milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Percentiles {
+pub(crate) struct Percentiles {
     pub count: usize,
     pub min: f64,
     pub p50: f64,
@@ -51,20 +51,20 @@ pub struct Percentiles {
 
 /// Of medians.
 #[derive(Serialize)]
-pub struct Ratios {
+pub(crate) struct Ratios {
     pub cold_to_floor: Ratio,
     /// Null if there are no spares.
     pub cold_to_ready_spare: Option<Ratio>,
 }
 
 #[derive(Serialize)]
-pub struct Ratio {
+pub(crate) struct Ratio {
     pub first_byte: f64,
     pub reaped: f64,
 }
 
 #[derive(Serialize)]
-pub struct Throughput {
+pub(crate) struct Throughput {
     pub concurrency: usize,
     pub jobs: usize,
     pub jobs_per_second: f64,
@@ -72,7 +72,7 @@ pub struct Throughput {
 
 /// Of a child that waits for a job.
 #[derive(Serialize)]
-pub struct Memory {
+pub(crate) struct Memory {
     /// In no other process.
     pub private: u64,
     /// In the host, other children, or whoever has the same files in memory.
@@ -84,7 +84,7 @@ pub struct Memory {
 }
 
 impl Latencies {
-    pub fn of(samples: &Samples) -> Self {
+    pub(crate) fn of(samples: &Samples) -> Self {
         let of = |kind| Latency::of(samples.of(kind));
         let always = |kind| of(kind).expect("at least one sample");
         Self {
@@ -95,7 +95,7 @@ impl Latencies {
         }
     }
 
-    pub fn by_kind(&self) -> impl Iterator<Item = (Kind, &Latency)> {
+    pub(crate) fn by_kind(&self) -> impl Iterator<Item = (Kind, &Latency)> {
         let all = [
             self.ready_spare.as_ref(),
             Some(&self.cold),
@@ -134,7 +134,7 @@ impl Percentiles {
 }
 
 impl Ratios {
-    pub fn of(latencies: &Latencies) -> Self {
+    pub(crate) fn of(latencies: &Latencies) -> Self {
         let cold_to = |other: &Latency| Ratio {
             first_byte: latencies.cold.first_byte_median() / other.first_byte_median(),
             reaped: latencies.cold.reaped.p50 / other.reaped.p50,
@@ -152,7 +152,7 @@ impl Latency {
     }
 }
 
-pub fn milliseconds(time: Duration) -> f64 {
+pub(super) fn milliseconds(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 

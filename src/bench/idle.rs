@@ -13,7 +13,7 @@ const LOOKS: u32 = 3;
 const PATIENCE: Duration = Duration::from_millis(100);
 
 /// Waits until no other thread of the machine runs or is ready to. `false`: one always was.
-pub async fn wait() -> std::io::Result<bool> {
+pub(super) async fn wait() -> std::io::Result<bool> {
     let start = Instant::now();
     let mut quiet = 0;
     while start.elapsed() < PATIENCE {

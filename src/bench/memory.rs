@@ -7,7 +7,7 @@ use crate::pool::Pool;
 use crate::sys::memory::field;
 
 /// Looks at a child in its sandbox.
-pub async fn of_idle_child(pool: &Pool) -> Result<Memory, String> {
+pub(super) async fn of_idle_child(pool: &Pool) -> Result<Memory, String> {
     pool.look_at_idle(look).await?
 }
 

@@ -6,22 +6,22 @@
 mod figures;
 mod idle;
 mod memory;
-pub mod plot;
+pub(crate) mod plot;
 mod samples;
-pub mod table;
+pub(crate) mod table;
 mod throughput;
 
 use indicatif::ProgressBar;
 use serde::{Deserialize, Serialize};
 
 use crate::pool::Pool;
-pub use figures::Figures;
+pub(crate) use figures::Figures;
 use figures::{Latencies, Ratios};
-pub use samples::{Kind, Samples};
+pub(crate) use samples::{Kind, Samples};
 
 /// What to measure.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Plan {
+pub(crate) struct Plan {
     /// The modules that are imported, for the report.
     pub preload: Vec<String>,
     /// How many of each kind, and how many jobs for each throughput.
@@ -32,13 +32,13 @@ pub struct Plan {
 
 impl Plan {
     /// How many samples and jobs there are to wait for.
-    pub fn steps(&self) -> u64 {
+    pub(crate) fn steps(&self) -> u64 {
         (self.samples * (Kind::ALL.len() + self.concurrencies.len())) as u64
     }
 }
 
 /// Measures all of it. The error says in words what did not work.
-pub async fn measure(
+pub(crate) async fn measure(
     pool: &Pool,
     plan: &Plan,
     bar: &ProgressBar,

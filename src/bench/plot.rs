@@ -17,7 +17,7 @@ type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type End = fn(&Lap) -> Option<Duration>;
 
 /// Draws both panels as SVG text.
-pub fn draw(samples: &Samples) -> anyhow::Result<String> {
+pub(crate) fn draw(samples: &Samples) -> anyhow::Result<String> {
     let mut svg = String::new();
     {
         let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();

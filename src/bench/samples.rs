@@ -18,7 +18,7 @@ use crate::sandbox::assignment::Assignment;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// A job that finds a spare ready.
     ReadySpare,
     /// A job for which a child is cloned once it has come.
@@ -30,9 +30,9 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Self; 4] = [Self::ReadySpare, Self::Cold, Self::Floor, Self::BareClone];
+    pub(crate) const ALL: [Self; 4] = [Self::ReadySpare, Self::Cold, Self::Floor, Self::BareClone];
 
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::ReadySpare => "ready spare",
             Self::Cold => "cold",
@@ -44,21 +44,21 @@ impl Kind {
 
 /// All samples of a run, by kind.
 #[derive(Default)]
-pub struct Samples {
+pub(crate) struct Samples {
     laps: [Vec<Lap>; Kind::ALL.len()],
     /// How many were taken though something else ran.
     pub on_busy_machine: usize,
 }
 
 impl Samples {
-    pub fn of(&self, kind: Kind) -> &[Lap] {
+    pub(crate) fn of(&self, kind: Kind) -> &[Lap] {
         &self.laps[kind as usize]
     }
 }
 
 /// Takes so many of each kind that there is. The first round does not count: it touches what no
 /// later one touches first.
-pub async fn take(pool: &Pool, count: usize, bar: &ProgressBar) -> Result<Samples, String> {
+pub(super) async fn take(pool: &Pool, count: usize, bar: &ProgressBar) -> Result<Samples, String> {
     let kinds =
         Kind::ALL.map(|kind| (kind != Kind::ReadySpare || pool.has_spares()).then_some(kind));
     let mut samples = Samples::default();

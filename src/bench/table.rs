@@ -5,7 +5,7 @@ use std::fmt::Write;
 use super::figures::{Figures, Percentiles, Ratio};
 
 /// All of them, without a line feed at the end.
-pub fn of(figures: &Figures) -> String {
+pub(crate) fn of(figures: &Figures) -> String {
     [
         conditions(figures),
         latencies(figures),

@@ -11,7 +11,7 @@ use crate::pool::payload::Streams;
 use crate::pool::{JobReport, Pool};
 
 /// Runs so many jobs, `concurrency` at once.
-pub async fn measure(
+pub(super) async fn measure(
     pool: &Pool,
     concurrency: usize,
     count: usize,

@@ -25,7 +25,7 @@ use crate::pool::interrupt::Interrupt;
 /// that ends at once (bare clone). Samples are taken in turn, each once spares are ready and the
 /// machine is idle. A run without --preload shows what the modules add.
 #[derive(Args)]
-pub struct Arguments {
+pub(crate) struct Arguments {
     #[command(flatten)]
     options: HostOptions,
     #[command(flatten)]

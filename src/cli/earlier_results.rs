@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use serde::Deserialize;
 
 /// The ids of the jobs that were `ok`, and how many bytes of the file are whole lines.
-pub struct EarlierResults {
+pub(super) struct EarlierResults {
     pub done: HashSet<String>,
     pub whole: u64,
 }
@@ -23,7 +23,7 @@ struct Line {
 ///
 /// # Errors
 /// If a line is no result of `map`: its number, and what is wrong with it.
-pub fn read(file: &File) -> anyhow::Result<EarlierResults> {
+pub(super) fn read(file: &File) -> anyhow::Result<EarlierResults> {
     let mut done = HashSet::new();
     let mut whole = 0;
     let mut lines = BufReader::new(file);
@@ -52,7 +52,7 @@ pub fn read(file: &File) -> anyhow::Result<EarlierResults> {
 ///
 /// # Errors
 /// Of `ftruncate(2)`.
-pub fn cut_unfinished_line(file: &File, whole: u64) -> anyhow::Result<()> {
+pub(super) fn cut_unfinished_line(file: &File, whole: u64) -> anyhow::Result<()> {
     let length = file.metadata()?.len();
     if length < whole {
         bail!("it has become shorter meanwhile");

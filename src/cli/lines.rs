@@ -81,14 +81,14 @@ fn is_ready(fd: &OwnedFd, events: PollFlags) -> nix::Result<bool> {
 
 /// A line of input, without its line feed.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Line {
+pub(super) enum Line {
     Text(Vec<u8>),
     /// Longer than the limit; the rest was skipped.
     TooLong,
 }
 
 /// Splits a descriptor's content into lines of a limited length.
-pub struct LineReader {
+pub(super) struct LineReader {
     source: Descriptor,
     splitter: Splitter,
     ended: bool,
@@ -97,7 +97,7 @@ pub struct LineReader {
 }
 
 impl LineReader {
-    pub fn new(fd: OwnedFd, limit: usize) -> std::io::Result<Self> {
+    pub(super) fn new(fd: OwnedFd, limit: usize) -> std::io::Result<Self> {
         Ok(Self {
             source: Descriptor::new(fd, Interest::READABLE)?,
             splitter: Splitter::new(limit),
@@ -107,7 +107,7 @@ impl LineReader {
     }
 
     /// The next line; `None` at the end. Loses nothing if dropped before it is done.
-    pub async fn next(&mut self) -> std::io::Result<Option<Line>> {
+    pub(super) async fn next(&mut self) -> std::io::Result<Option<Line>> {
         loop {
             if let Some(line) = self.splitter.next() {
                 return Ok(Some(line));
@@ -194,7 +194,7 @@ impl Splitter {
 }
 
 /// Writes lines to a descriptor.
-pub struct LineWriter {
+pub(super) struct LineWriter {
     target: Descriptor,
     pending: Vec<u8>,
     /// How much of it has been written. It is not moved up each time: that takes hours for what jobs may return at once.
@@ -205,7 +205,7 @@ pub struct LineWriter {
 const KEPT: usize = 1 << 20;
 
 impl LineWriter {
-    pub fn new(fd: OwnedFd) -> std::io::Result<Self> {
+    pub(super) fn new(fd: OwnedFd) -> std::io::Result<Self> {
         Ok(Self {
             target: Descriptor::new(fd, Interest::WRITABLE)?,
             pending: Vec::new(),
@@ -214,13 +214,13 @@ impl LineWriter {
     }
 
     /// Puts a line behind what is still to be written.
-    pub fn add(&mut self, line: &[u8]) {
+    pub(super) fn add(&mut self, line: &[u8]) {
         self.pending.extend_from_slice(line);
     }
 
     /// Writes all that was added, waiting for a reader that is slow. Loses nothing if dropped
     /// before it is done.
-    pub async fn flush(&mut self) -> std::io::Result<()> {
+    pub(super) async fn flush(&mut self) -> std::io::Result<()> {
         while self.written < self.pending.len() {
             self.written += self.target.write(&self.pending[self.written..]).await?;
         }

@@ -37,7 +37,7 @@ const WAITING_BYTES: usize = 32 << 20;
 /// "kwargs", "stdin" and "timeout". Every line yields one result, a malformed one included.
 /// Exits with 0 if every job was "ok", 1 if some were not, 125 if pyspawner failed.
 #[derive(Args)]
-pub struct Arguments {
+pub(crate) struct Arguments {
     #[command(flatten)]
     options: JobOptions,
     #[command(flatten)]

@@ -1,15 +1,15 @@
 //! The command line. `start` turns it into settings; `become_host` takes it from there.
 
-pub mod bench;
+pub(crate) mod bench;
 mod earlier_results;
 mod lines;
-pub mod map;
+pub(crate) mod map;
 mod own_files;
 mod paths;
 mod progress;
 mod python;
-pub mod run;
-pub mod serve;
+pub(crate) mod run;
+pub(crate) mod serve;
 mod terminal;
 
 use std::collections::BTreeMap;
@@ -36,7 +36,7 @@ use crate::sandbox::hidden;
 use crate::{activity, host, init, logging, unprivileged};
 
 /// The exit status if pyspawner itself failed.
-pub const FAILED: u8 = 125;
+pub(crate) const FAILED: u8 = 125;
 
 /// Import slow Python modules once, then run every job in a sandboxed clone of the warm
 /// interpreter.
@@ -180,13 +180,13 @@ struct IoSettings {
 }
 
 /// Prints an error, once.
-pub fn print_error(error: &anyhow::Error) {
+pub(crate) fn print_error(error: &anyhow::Error) {
     let text = format!("pyspawner: error: {error:#}\n");
     logging::write(logging::without_controls(&text).as_bytes());
 }
 
 /// The command as the user started it: read, check, execute the host.
-pub fn start() -> anyhow::Result<ExitCode> {
+pub(crate) fn start() -> anyhow::Result<ExitCode> {
     crate::sys::process::keep_child_statuses();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -348,7 +348,7 @@ fn or_file<T: Clone>(flags: Vec<T>, file: &[T]) -> Vec<T> {
 }
 
 /// The second life of this program: the host.
-pub fn become_host(descriptors: HostDescriptors) -> anyhow::Result<ExitCode> {
+pub(crate) fn become_host(descriptors: HostDescriptors) -> anyhow::Result<ExitCode> {
     let HostDescriptors {
         settings,
         command,

@@ -17,7 +17,7 @@ use crate::sys::files;
 /// How often a bar is drawn at most, in a second.
 const DRAWN: u8 = 10;
 /// How often a bar is drawn at least: the time goes on while jobs run.
-pub const TICK: Duration = Duration::from_millis(500);
+pub(super) const TICK: Duration = Duration::from_millis(500);
 /// How many failures the summary tells.
 const TOLD: usize = 10;
 /// The longest id and reason in the summary, in characters.
@@ -26,21 +26,21 @@ const LONGEST_REASON: usize = 160;
 
 /// Whether there is a terminal on which a line can be drawn again. Asked by the command, since the host has the children's
 /// environment.
-pub fn is_wanted(quiet: bool) -> bool {
+pub(super) fn is_wanted(quiet: bool) -> bool {
     let is_terminal = nix::unistd::isatty(std::io::stderr()).unwrap_or(false);
     let can_move = std::env::var_os("TERM").is_some_and(|name| !name.is_empty() && name != "dumb");
     !quiet && is_terminal && can_move
 }
 
 /// A bar on standard error.
-pub fn bar(length: Option<u64>, template: &str) -> ProgressBar {
+pub(super) fn bar(length: Option<u64>, template: &str) -> ProgressBar {
     let style = ProgressStyle::with_template(template).expect("a valid template");
     let target = ProgressDrawTarget::term_like_with_hz(Box::new(Terminal::default()), DRAWN);
     ProgressBar::with_draw_target(length, target).with_style(style)
 }
 
 /// Takes a bar away.
-pub fn remove(bar: &ProgressBar) {
+pub(super) fn remove(bar: &ProgressBar) {
     bar.finish_and_clear();
     logging::set_bar(false);
 }
@@ -141,7 +141,7 @@ struct Failure {
 }
 
 /// How far `map` is.
-pub struct Progress {
+pub(super) struct Progress {
     bar: Option<ProgressBar>,
     start: Instant,
     counts: BTreeMap<Outcome, u64>,
@@ -151,7 +151,7 @@ pub struct Progress {
 
 impl Progress {
     /// `size` is that of the input in bytes, if it is known.
-    pub fn new(size: Option<u64>, is_wanted: bool) -> Self {
+    pub(super) fn new(size: Option<u64>, is_wanted: bool) -> Self {
         let template = match size {
             Some(_) => "{bar:24} {percent:>3}%  {msg}  {elapsed_precise}, {eta_precise} to go",
             None => "{spinner} {msg}  {elapsed_precise}",
@@ -165,19 +165,19 @@ impl Progress {
         }
     }
 
-    pub fn is_shown(&self) -> bool {
+    pub(super) fn is_shown(&self) -> bool {
         self.bar.is_some()
     }
 
     /// So many bytes of the input have been read.
-    pub fn has_read(&self, position: u64) {
+    pub(super) fn has_read(&self, position: u64) {
         if let Some(bar) = &self.bar {
             bar.set_position(position);
         }
     }
 
     /// Counts a job. `reason` tells why it is not `ok`.
-    pub fn count(&mut self, line: u64, id: &str, outcome: Outcome, reason: Option<&str>) {
+    pub(super) fn count(&mut self, line: u64, id: &str, outcome: Outcome, reason: Option<&str>) {
         *self.counts.entry(outcome).or_default() += 1;
         if outcome != Outcome::Ok && self.bar.is_some() && self.failures.len() < TOLD {
             self.failures.push(Failure {
@@ -197,24 +197,24 @@ impl Progress {
     }
 
     /// Counts a job that is left out.
-    pub fn pass_over(&mut self) {
+    pub(super) fn pass_over(&mut self) {
         self.passed_over += 1;
     }
 
     /// Draws the time anew.
-    pub fn tick(&self) {
+    pub(super) fn tick(&self) {
         if let Some(bar) = &self.bar {
             bar.tick();
         }
     }
 
     /// How many jobs were not `ok`.
-    pub fn failed(&self) -> u64 {
+    pub(super) fn failed(&self) -> u64 {
         self.total() - self.counts.get(&Outcome::Ok).unwrap_or(&0)
     }
 
     /// Takes the bar away and says what there was.
-    pub fn end(&self) {
+    pub(super) fn end(&self) {
         let took = self.start.elapsed().as_secs_f64();
         let mut counted = self.counted();
         if self.passed_over > 0 {

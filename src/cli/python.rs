@@ -28,7 +28,7 @@ print(sys.abiflags)";
 /// # Errors
 /// If there is none, it cannot be run, or it is of another version than the linked one, or of a build whose standard library
 /// cannot work here.
-pub fn find(named: Option<PathBuf>, preferred: Option<PathBuf>) -> anyhow::Result<PathBuf> {
+pub(super) fn find(named: Option<PathBuf>, preferred: Option<PathBuf>) -> anyhow::Result<PathBuf> {
     if let (None, Some(preferred)) = (&named, preferred) {
         match ask(preferred) {
             Ok(found) => match found.build.difference_from(&Build::linked(&found)) {

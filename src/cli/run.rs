@@ -24,7 +24,7 @@ use crate::sys::process::Ending;
 /// Exits with the child's status; with 1 if what child_main returned has no JSON form, 128+N if signal N ended the child, 124 if
 /// it timed out, 125 if pyspawner itself failed.
 #[derive(Args)]
-pub struct Arguments {
+pub(crate) struct Arguments {
     #[command(flatten)]
     options: JobOptions,
     /// Do not print what child_main returns.

@@ -22,7 +22,7 @@ use crate::sys::messages::{self, Socket};
 ///
 /// With --socket it serves any number of clients, of this user, of root and of those that --allow-uid names, until it is interrupted.
 #[derive(Args)]
-pub struct Arguments {
+pub(crate) struct Arguments {
     #[command(flatten)]
     options: JobOptions,
     #[command(flatten)]

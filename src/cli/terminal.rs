@@ -10,13 +10,13 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::termios::{FlowArg, SetArg, Termios, tcflow, tcgetattr, tcsetattr};
 
 /// The state of the three standard streams.
-pub struct Streams {
+pub(super) struct Streams {
     saved: Vec<(BorrowedFd<'static>, OFlag, Option<Termios>)>,
 }
 
 impl Streams {
     /// Remembers the present state.
-    pub fn save() -> nix::Result<Self> {
+    pub(super) fn save() -> nix::Result<Self> {
         let saved = [libc::STDIN_FILENO, libc::STDOUT_FILENO, libc::STDERR_FILENO]
             .map(|number| {
                 // SAFETY: the standard streams stay open for as long as the process lives.
@@ -30,7 +30,7 @@ impl Streams {
     }
 
     /// Puts the state back, and lets a stopped terminal go on.
-    pub fn restore(&self) {
+    pub(super) fn restore(&self) {
         for (stream, flags, modes) in &self.saved {
             let mut result = fcntl(stream, FcntlArg::F_SETFL(*flags)).map(drop);
             if let Some(modes) = modes {

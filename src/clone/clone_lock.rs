@@ -14,6 +14,6 @@ static CLONE_LOCK: Mutex<()> = Mutex::new(());
 /// left any in a bad state.
 ///
 /// The child of a clone inherits the lock as held by its own thread, which drops it.
-pub fn hold() -> MutexGuard<'static, ()> {
+pub(crate) fn hold() -> MutexGuard<'static, ()> {
     CLONE_LOCK.lock().unwrap_or_else(PoisonError::into_inner)
 }

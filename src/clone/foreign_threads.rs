@@ -98,7 +98,7 @@ fn is_no_file(number: RawFd) -> bool {
 
 /// A thread that a preloaded module started.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ForeignThread {
+pub(crate) struct ForeignThread {
     pub tid: libc::pid_t,
     /// The name it gave itself.
     pub name: String,
@@ -108,14 +108,14 @@ pub struct ForeignThread {
 
 /// A thread as it was seen asleep.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Sleeper {
+pub(crate) struct Sleeper {
     tid: libc::pid_t,
     /// The line of `/proc/self/task/TID/syscall`: number, arguments, stack, instruction.
     call: String,
     switches: String,
 }
 
-pub struct ForeignThreads {
+pub(crate) struct ForeignThreads {
     /// `/proc/self/task`, kept open: the path is gone once the root has been changed.
     tasks: OwnedFd,
     own: Vec<libc::pid_t>,
@@ -126,7 +126,7 @@ pub struct ForeignThreads {
 
 impl ForeignThreads {
     /// All threads but the calling one and those in `own`.
-    pub fn new(own: &[libc::pid_t]) -> io::Result<Self> {
+    pub(crate) fn new(own: &[libc::pid_t]) -> io::Result<Self> {
         let tasks = std::fs::File::open("/proc/self/task")?.into();
         let mut own = own.to_vec();
         own.push(nix::unistd::gettid().as_raw());
@@ -141,7 +141,7 @@ impl ForeignThreads {
 
     /// Shows that every foreign thread waits in a system call that holds no lock. The
     /// inner error names the first that does not.
-    pub fn asleep(&self) -> Result<Result<Vec<Sleeper>, CloneError>, CloneError> {
+    pub(crate) fn asleep(&self) -> Result<Result<Vec<Sleeper>, CloneError>, CloneError> {
         if !self.are_as_many_as_listed().map_err(CloneError::Threads)? {
             self.list().map_err(CloneError::Threads)?;
         }
@@ -168,7 +168,7 @@ impl ForeignThreads {
 
     /// Shows, after a clone, that the threads seen asleep before it did not run since and
     /// that there are no others.
-    pub fn still(&self, before: &[Sleeper]) -> Result<Result<(), CloneError>, CloneError> {
+    pub(crate) fn still(&self, before: &[Sleeper]) -> Result<Result<(), CloneError>, CloneError> {
         let now = match self.asleep()? {
             Ok(now) => now,
             Err(busy) => return Ok(Err(busy)),
@@ -185,7 +185,7 @@ impl ForeignThreads {
     ///
     /// # Errors
     /// If threads or mappings cannot be read.
-    pub fn describe(&self) -> io::Result<Vec<ForeignThread>> {
+    pub(crate) fn describe(&self) -> io::Result<Vec<ForeignThread>> {
         self.list()?;
         let tids = self.listed.borrow();
         let code = match tids.is_empty() {

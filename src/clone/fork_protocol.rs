@@ -41,22 +41,22 @@ fn run(handler: Option<Handler>) {
 }
 
 /// Before the clone: last registered, first run (`pthread_atfork(3)`).
-pub fn prepare() {
+pub(crate) fn prepare() {
     registrations().iter().rev().for_each(|r| run(r.prepare));
 }
 
 /// After the clone in the parent: in order of registration.
-pub fn after_in_parent() {
+pub(crate) fn after_in_parent() {
     registrations().iter().for_each(|r| run(r.parent));
 }
 
 /// After the clone in the child: in order of registration.
-pub fn after_in_child() {
+pub(crate) fn after_in_child() {
     registrations().iter().for_each(|r| run(r.child));
 }
 
 /// How many handlers are known.
-pub fn handler_count() -> usize {
+pub(crate) fn handler_count() -> usize {
     registrations().len()
 }
 
@@ -73,7 +73,7 @@ fn next_definition(name: &CStr) -> *mut c_void {
 /// # Safety
 /// As the C library's function of this name.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn __register_atfork(
+pub(crate) unsafe extern "C" fn __register_atfork(
     prepare: Option<Handler>,
     parent: Option<Handler>,
     child: Option<Handler>,
@@ -109,7 +109,7 @@ pub unsafe extern "C" fn __register_atfork(
 /// # Safety
 /// As the C library's function of this name.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn __cxa_finalize(library: *mut c_void) {
+pub(crate) unsafe extern "C" fn __cxa_finalize(library: *mut c_void) {
     type Real = unsafe extern "C" fn(*mut c_void);
     // SAFETY: glibc's function has this type; its argument is passed on unchanged. It runs
     // the library's destructors, so our record is dropped after it, as glibc does.

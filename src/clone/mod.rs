@@ -7,16 +7,16 @@
 //! are, no lock of this process may be held by another thread at that moment: see
 //! [`clone_lock`] for the host's own thread and [`foreign_threads`] for all others.
 
-pub mod clone_lock;
-pub mod foreign_threads;
-pub mod fork_protocol;
-pub mod inherited;
-pub mod network_namespace;
-pub mod openmp;
-pub mod private_memory;
+pub(crate) mod clone_lock;
+pub(crate) mod foreign_threads;
+pub(crate) mod fork_protocol;
+pub(crate) mod inherited;
+pub(crate) mod network_namespace;
+pub(crate) mod openmp;
+pub(crate) mod private_memory;
 mod scratch;
 mod thread_code;
-pub mod warm_image;
+pub(crate) mod warm_image;
 
 use std::cell::{Cell, RefCell};
 use std::os::fd::{AsFd, OwnedFd, RawFd};
@@ -41,7 +41,7 @@ const NOT_A_WHOLE_CLONE: i32 = 125;
 
 /// Why a clone could not be made.
 #[derive(Debug, thiserror::Error)]
-pub enum CloneError {
+pub(crate) enum CloneError {
     #[error(
         "clone3(flags {flags:#x}): {errno}{}",
         hint(*errno)
@@ -96,7 +96,7 @@ fn hint(errno: Errno) -> &'static str {
 }
 
 /// What one clone is to be.
-pub struct CloneSpec<'a> {
+pub(crate) struct CloneSpec<'a> {
     /// `CLONE_NEW*`.
     pub flags: u64,
     /// The folder of the control group to be born in.
@@ -109,7 +109,7 @@ pub struct CloneSpec<'a> {
 }
 
 /// The two sides of a clone.
-pub enum Cloned {
+pub(crate) enum Cloned {
     Parent {
         pid: libc::pid_t,
     },
@@ -119,7 +119,7 @@ pub enum Cloned {
 }
 
 /// Makes clones of the calling thread's process.
-pub struct Cloner {
+pub(crate) struct Cloner {
     thread: ThreadState,
     foreign: ForeignThreads,
     pub inherited: Inherited,
@@ -136,7 +136,7 @@ pub struct Cloner {
 impl Cloner {
     /// `own_threads` are the threads besides the calling one that follow the rules of
     /// [`clone_lock`]. The calling thread is the only one that may clone later.
-    pub fn new(own_threads: &[libc::pid_t], inherited: Inherited) -> Result<Self, CloneError> {
+    pub(crate) fn new(own_threads: &[libc::pid_t], inherited: Inherited) -> Result<Self, CloneError> {
         Ok(Self {
             thread: ThreadState::of_this_thread()?,
             foreign: ForeignThreads::new(own_threads).map_err(CloneError::Threads)?,
@@ -153,17 +153,17 @@ impl Cloner {
     }
 
     /// The threads that neither this project nor the main program started.
-    pub fn foreign_threads(&self) -> Result<Vec<ForeignThread>, CloneError> {
+    pub(crate) fn foreign_threads(&self) -> Result<Vec<ForeignThread>, CloneError> {
         self.foreign.describe().map_err(CloneError::Threads)
     }
 
     /// Makes a network namespace for clones to be born into; `None` if that is not possible here.
-    pub fn make_network_namespace(&self) -> Result<Option<OwnedFd>, SetupError> {
+    pub(crate) fn make_network_namespace(&self) -> Result<Option<OwnedFd>, SetupError> {
         self.home.as_ref().map(Home::make_namespace).transpose()
     }
 
     /// Whether a network namespace that a clone had is as it was when it was new.
-    pub fn is_as_new(&self, network: RawFd) -> bool {
+    pub(crate) fn is_as_new(&self, network: RawFd) -> bool {
         self.home
             .as_ref()
             .is_some_and(|home| home.is_as_new(network))
@@ -175,7 +175,7 @@ impl Cloner {
     /// The parent's answer may come after the child has started to run, so the child must
     /// wait for the host's word before it does anything that matters: a clone during which
     /// a foreign thread ran is killed here and made again.
-    pub fn clone_host(
+    pub(crate) fn clone_host(
         &self,
         _attached: Python<'_>,
         spec: &CloneSpec<'_>,
@@ -232,7 +232,7 @@ impl Cloner {
 
     /// Clones this process for a child that ends at once: the system call, and nothing of what makes
     /// a clone fit for use. It is what all else is measured against.
-    pub fn clone_bare(
+    pub(crate) fn clone_bare(
         &self,
         flags: u64,
         network: Option<RawFd>,
@@ -291,7 +291,7 @@ impl Cloner {
     ///
     /// # Errors
     /// Of `sigaction(2)`.
-    pub fn keep_child_statuses(&self) -> Result<(), CloneError> {
+    pub(crate) fn keep_child_statuses(&self) -> Result<(), CloneError> {
         if let Some(signal) = process::take_child_statuses().map_err(CloneError::Signal)? {
             self.childs_signal.set(Some(signal));
         }

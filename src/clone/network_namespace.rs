@@ -24,7 +24,7 @@ const TOO_LITTLE_FOR_IP: libc::c_int = 67;
 
 /// The network namespace of a clone.
 #[derive(Clone, Copy, Debug)]
-pub enum Birth<Namespace> {
+pub(crate) enum Birth<Namespace> {
     /// Made by the clone itself, if the sandbox has one.
     Own,
     /// Made before the clone, to be kept.
@@ -34,7 +34,7 @@ pub enum Birth<Namespace> {
 }
 
 /// The way back: the network namespace of the thread that clones.
-pub struct Home {
+pub(crate) struct Home {
     namespace: OwnedFd,
     /// The thread's folder in `/proc`, whose path is gone once the root has been changed.
     thread: OwnedFd,
@@ -50,7 +50,7 @@ impl Home {
     /// If the thread could not come back: EPERM, where the namespace does not belong to its user
     /// namespace, as for an ordinary user. Or if the kernel lacks what shows that a namespace is
     /// as new.
-    pub fn find() -> nix::Result<Self> {
+    pub(crate) fn find() -> nix::Result<Self> {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let thread = nix::fcntl::open("/proc/thread-self", flags, Mode::empty())?;
         let mut home = Self {
@@ -68,7 +68,7 @@ impl Home {
 
     /// Makes a network namespace in which no interface speaks IP. The thread is back when this
     /// returns.
-    pub fn make_namespace(&self) -> Result<OwnedFd, SetupError> {
+    pub(crate) fn make_namespace(&self) -> Result<OwnedFd, SetupError> {
         process::unshare(libc::CLONE_NEWNET).map_err(at("unshare(CLONE_NEWNET)"))?;
         let made = self.prepare_here();
         self.come_back();
@@ -87,7 +87,7 @@ impl Home {
     }
 
     /// Whether a namespace is as it was when it was new. What cannot be read does not show that.
-    pub fn is_as_new(&self, namespace: RawFd) -> bool {
+    pub(crate) fn is_as_new(&self, namespace: RawFd) -> bool {
         self.traces_in(namespace)
             .is_ok_and(|found| *found == *self.none)
     }
@@ -102,13 +102,13 @@ impl Home {
     }
 
     /// Enters another network namespace, to come back at once.
-    pub fn leave_for(&self, namespace: RawFd) -> Result<(), SetupError> {
+    pub(crate) fn leave_for(&self, namespace: RawFd) -> Result<(), SetupError> {
         enter(namespace).map_err(at("setns(a slot's)"))
     }
 
     /// Comes back. If that fails, the host ends: whatever it did next would be done in a job's network
     /// namespace, and the next job's sockets could meet the host's.
-    pub fn come_back(&self) {
+    pub(crate) fn come_back(&self) {
         if let Err(errno) = enter(self.namespace.as_raw_fd()) {
             log::error!("network_namespace: setns(the host's own): {errno}; the host ends");
             process::exit_now(LOST);

@@ -13,15 +13,15 @@ const PAUSE_HARD: c_int = 2;
 
 /// Every OpenMP runtime that is loaded.
 #[derive(Default)]
-pub struct Runtimes(Vec<usize>);
+pub(crate) struct Runtimes(Vec<usize>);
 
 impl Runtimes {
-    pub fn find() -> Self {
+    pub(crate) fn find() -> Self {
         Self(libraries::exported(c"omp_pause_resource_all"))
     }
 
     /// Ends the threads that serve the calling thread.
-    pub fn end_threads(&self) {
+    pub(crate) fn end_threads(&self) {
         for &pause in &self.0 {
             // SAFETY: the OpenMP API declares it so in C, with an enumeration as its argument, and libraries that Python has
             // loaded stay.

@@ -89,13 +89,13 @@ fn is_private(pointer: *const u8) -> bool {
 
 /// Forgets the private heap, in a child: its addresses are free there, and the kernel gives
 /// them to new mappings of the child, which the common heap then hands out.
-pub fn forget_in_child() {
+pub(crate) fn forget_in_child() {
     HEAP_START.store(0, Ordering::Relaxed);
 }
 
 /// Bytes that the private heap has been opened to: no less than were ever in use at once.
 #[cfg(test)]
-pub fn opened() -> usize {
+pub(crate) fn opened() -> usize {
     heap().usable
 }
 
@@ -151,7 +151,7 @@ unsafe impl GlobalAlloc for ByThread {
 /// What went wrong in setting up the private thread.
 #[derive(Debug, thiserror::Error)]
 #[error("private memory: {step}: {errno}; hint: is there a limit on address space (ulimit -v)?")]
-pub struct PrivateMemoryError {
+pub(crate) struct PrivateMemoryError {
     step: &'static str,
     errno: Errno,
 }
@@ -165,7 +165,7 @@ fn at(step: &'static str) -> impl Fn(Errno) -> PrivateMemoryError {
 ///
 /// `body` itself is moved through the common heap: it may own descriptors, channels and
 /// settings that children may know, and nothing else.
-pub fn spawn_private_thread(body: Box<dyn FnOnce() + Send>) -> Result<(), PrivateMemoryError> {
+pub(crate) fn spawn_private_thread(body: Box<dyn FnOnce() + Send>) -> Result<(), PrivateMemoryError> {
     let heap = memory::reserve(HEAP_RESERVATION).map_err(at("reserving the heap"))?;
     // SAFETY: only the private thread gets addresses from it, and no child runs that thread.
     unsafe { memory::hide_from_clones(heap.as_ptr(), HEAP_RESERVATION) }

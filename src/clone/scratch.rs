@@ -10,12 +10,12 @@ use nix::errno::Errno;
 use crate::sys::memory;
 
 /// It is never given back. In a child it is not there: only the thread that clones may use it.
-pub struct Scratch(RefCell<&'static mut [u8]>);
+pub(super) struct Scratch(RefCell<&'static mut [u8]>);
 
 impl Scratch {
     /// # Errors
     /// Of `mmap(2)` and `madvise(2)`.
-    pub fn new(length: usize) -> Result<Self, Errno> {
+    pub(super) fn new(length: usize) -> Result<Self, Errno> {
         let base = memory::map(length)?;
         // SAFETY: a new mapping of this length, which nobody else knows and nobody unmaps; no code of
         // a child's gets here.
@@ -26,7 +26,7 @@ impl Scratch {
         Ok(Self(RefCell::new(bytes)))
     }
 
-    pub fn borrow(&self) -> RefMut<'_, [u8]> {
+    pub(super) fn borrow(&self) -> RefMut<'_, [u8]> {
         RefMut::map(self.0.borrow_mut(), |bytes| &mut **bytes)
     }
 }

@@ -22,7 +22,7 @@ const COMMON: &[&str] = &[
 const FARTHEST: usize = 64 << 10;
 
 /// The executable mappings of this process, and a way to read its memory that cannot fail by a signal.
-pub struct CodeMap {
+pub(super) struct CodeMap {
     code: Vec<Mapping>,
     memory: File,
 }
@@ -30,7 +30,7 @@ pub struct CodeMap {
 impl CodeMap {
     /// # Errors
     /// If `/proc/self/smaps` or `/proc/self/mem` cannot be read.
-    pub fn read() -> io::Result<Self> {
+    pub(super) fn read() -> io::Result<Self> {
         let mut code = memory::mappings()?;
         code.retain(|mapping| mapping.modes.contains('x') && mapping.name.starts_with('/'));
         Ok(Self {
@@ -41,7 +41,7 @@ impl CodeMap {
 
     /// The library that a sleeping thread runs, by its line of `/proc/PID/task/TID/syscall`, which
     /// ends with its stack pointer and instruction.
-    pub fn library_of(&self, call: &str) -> Option<String> {
+    pub(super) fn library_of(&self, call: &str) -> Option<String> {
         let mut from_end = call.trim_end().rsplit(' ').skip(1);
         let stack = usize::from_str_radix(from_end.next()?.strip_prefix("0x")?, 16).ok()?;
         let mut bytes = vec![0; FARTHEST];

@@ -86,7 +86,7 @@ fn arenas() -> std::sync::MutexGuard<'static, Arenas> {
 ///
 /// # Errors
 /// If there is no address space for it.
-pub fn prepare(arena_size: Option<usize>) -> Result<(), Errno> {
+pub(crate) fn prepare(arena_size: Option<usize>) -> Result<(), Errno> {
     memory::set_heap_policy(LARGEST_IN_HEAP, HEAP_STEP);
     let Some(size) = arena_size else {
         return Ok(());
@@ -107,12 +107,12 @@ pub fn prepare(arena_size: Option<usize>) -> Result<(), Errno> {
 }
 
 /// From here on, new arenas are as CPython's own.
-pub fn in_child() {
+pub(crate) fn in_child() {
     IN_CHILD.store(true, Ordering::Relaxed);
 }
 
 /// Whether the interpreter has asked for arenas of the size that is known of it.
-pub fn arenas_are_used() -> bool {
+pub(crate) fn arenas_are_used() -> bool {
     arenas().used > 0
 }
 
@@ -142,7 +142,7 @@ extern "C" fn free_arena(_: *mut c_void, arena: *mut c_void, size: usize) {
 ///
 /// # Errors
 /// If the mappings of this process cannot be read, or may have lost some.
-pub fn compact() -> std::io::Result<()> {
+pub(crate) fn compact() -> std::io::Result<()> {
     let mappings = memory::mappings()?;
     collapse(&mappings);
     join_libraries(&mappings);

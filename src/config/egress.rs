@@ -15,7 +15,7 @@ const MOST_NAMESERVERS: usize = 3;
 /// `egress` of a profile's `network`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Egress {
+pub(crate) struct Egress {
     /// The only destinations, if there are any; else all that are public.
     pub allow: Vec<Destination>,
     /// Written into the children's `/etc/resolv.conf`.
@@ -103,7 +103,7 @@ impl Egress {
     ///
     /// # Errors
     /// If the file that the profile names cannot be read.
-    pub fn resolver(&self) -> std::io::Result<Option<Vec<u8>>> {
+    pub(crate) fn resolver(&self) -> std::io::Result<Option<Vec<u8>>> {
         if let Some(path) = &self.resolv_conf {
             return std::fs::read(path).map(Some);
         }
@@ -117,7 +117,7 @@ impl Egress {
 
 /// An address or a network, and with a port only that of TCP and UDP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Destination {
+pub(crate) struct Destination {
     pub network: IpNet,
     pub port: Option<u16>,
 }
@@ -195,14 +195,14 @@ mod net_or_none {
 
     const NONE: &str = "none";
 
-    pub fn serialize<S: Serializer>(net: &Option<Ipv6Net>, s: S) -> Result<S::Ok, S::Error> {
+    pub(super) fn serialize<S: Serializer>(net: &Option<Ipv6Net>, s: S) -> Result<S::Ok, S::Error> {
         match net {
             Some(net) => s.collect_str(net),
             None => s.serialize_str(NONE),
         }
     }
 
-    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Ipv6Net>, D::Error> {
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Ipv6Net>, D::Error> {
         let text = String::deserialize(d)?;
         if text == NONE {
             return Ok(None);

@@ -13,7 +13,7 @@ use crate::sandbox::layer::{Layer, Layers};
 /// `[profile.NAME]`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Profile {
+pub(crate) struct Profile {
     pub root: Root,
     /// Ask [`Profile::proc`], which knows the default.
     proc: Option<Proc>,
@@ -37,7 +37,7 @@ pub struct Profile {
 /// What a child sees as `/`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Root {
+pub(crate) enum Root {
     /// The host's tree, read-only, with places of the child's own.
     #[default]
     ReadOnly,
@@ -87,7 +87,7 @@ impl<'de> Deserialize<'de> for Root {
 /// `/proc` in the child: its own processes, or nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Proc {
+pub(crate) enum Proc {
     Private,
     None,
 }
@@ -95,7 +95,7 @@ pub enum Proc {
 /// Where children start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Cwd {
+pub(crate) enum Cwd {
     /// In a writable folder of the child's own.
     Private,
     /// In the caller's working directory, which is read-only.
@@ -105,7 +105,7 @@ pub enum Cwd {
 /// A file or folder of the host in the child's root.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Bind {
+pub(crate) struct Bind {
     pub source: PathBuf,
     /// By default the same path.
     target: Option<PathBuf>,
@@ -114,7 +114,7 @@ pub struct Bind {
 }
 
 impl Bind {
-    pub fn target(&self) -> &Path {
+    pub(crate) fn target(&self) -> &Path {
         self.target.as_deref().unwrap_or(&self.source)
     }
 }
@@ -122,7 +122,7 @@ impl Bind {
 /// The child's network.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Network {
+pub(crate) enum Network {
     #[default]
     None,
     /// An interface of the job's own that leads to the job alone.
@@ -164,7 +164,7 @@ impl<'de> Deserialize<'de> for Network {
 /// What is good enough for `memory`, `cpu` and `pids`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Cgroups {
+pub(crate) enum Cgroups {
     /// Without cgroup v2 nothing runs.
     Required,
     /// Without it, resource limits of the process enforce what they can.
@@ -175,7 +175,7 @@ pub enum Cgroups {
 /// `[profile.NAME.limits]`. What is absent is not limited.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Limits {
+pub(crate) struct Limits {
     /// From the start of a job to its forced end.
     #[serde(deserialize_with = "optional_duration", serialize_with = "as_text")]
     pub wall: Option<Duration>,
@@ -212,22 +212,22 @@ impl Default for Limits {
 }
 
 impl Profile {
-    pub fn layers(&self) -> Layers {
+    pub(crate) fn layers(&self) -> Layers {
         Layers::all_but(&self.skip_layers)
     }
 
     /// Whether children see the host's files at all.
-    pub fn shows_host_tree(&self) -> bool {
+    pub(crate) fn shows_host_tree(&self) -> bool {
         self.root == Root::ReadOnly
     }
 
     /// Whether there are places that all children may write to.
-    pub fn has_common_places(&self) -> bool {
+    pub(crate) fn has_common_places(&self) -> bool {
         matches!(self.root, Root::Chroot(_)) || self.binds.iter().any(|bind| bind.writable)
     }
 
     /// What is mounted on `/proc`: nothing in a chroot, unless the profile says so.
-    pub fn proc(&self) -> Proc {
+    pub(crate) fn proc(&self) -> Proc {
         match (self.proc, &self.root) {
             (Some(proc), _) => proc,
             (None, Root::Chroot(_)) => Proc::None,
@@ -237,7 +237,7 @@ impl Profile {
 
     /// The size of the child's own `/tmp` and `/dev/shm` in bytes. In a chroot there are none
     /// unless the profile says so.
-    pub fn tmp(&self) -> Option<u64> {
+    pub(crate) fn tmp(&self) -> Option<u64> {
         match (self.tmp, &self.root) {
             (None, Root::Chroot(_)) => None,
             (size, _) => Some(size.unwrap_or(64 << 20)),
@@ -246,18 +246,18 @@ impl Profile {
 
     /// Whether each child has a writable folder of its own, which is its user's home. In a chroot
     /// nothing is added, and without the layer `root` there is no private place.
-    pub fn has_home(&self) -> bool {
+    pub(crate) fn has_home(&self) -> bool {
         self.layers().has(Layer::Root) && !matches!(self.root, Root::Chroot(_))
     }
 
     /// Whether children start there.
-    pub fn starts_in_home(&self) -> bool {
+    pub(crate) fn starts_in_home(&self) -> bool {
         self.has_home() && self.cwd != Some(Cwd::Caller)
     }
 
     /// The folder in which jobs may have made, or put a link in the place of, what a path of the host leads to: a writable
     /// bind's source, or a chroot.
-    pub fn folder_of_jobs(&self, path: &Path) -> Option<&Path> {
+    pub(crate) fn folder_of_jobs(&self, path: &Path) -> Option<&Path> {
         let writable = self.binds.iter().filter(|bind| bind.writable);
         let sources = writable.map(|bind| bind.source.as_path());
         let chroot = match &self.root {
@@ -280,7 +280,7 @@ impl Profile {
 
     /// Whether children start where others than they may have left modules: not in a folder of their own, nor in one that
     /// the host has for all.
-    pub fn starts_among_others(&self) -> bool {
+    pub(crate) fn starts_among_others(&self) -> bool {
         matches!(self.root, Root::Chroot(_)) && !self.starts_in_home()
     }
 
@@ -445,7 +445,7 @@ pub(super) fn check_path(key: &str, path: &Path) -> anyhow::Result<()> {
 }
 
 impl Limits {
-    pub fn check(&self) -> anyhow::Result<()> {
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
         ensure!(self.output > 0, "limits.output: expected more than 0 bytes");
         ensure!(
             self.memory.is_none_or(|bytes| bytes >= 1 << 20),

@@ -80,7 +80,7 @@ pub(super) fn as_text<S: Serializer>(
 const LONGEST: Duration = Duration::from_secs(100 * 365 * 86_400);
 
 /// `"30s"`, `"1m 30s"`, or plain seconds, which may have a fraction. Greater than zero.
-pub fn parse_duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     let duration = match text.trim().parse::<f64>() {
         Ok(seconds) => Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string()),
         Err(_) => humantime::parse_duration(text).map_err(|error| error.to_string()),

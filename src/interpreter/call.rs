@@ -10,7 +10,7 @@ use crate::call::{Call, ClientForm};
 use crate::result_channel;
 
 /// The functions that a child needs, resolved in the host.
-pub struct Entry {
+pub(crate) struct Entry {
     pub child_main: Py<PyAny>,
     random_states: RandomStates,
     renew: Py<PyAny>,
@@ -31,12 +31,12 @@ const NO_ARGUMENTS: &[u8] = b"\x80\x04]\x94.";
 
 /// A job, ready to be called. Its arguments are a function that returns them, since to unpickle
 /// them is to run code.
-pub struct PreparedJob {
+pub(crate) struct PreparedJob {
     arguments: Py<PyAny>,
 }
 
 impl Entry {
-    pub fn new(
+    pub(crate) fn new(
         py: Python<'_>,
         child_main: Py<PyAny>,
         random_states: RandomStates,
@@ -61,7 +61,7 @@ impl Entry {
     }
 
     /// Whether CPython's hooks have done what a clone is made with. Comes first in a child.
-    pub fn check_clone(&self, py: Python<'_>) -> Result<(), String> {
+    pub(crate) fn check_clone(&self, py: Python<'_>) -> Result<(), String> {
         let arguments = (&self.random_state, nix::unistd::gettid().as_raw());
         let checked = self.check_clone.call1(py, arguments);
         checked
@@ -71,7 +71,7 @@ impl Entry {
 
     /// Makes the interpreter's state the child's own: randomness, then the operator's hooks.
     /// The error is the hook's traceback.
-    pub fn become_own(&self, py: Python<'_>) -> Result<(), String> {
+    pub(crate) fn become_own(&self, py: Python<'_>) -> Result<(), String> {
         self.random_states
             .renew()
             .map_err(|errno| format!("getrandom: {errno}"))?;
@@ -91,7 +91,7 @@ impl Entry {
 
     /// Decodes a job's payload as far as that runs no code of the job's, and makes the job known to
     /// `pyspawner_host`. The error says what is wrong with the payload.
-    pub fn prepare(
+    pub(crate) fn prepare(
         &self,
         py: Python<'_>,
         call: Call,
@@ -117,7 +117,7 @@ impl Entry {
     }
 
     /// Prepares and calls a job that does nothing, as far as the call of `child_main`.
-    pub fn rehearse(&self, py: Python<'_>) -> Result<(), String> {
+    pub(crate) fn rehearse(&self, py: Python<'_>) -> Result<(), String> {
         let call = Call::Client {
             form: ClientForm::Pickle,
             id: String::new(),
@@ -131,7 +131,7 @@ impl Entry {
 
     /// Calls `child_main(*args, **kwargs)` and ends as an interpreter ends. Returns the exit
     /// status.
-    pub fn call(&self, py: Python<'_>, job: &PreparedJob) -> i32 {
+    pub(crate) fn call(&self, py: Python<'_>, job: &PreparedJob) -> i32 {
         let status = result_sender(py).and_then(|sender| {
             let arguments = (&self.child_main, &job.arguments, sender);
             self.call.call1(py, arguments)?.extract(py)

@@ -15,7 +15,7 @@ const SIGNALS: [libc::c_int; 5] = [
 ];
 
 /// Python's `faulthandler`, enabled for the time of the imports. Jobs do not inherit it, unless a module wants it itself.
-pub struct CrashStacks {
+pub(crate) struct CrashStacks {
     /// What the signals do with it; `None` if it was enabled already.
     dispositions: Option<Vec<Disposition>>,
 }
@@ -23,7 +23,7 @@ pub struct CrashStacks {
 impl CrashStacks {
     /// # Errors
     /// Of `faulthandler`, and of `sigaction(2)`.
-    pub fn start(py: Python<'_>) -> PyResult<Self> {
+    pub(crate) fn start(py: Python<'_>) -> PyResult<Self> {
         let was_enabled: bool = module(py)?.call_method0("start")?.extract()?;
         let dispositions = match was_enabled {
             true => None,
@@ -36,7 +36,7 @@ impl CrashStacks {
     ///
     /// # Errors
     /// As of [`CrashStacks::start`].
-    pub fn end(self, py: Python<'_>) -> PyResult<()> {
+    pub(crate) fn end(self, py: Python<'_>) -> PyResult<()> {
         let wanted: bool = module(py)?.call_method0("is_wanted")?.extract()?;
         let Some(at_first) = self.dispositions.filter(|_| !wanted) else {
             return Ok(());

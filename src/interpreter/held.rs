@@ -9,7 +9,7 @@ use pyo3::prelude::*;
 ///
 /// # Errors
 /// If the standard library is not as known.
-pub fn prepare(py: Python<'_>) -> PyResult<()> {
+pub(crate) fn prepare(py: Python<'_>) -> PyResult<()> {
     py.import("_pyspawner_held")?
         .call_method0("keep_logs_whole")
         .map(drop)
@@ -19,7 +19,7 @@ pub fn prepare(py: Python<'_>) -> PyResult<()> {
 ///
 /// # Errors
 /// Of whatever Python raises at a strange object.
-pub fn names(py: Python<'_>, numbers: &[RawFd]) -> PyResult<HashMap<RawFd, String>> {
+pub(crate) fn names(py: Python<'_>, numbers: &[RawFd]) -> PyResult<HashMap<RawFd, String>> {
     py.import("_pyspawner_held")?
         .call_method1("names", (numbers,))?
         .extract()

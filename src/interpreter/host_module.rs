@@ -121,7 +121,7 @@ fn reseed(py: Python<'_>, generator: &Bound<'_, PyAny>) -> PyResult<()> {
 }
 
 /// Runs the hooks of `before_clone`, and writes what they have left in buffers of files.
-pub fn run_before_clone(py: Python<'_>) -> PyResult<()> {
+pub(crate) fn run_before_clone(py: Python<'_>) -> PyResult<()> {
     run(py, |state| &state.before_clone)?;
     match has_before_clone() {
         true => super::settle::flush(py),
@@ -130,19 +130,19 @@ pub fn run_before_clone(py: Python<'_>) -> PyResult<()> {
 }
 
 /// Whether code of preloaded modules runs before each clone.
-pub fn has_before_clone() -> bool {
+pub(crate) fn has_before_clone() -> bool {
     !state().before_clone.is_empty()
 }
 
 /// Whether preloaded modules, other than the standard library's, have Python call something in the host at each fork.
-pub fn has_fork_handlers(py: Python<'_>) -> PyResult<bool> {
+pub(crate) fn has_fork_handlers(py: Python<'_>) -> PyResult<bool> {
     py.import("_pyspawner_fork_handlers")?
         .call_method0("are_registered")?
         .extract()
 }
 
 /// Runs the hooks of `after_clone`.
-pub fn run_after_clone(py: Python<'_>) -> PyResult<()> {
+pub(crate) fn run_after_clone(py: Python<'_>) -> PyResult<()> {
     run(py, |state| &state.after_clone)
 }
 
@@ -152,23 +152,23 @@ fn run(py: Python<'_>, choose: fn(&State) -> &Vec<Py<PyAny>>) -> PyResult<()> {
 }
 
 /// Makes the job known to `job_id` and `deadline`.
-pub fn set_job(id: String, deadline: Option<f64>) {
+pub(crate) fn set_job(id: String, deadline: Option<f64>) {
     state().job = Some(CurrentJob { id, deadline });
 }
 
 /// Takes that back.
-pub fn forget_job() {
+pub(crate) fn forget_job() {
     state().job = None;
 }
 
 /// Puts the module among those that `import` finds without a file. Before initialisation.
-pub fn register() {
+pub(crate) fn register() {
     pyo3::append_to_inittab!(pyspawner_host);
 }
 
 /// Writes whole records to the result channel, in as many writes as it takes: the result with a note on
 /// it, or that there is none, with the note as the reason.
-pub fn send_result(json: Option<&[u8]>, note: Option<&[u8]>) -> std::io::Result<()> {
+pub(crate) fn send_result(json: Option<&[u8]>, note: Option<&[u8]>) -> std::io::Result<()> {
     let _no_progress_between = state();
     let channel = result_channel::number().ok_or(std::io::ErrorKind::NotConnected)?;
     if !leads_to_a_pipe(channel) {

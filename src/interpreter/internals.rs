@@ -10,7 +10,7 @@ use pyo3::prelude::*;
 
 /// A function or variable of a module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Name {
+pub(crate) struct Name {
     module: &'static str,
     name: &'static str,
 }
@@ -20,7 +20,7 @@ const fn name(module: &'static str, name: &'static str) -> Name {
 }
 
 /// What is relied on in one version.
-pub struct Internals {
+pub(crate) struct Internals {
     /// 3.`minor`.
     minor: u8,
     /// The size of the arenas that small objects lie in (`Objects/obmalloc.c`, since 3.12
@@ -91,13 +91,13 @@ fn of_version(major: u8, minor: u8) -> Option<&'static Internals> {
 }
 
 /// The size of the linked interpreter's arenas, if it is known.
-pub fn arena_size() -> Option<usize> {
+pub(crate) fn arena_size() -> Option<usize> {
     linked().map(|known| known.arena_size)
 }
 
 /// What the host may do with this interpreter, and what it must do without.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Usable {
+pub(crate) struct Usable {
     /// By module and name; empty if they cannot be called safely.
     pub fork_hooks: Vec<(&'static str, &'static str)>,
     /// What is slower than it could be, in words.
@@ -108,7 +108,7 @@ pub struct Usable {
 ///
 /// # Errors
 /// If a job could not end as it should.
-pub fn check(py: Python<'_>, arenas_are_used: bool) -> anyhow::Result<Usable> {
+pub(crate) fn check(py: Python<'_>, arenas_are_used: bool) -> anyhow::Result<Usable> {
     check_against(py, linked(), arenas_are_used)
 }
 

@@ -1,15 +1,15 @@
 //! The embedded interpreter: made warm once, called in every child.
 
-pub mod call;
-pub mod crash_stacks;
-pub mod held;
-pub mod host_module;
-pub mod internals;
-pub mod random_states;
-pub mod settle;
-pub mod surroundings;
-pub mod threads;
-pub mod warm;
+pub(crate) mod call;
+pub(crate) mod crash_stacks;
+pub(crate) mod held;
+pub(crate) mod host_module;
+pub(crate) mod internals;
+pub(crate) mod random_states;
+pub(crate) mod settle;
+pub(crate) mod surroundings;
+pub(crate) mod threads;
+pub(crate) mod warm;
 
 use std::ffi::CStr;
 
@@ -45,7 +45,7 @@ fn job_module(py: Python<'_>) -> PyResult<Bound<'_, PyModule>> {
 }
 
 /// An exception with its traceback, as Python prints it.
-pub fn describe(py: Python<'_>, error: &PyErr) -> String {
+pub(crate) fn describe(py: Python<'_>, error: &PyErr) -> String {
     let lines = py
         .import("traceback")
         .and_then(|traceback| {

@@ -13,7 +13,7 @@ struct Twister {
 }
 
 /// The C library's, NumPy's global one if it is as known, and those of all copies of SQLite.
-pub struct RandomStates {
+pub(crate) struct RandomStates {
     /// An address.
     numpy: Option<usize>,
     sqlite: Vec<Sqlite>,
@@ -21,7 +21,7 @@ pub struct RandomStates {
 
 impl RandomStates {
     /// Finds them, in the host. `randomness.py` has compared the memory there with what NumPy says of it.
-    pub fn find(py: Python<'_>) -> PyResult<Self> {
+    pub(crate) fn find(py: Python<'_>) -> PyResult<Self> {
         let numpy = py
             .import("_pyspawner_randomness")?
             .call_method0("find_numpy_state")?;
@@ -32,12 +32,12 @@ impl RandomStates {
     }
 
     /// Has those generators seed themselves at their next use, which can.
-    pub fn settle(&self) {
+    pub(crate) fn settle(&self) {
         self.sqlite.iter().for_each(Sqlite::reset_randomness);
     }
 
     /// Fills them anew from the kernel.
-    pub fn renew(&self) -> Result<(), Errno> {
+    pub(crate) fn renew(&self) -> Result<(), Errno> {
         let mut seeds = [0u32; 2];
         fill(&mut seeds)?;
         // SAFETY: plain integers; the C library's generators are process-wide state.

@@ -7,7 +7,7 @@ use super::random_states::RandomStates;
 
 /// Whether Python code may run in the host after [`settle`], other than hooks of `before_clone`: there
 /// are threads.
-pub fn may_be_unsettled(py: Python<'_>) -> PyResult<bool> {
+pub(crate) fn may_be_unsettled(py: Python<'_>) -> PyResult<bool> {
     let alone: bool = super::job_module(py)?
         .call_method0("is_the_only_thread")?
         .extract()?;
@@ -15,14 +15,14 @@ pub fn may_be_unsettled(py: Python<'_>) -> PyResult<bool> {
 }
 
 /// Before anything is preloaded.
-pub fn before_imports(py: Python<'_>) -> PyResult<()> {
+pub(crate) fn before_imports(py: Python<'_>) -> PyResult<()> {
     exit_handlers(py)?.call_method0("hold_what_is_registered")?;
     Ok(())
 }
 
 /// Has generators seed themselves in each child, and forgets the exit handlers of the host's modules. To
 /// be repeated, in a child, if other code has run in the host since.
-pub fn settle(py: Python<'_>, random_states: &RandomStates) -> PyResult<()> {
+pub(crate) fn settle(py: Python<'_>, random_states: &RandomStates) -> PyResult<()> {
     randomness(py)?.call_method0("settle")?;
     random_states.settle();
     exit_handlers(py)?.call_method0("settle")?;
@@ -31,7 +31,7 @@ pub fn settle(py: Python<'_>, random_states: &RandomStates) -> PyResult<()> {
 
 /// Looks through all objects of the collector, once: writes what is buffered in files, and warns of
 /// generators that have no known way to be renewed.
-pub fn look_through(py: Python<'_>, objects: &Bound<'_, PyAny>) -> PyResult<()> {
+pub(crate) fn look_through(py: Python<'_>, objects: &Bound<'_, PyAny>) -> PyResult<()> {
     exit_handlers(py)?.call_method1("find_files", (objects,))?;
     flush(py)?;
     let (names, unnamed): (Vec<String>, usize) = randomness(py)?
@@ -42,7 +42,7 @@ pub fn look_through(py: Python<'_>, objects: &Bound<'_, PyAny>) -> PyResult<()> 
 }
 
 /// Writes what files that preloaded modules opened have buffered: each child would write it again.
-pub fn flush(py: Python<'_>) -> PyResult<()> {
+pub(crate) fn flush(py: Python<'_>) -> PyResult<()> {
     let failed: Vec<String> = exit_handlers(py)?.call_method0("flush")?.extract()?;
     for what in failed {
         log::warn!(

@@ -11,7 +11,7 @@ use pyo3::prelude::*;
 const HOME: &str = "HOME";
 
 /// Sets HOME, in Python and in the C library, unless there is one.
-pub fn set_home(py: Python<'_>, home: &Path) -> PyResult<()> {
+pub(crate) fn set_home(py: Python<'_>, home: &Path) -> PyResult<()> {
     let environment = environment(py)?;
     if environment.contains(HOME)? {
         return Ok(());
@@ -20,7 +20,7 @@ pub fn set_home(py: Python<'_>, home: &Path) -> PyResult<()> {
 }
 
 /// Takes HOME away again if it is that folder: in a child that has a root of its own, and it is not there.
-pub fn forget_home(py: Python<'_>, home: &Path) -> PyResult<()> {
+pub(crate) fn forget_home(py: Python<'_>, home: &Path) -> PyResult<()> {
     let environment = environment(py)?;
     let is_set = environment
         .call_method1("get", (HOME,))?
@@ -32,7 +32,7 @@ pub fn forget_home(py: Python<'_>, home: &Path) -> PyResult<()> {
 }
 
 /// Has nothing be imported from the working directory any more: others may have left modules there.
-pub fn forget_working_directory(py: Python<'_>) -> PyResult<()> {
+pub(crate) fn forget_working_directory(py: Python<'_>) -> PyResult<()> {
     let path = py.import("sys")?.getattr("path")?;
     while path.contains("")? {
         path.call_method1("remove", ("",))?;
@@ -42,7 +42,7 @@ pub fn forget_working_directory(py: Python<'_>) -> PyResult<()> {
 
 /// Has children import from a folder that the host imports from as its working directory (`""`), right
 /// after that, since they start elsewhere.
-pub fn import_from(py: Python<'_>, folder: &Path) -> PyResult<()> {
+pub(crate) fn import_from(py: Python<'_>, folder: &Path) -> PyResult<()> {
     let path = py.import("sys")?.getattr("path")?;
     if !path.contains("")? || path.contains(folder.as_os_str())? {
         return Ok(());

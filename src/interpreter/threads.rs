@@ -28,7 +28,7 @@ fn ask(py: Python<'_>, tid: libc::pid_t) -> Option<Known> {
 }
 
 /// Threads by their Python name and module, those of one library together.
-pub fn names(py: Python<'_>, threads: &[ForeignThread]) -> Vec<String> {
+pub(crate) fn names(py: Python<'_>, threads: &[ForeignThread]) -> Vec<String> {
     let mut names = Vec::new();
     let mut of_libraries = BTreeMap::<&str, Vec<&str>>::new();
     for thread in threads {
@@ -55,7 +55,7 @@ pub fn names(py: Python<'_>, threads: &[ForeignThread]) -> Vec<String> {
 }
 
 /// A thread's name, module and stack, as the end of a message; `None` if Python did not start it.
-pub fn stack(py: Python<'_>, tid: libc::pid_t) -> Option<String> {
+pub(crate) fn stack(py: Python<'_>, tid: libc::pid_t) -> Option<String> {
     let known = ask(py, tid)?;
     Some(format!(
         "\nIt is Python's thread {:?}, of module {}:\n{}",
@@ -69,7 +69,7 @@ pub fn stack(py: Python<'_>, tid: libc::pid_t) -> Option<String> {
 ///
 /// # Errors
 /// Of `faulthandler`.
-pub fn print_stack_later(py: Python<'_>, after: Duration, to: RawFd) -> PyResult<()> {
+pub(crate) fn print_stack_later(py: Python<'_>, after: Duration, to: RawFd) -> PyResult<()> {
     let options = [("file", to)].into_py_dict(py)?;
     let faulthandler = py.import("faulthandler")?;
     let arguments = (after.as_secs_f64(),);

@@ -20,7 +20,7 @@ use crate::config::{Callable, HostSettings, Profile, Root};
 use crate::sandbox::import_roots::ImportRoot;
 
 /// The warm interpreter, and what became of the process on the way.
-pub struct Warm {
+pub(crate) struct Warm {
     pub entry: Entry,
     /// Fork hooks that the host may call, by module and name.
     fork_hooks: Vec<(&'static str, &'static str)>,
@@ -36,7 +36,7 @@ pub struct Warm {
 impl Warm {
     /// Does what children do on their way, so that what they look up in types is cached. Comes last: whatever else the
     /// host has Python do takes the places of that.
-    pub fn fill_type_cache(&self, py: Python<'_>) {
+    pub(crate) fn fill_type_cache(&self, py: Python<'_>) {
         let filled = job_module(py)
             .and_then(|job| job.call_method1("fill_type_cache", (self.fork_hooks.clone(),)));
         if let Err(error) = filled {
@@ -47,7 +47,7 @@ impl Warm {
 }
 
 /// What was done, for the log.
-pub struct Report {
+pub(crate) struct Report {
     pub imports: Vec<(String, Duration)>,
     pub total: Duration,
     /// Why children start slower than they could, for want of what is known of the interpreter.
@@ -57,7 +57,7 @@ pub struct Report {
 }
 
 /// Makes the interpreter warm. `tell` hears what comes next: whatever it is may end the process. Errors carry the Python traceback.
-pub fn warm(settings: &HostSettings, tell: &dyn Fn(&str)) -> anyhow::Result<Warm> {
+pub(crate) fn warm(settings: &HostSettings, tell: &dyn Fn(&str)) -> anyhow::Result<Warm> {
     let start = Instant::now();
     initialise(&settings.python)?;
     Python::attach(|py| {

@@ -23,12 +23,12 @@ const IPV6_MORE: u8 = 96;
 
 /// What all interfaces of all hosts begin with. With a block's number and a place it is at most 15
 /// bytes, which is what a name may have.
-pub const ANY_INTERFACE: &str = "pysp-";
+pub(super) const ANY_INTERFACE: &str = "pysp-";
 
 /// A part of the range. Its number is that of its addresses, so that hosts with other ranges
 /// cannot come to have the same names.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Block {
+pub(super) struct Block {
     pub ipv4: Ipv4Net,
     pub ipv6: Option<Ipv6Net>,
 }
@@ -42,12 +42,12 @@ impl Block {
         Self { ipv4, ipv6 }
     }
 
-    pub fn number(&self) -> u32 {
+    pub(super) fn number(&self) -> u32 {
         u32::from(self.ipv4.network()) >> (32 - BLOCK_PREFIX)
     }
 
     /// How the names of its interfaces begin.
-    pub fn interfaces(&self) -> String {
+    pub(super) fn interfaces(&self) -> String {
         interfaces_of(self.number())
     }
 
@@ -80,14 +80,14 @@ fn embed(range: Ipv6Net, address: Ipv4Addr) -> Ipv6Addr {
 /// Proof that a host lives, and that a block is its own: an abstract socket's name
 /// (`unix(7)`). It belongs to the network namespace, as the addresses do, and the kernel frees it
 /// when the host ends, however it ends.
-pub struct Claim {
+pub(super) struct Claim {
     pub block: Block,
     _lock: UnixDatagram,
 }
 
 impl Claim {
     /// Takes the first block of the range that no living host has.
-    pub fn take(ipv4: Ipv4Net, ipv6: Option<Ipv6Net>) -> Result<Self, SetupError> {
+    pub(super) fn take(ipv4: Ipv4Net, ipv6: Option<Ipv6Net>) -> Result<Self, SetupError> {
         let prefix = BLOCK_PREFIX.max(ipv4.prefix_len());
         let blocks = ipv4.subnets(prefix).expect("no shorter than the range");
         for network in blocks {
@@ -104,7 +104,7 @@ impl Claim {
 }
 
 /// Proof that the interface of a name is a living child's: a socket as [`Claim`]'s, held by its host.
-pub struct NameClaim {
+pub(crate) struct NameClaim {
     interface: String,
     _lock: UnixDatagram,
 }
@@ -112,7 +112,7 @@ pub struct NameClaim {
 impl NameClaim {
     /// # Errors
     /// EBUSY if the name is another child's, of this host or another.
-    pub async fn take(interface: &str) -> Result<Self, SetupError> {
+    pub(crate) async fn take(interface: &str) -> Result<Self, SetupError> {
         // A clone has a copy of each of its host's descriptors at first, for a moment.
         const PATIENCE: Duration = Duration::from_millis(250);
         match wait_to_bind(&Self::socket(interface), PATIENCE).await? {
@@ -128,7 +128,7 @@ impl NameClaim {
     }
 
     /// Whether nobody has it. Does not take it meanwhile: another may be about to.
-    pub fn is_free(interface: &str) -> Result<bool, SetupError> {
+    pub(crate) fn is_free(interface: &str) -> Result<bool, SetupError> {
         let name = Self::socket(interface);
         let connected = SocketAddr::from_abstract_name(&name)
             .and_then(|address| UnixDatagram::unbound()?.connect_addr(&address));
@@ -139,7 +139,7 @@ impl NameClaim {
         }
     }
 
-    pub fn interface(&self) -> &str {
+    pub(crate) fn interface(&self) -> &str {
         &self.interface
     }
 
@@ -149,27 +149,27 @@ impl NameClaim {
 }
 
 /// How the names of the interfaces of a block begin.
-pub fn interfaces_of(block: u32) -> String {
+pub(super) fn interfaces_of(block: u32) -> String {
     format!("{ANY_INTERFACE}{block:x}-")
 }
 
 /// Whether the firewall takes a name for one that [`Block::pair`] gives.
-pub fn is_of_a_block(interface: &str) -> bool {
+pub(super) fn is_of_a_block(interface: &str) -> bool {
     interface.starts_with(ANY_INTERFACE)
 }
 
 /// Whether no living host has this block.
-pub fn is_free(number: u32) -> Result<bool, SetupError> {
+pub(super) fn is_free(number: u32) -> Result<bool, SetupError> {
     lock(number).map(|lock| lock.is_some())
 }
 
 /// While it is held, no other host of this network namespace starts or ends: what one turns on,
 /// another may be about to turn off.
-pub struct Turn(#[expect(dead_code, reason = "it is held")] UnixDatagram);
+pub(super) struct Turn(#[expect(dead_code, reason = "it is held")] UnixDatagram);
 
 impl Turn {
     /// Waits for it, which takes as long as some runs of a program.
-    pub async fn take() -> Result<Self, SetupError> {
+    pub(super) async fn take() -> Result<Self, SetupError> {
         const PATIENCE: Duration = Duration::from_secs(20);
         match wait_to_bind("pyspawner-network", PATIENCE).await? {
             Some(socket) => Ok(Self(socket)),
@@ -208,7 +208,7 @@ fn bind(name: &str) -> Result<Option<UnixDatagram>, SetupError> {
 }
 
 /// The pairs of a block.
-pub struct Pairs {
+pub(super) struct Pairs {
     block: Block,
     taken: Vec<bool>,
     /// Where to look next: a pair rests as long as it can, so that what is still under way to one
@@ -217,7 +217,7 @@ pub struct Pairs {
 }
 
 impl Pairs {
-    pub fn of(block: &Block) -> Self {
+    pub(super) fn of(block: &Block) -> Self {
         Self {
             block: block.clone(),
             taken: vec![false; block.pairs()],
@@ -227,7 +227,7 @@ impl Pairs {
     }
 
     /// A pair that no living child has, and its place; `None` if all are in use.
-    pub fn take(&mut self) -> Option<(usize, VethConfig)> {
+    pub(super) fn take(&mut self) -> Option<(usize, VethConfig)> {
         let count = self.taken.len();
         let free = (self.next..self.next + count)
             .map(|place| place % count)
@@ -237,7 +237,7 @@ impl Pairs {
         Some((free, self.block.pair(free)))
     }
 
-    pub fn give_back(&mut self, place: usize) {
+    pub(super) fn give_back(&mut self, place: usize) {
         self.taken[place] = false;
     }
 }

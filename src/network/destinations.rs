@@ -43,7 +43,7 @@ const PRIVATE_IPV6: &[(&str, &str)] = &[
 const NAT64: &str = "64:ff9b::/96";
 
 /// The networks that are private.
-pub fn private() -> impl Iterator<Item = IpNet> {
+pub(crate) fn private() -> impl Iterator<Item = IpNet> {
     let ipv4 = || {
         PRIVATE_IPV4
             .iter()
@@ -82,12 +82,12 @@ fn net<T: std::str::FromStr<Err: std::fmt::Debug>>(text: &str) -> T {
 
 /// Whether all of a network is private. Only then does `allow` open it: `0.0.0.0/0:443` means
 /// every public server, not the metadata service.
-pub fn is_private(network: IpNet) -> bool {
+pub(crate) fn is_private(network: IpNet) -> bool {
     private().any(|private| private.contains(&network))
 }
 
 /// Whether children may connect to this address and port: what the firewall's rules say.
-pub fn permits(allow: &[Destination], address: IpAddr, port: u16) -> bool {
+pub(crate) fn permits(allow: &[Destination], address: IpAddr, port: u16) -> bool {
     let is_private = is_private(address.into());
     let is_named = allow.iter().any(|entry| {
         entry.network.contains(&address)

@@ -18,7 +18,7 @@ use crate::config;
 use crate::sandbox::SetupError;
 
 /// A host's part of the machine's network.
-pub struct Egress {
+pub(super) struct Egress {
     pairs: RefCell<Pairs>,
     firewall: Firewall,
     forwarding: Forwarding,
@@ -70,7 +70,7 @@ impl Drop for Guard {
 impl Egress {
     /// Prepares the machine for children that may connect out. Called before the first clone,
     /// since it runs a program.
-    pub async fn start(settings: &config::Egress, links: &Links) -> Result<Self, SetupError> {
+    pub(super) async fn start(settings: &config::Egress, links: &Links) -> Result<Self, SetupError> {
         let ipv6 = settings.ipv6.filter(|_| has_ipv6());
         if ipv6 != settings.ipv6 {
             log::info!("children have no IPv6, since there is none here");
@@ -123,12 +123,12 @@ impl Egress {
     }
 
     /// Whether what guards children is still there.
-    pub fn check(&self) -> Result<(), SetupError> {
+    pub(super) fn check(&self) -> Result<(), SetupError> {
         self.guard.check()
     }
 
     /// Names and addresses for a child, and their place.
-    pub fn take(&self) -> Result<(usize, VethConfig), SetupError> {
+    pub(super) fn take(&self) -> Result<(usize, VethConfig), SetupError> {
         self.check()?;
         let pair = self.pairs.borrow_mut().take();
         pair.ok_or_else(|| {
@@ -141,7 +141,7 @@ impl Egress {
     }
 
     /// Takes back what a child had, once it was reaped.
-    pub fn give_back(&self, place: usize) {
+    pub(super) fn give_back(&self, place: usize) {
         self.pairs.borrow_mut().give_back(place);
     }
 
@@ -149,7 +149,7 @@ impl Egress {
     ///
     /// # Errors
     /// With the step that failed. What guards children stays then.
-    pub async fn stop(&self, links: &Links) -> Result<(), SetupError> {
+    pub(super) async fn stop(&self, links: &Links) -> Result<(), SetupError> {
         remove_interfaces(links, &self.claim.block.interfaces()).await?;
         // From here on the table is removed by this host itself.
         self.guard.end();

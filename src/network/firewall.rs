@@ -42,13 +42,13 @@ const PROGRAMS: &[&str] = &[
 ];
 
 /// The table of one host.
-pub struct Firewall {
+pub(super) struct Firewall {
     program: &'static str,
     table: String,
 }
 
 /// What another host's table tells, living or not.
-pub struct Record {
+pub(super) struct Record {
     table: String,
     /// The number of its block.
     pub block: u32,
@@ -58,19 +58,19 @@ pub struct Record {
 
 impl Firewall {
     /// Not installed yet.
-    pub fn of(block: &Block) -> Result<Self, SetupError> {
+    pub(super) fn of(block: &Block) -> Result<Self, SetupError> {
         Ok(Self {
             program: find_program()?,
             table: format!("{TABLES}{:x}", block.number()),
         })
     }
 
-    pub fn table(&self) -> &str {
+    pub(super) fn table(&self) -> &str {
         &self.table
     }
 
     /// Installs the table; what a dead host left under that name is replaced in the same step.
-    pub fn install(
+    pub(super) fn install(
         &self,
         block: &Block,
         allow: &[Destination],
@@ -84,18 +84,18 @@ impl Firewall {
     }
 
     /// Removes the table.
-    pub fn remove(&self) -> Result<(), SetupError> {
+    pub(super) fn remove(&self) -> Result<(), SetupError> {
         self.remove_table(&self.table)
     }
 
     /// Removes a table whose host was killed.
-    pub fn remove_stale(&self, record: &Record) -> Result<(), SetupError> {
+    pub(super) fn remove_stale(&self, record: &Record) -> Result<(), SetupError> {
         log::info!("removing table {}, whose host has ended", record.table);
         self.remove_table(&record.table)
     }
 
     /// What the tables of hosts tell: of this host too, if an earlier one of its name left one.
-    pub fn records(&self) -> Result<Vec<Record>, SetupError> {
+    pub(super) fn records(&self) -> Result<Vec<Record>, SetupError> {
         let mut records = Vec::new();
         for object in run_list(self.program, &["tables"])? {
             let name = object["table"]["name"].as_str().unwrap_or_default();
@@ -142,7 +142,7 @@ impl Firewall {
     }
 
     /// Chains of other tables that drop what they do not know, children's packets included.
-    pub fn other_dropping_chains(&self) -> Result<Vec<String>, SetupError> {
+    pub(super) fn other_dropping_chains(&self) -> Result<Vec<String>, SetupError> {
         let objects = run_list(self.program, &["chains"])?;
         Ok(objects
             .iter()

@@ -15,7 +15,7 @@ const IPV6_INTERFACES: &str = "/proc/sys/net/ipv6/conf";
 /// What hosts have turned on. Kept with each host's firewall, so that whoever ends last, or comes
 /// after a host that was killed, knows what to turn off.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Changed {
+pub(super) struct Changed {
     /// Address families, as nftables calls them, that were not forwarded before.
     pub families: BTreeSet<String>,
     /// Interfaces whose `accept_ra` was 1 before and is 2 now.
@@ -23,7 +23,7 @@ pub struct Changed {
 }
 
 impl Changed {
-    pub fn add(&mut self, other: &Self) {
+    pub(super) fn add(&mut self, other: &Self) {
         self.families.extend(other.families.iter().cloned());
         self.interfaces.extend(other.interfaces.iter().cloned());
     }
@@ -37,21 +37,21 @@ impl Changed {
 }
 
 /// The switches of this machine.
-pub struct Forwarding {
+pub(super) struct Forwarding {
     missing: Changed,
     /// By this host or by others whose children may still need it.
     pub changed: Changed,
 }
 
 /// Whether this machine, or container, has IPv6 at all.
-pub fn has_ipv6() -> bool {
+pub(super) fn has_ipv6() -> bool {
     let path = Path::new(IPV6_INTERFACES).join("all/disable_ipv6");
     fs::read_to_string(path).is_ok_and(|text| text.trim() == "0")
 }
 
 impl Forwarding {
     /// Looks at what is missing, besides what other hosts have changed already. Changes nothing.
-    pub fn look(with_ipv6: bool, by_others: Changed) -> Result<Self, SetupError> {
+    pub(super) fn look(with_ipv6: bool, by_others: Changed) -> Result<Self, SetupError> {
         let mut missing = Changed::default();
         for family in ["ipv4", "ipv6"].iter().take(1 + usize::from(with_ipv6)) {
             if !is_on(&switch(family))? {
@@ -67,7 +67,7 @@ impl Forwarding {
     }
 
     /// Turns on what is missing.
-    pub fn enable(&self) -> Result<(), SetupError> {
+    pub(super) fn enable(&self) -> Result<(), SetupError> {
         for interface in &self.missing.interfaces {
             set(&accept_ra(interface), "2")?;
         }
@@ -82,7 +82,7 @@ impl Forwarding {
 }
 
 /// Turns off what hosts that have ended turned on, but for what those that live need.
-pub fn restore(by_ended: &Changed, by_living: &Changed) {
+pub(super) fn restore(by_ended: &Changed, by_living: &Changed) {
     let changed = by_ended.without(by_living);
     let families = changed
         .families

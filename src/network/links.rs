@@ -19,7 +19,7 @@ use super::error;
 use crate::sandbox::SetupError;
 
 /// The loopback interface of every network namespace.
-pub const LOOPBACK: u32 = 1;
+pub(super) const LOOPBACK: u32 = 1;
 
 /// Both ends of a pair have it, and neither asks for the other's (IFF_NOARP): so no neighbour
 /// discovery, and no router advertisement, need ever be let through. Set by us, it is left alone by
@@ -28,12 +28,12 @@ const HARDWARE_ADDRESS: [u8; 6] = [0x02, b'p', b'y', b's', b'p', b'a'];
 
 /// A netlink socket in one network namespace.
 #[derive(Clone)]
-pub struct Links {
+pub(super) struct Links {
     handle: Handle,
 }
 
 /// An interface of this network namespace.
-pub struct Link {
+pub(super) struct Link {
     pub index: u32,
     pub name: String,
     pub is_veth: bool,
@@ -45,7 +45,7 @@ pub struct Link {
 
 impl Link {
     /// Whether a pyspawner made it.
-    pub fn is_our_veth(&self) -> bool {
+    pub(super) fn is_our_veth(&self) -> bool {
         self.is_veth && self.is_ours
     }
 
@@ -75,7 +75,7 @@ impl Link {
 
 impl Links {
     /// Opens a socket in the calling thread's network namespace.
-    pub fn open() -> Result<Self, SetupError> {
+    pub(super) fn open() -> Result<Self, SetupError> {
         let (connection, handle, _) = rtnetlink::new_connection().map_err(|e| {
             SetupError::from_io(crate::sandbox::Layer::Network, "socket(netlink)", &e)
         })?;
@@ -86,7 +86,7 @@ impl Links {
 
     /// Opens a socket in another network namespace, where it stays. The calling thread is back in
     /// `own` when this returns; nothing else runs on it meanwhile.
-    pub fn open_in(namespace: &File, own: &File) -> Result<Self, SetupError> {
+    pub(super) fn open_in(namespace: &File, own: &File) -> Result<Self, SetupError> {
         let enter = |file| setns(file, CloneFlags::CLONE_NEWNET);
         enter(namespace).map_err(|e| error("setns(the child's network namespace)", e))?;
         let links = Self::open();
@@ -96,7 +96,7 @@ impl Links {
     }
 
     /// Creates a veth pair (`veth(4)`): one end here, the other in `namespace`.
-    pub async fn create_pair(
+    pub(super) async fn create_pair(
         &self,
         here: &str,
         there: &str,
@@ -123,7 +123,7 @@ impl Links {
     }
 
     /// The interface of this name, if there is one.
-    pub async fn find(&self, name: &str) -> Result<Option<Link>, SetupError> {
+    pub(super) async fn find(&self, name: &str) -> Result<Option<Link>, SetupError> {
         let mut found = self.handle.link().get().match_name(name).execute();
         match found.try_next().await {
             Ok(message) => Ok(message.as_ref().map(Link::of)),
@@ -133,7 +133,7 @@ impl Links {
     }
 
     /// The veth interface of this name.
-    pub async fn veth(&self, name: &str) -> Result<u32, SetupError> {
+    pub(super) async fn veth(&self, name: &str) -> Result<u32, SetupError> {
         match self.find(name).await? {
             Some(link) => Ok(link.index),
             None => Err(error(format!("look for interface {name}"), Errno::ENODEV)),
@@ -141,7 +141,7 @@ impl Links {
     }
 
     /// All interfaces.
-    pub async fn all(&self) -> Result<Vec<Link>, SetupError> {
+    pub(super) async fn all(&self) -> Result<Vec<Link>, SetupError> {
         let links = self.handle.link().get().execute();
         let links: Vec<_> = links
             .try_collect()
@@ -152,7 +152,7 @@ impl Links {
 
     /// Gives an interface an address. It is valid at once: nobody else can have it on a pair, so
     /// IPv6 need not ask (RFC 4862, duplicate address detection).
-    pub async fn add_address(
+    pub(super) async fn add_address(
         &self,
         link: u32,
         address: IpAddr,
@@ -168,7 +168,7 @@ impl Links {
     }
 
     /// Raises an interface.
-    pub async fn raise(&self, link: u32) -> Result<(), SetupError> {
+    pub(super) async fn raise(&self, link: u32) -> Result<(), SetupError> {
         let up = LinkUnspec::new_with_index(link).up().build();
         let step = || format!("raise interface {link}");
         self.handle.link().set(up).execute().await.map_err(at(step))
@@ -177,7 +177,7 @@ impl Links {
     /// Waits until packets pass. The kernel lets them a moment after both ends were raised, by a
     /// worker that waits for whatever else is done to interfaces on the machine; until then it drops
     /// what is sent.
-    pub async fn wait_until_up(&self, name: &str) -> Result<(), SetupError> {
+    pub(super) async fn wait_until_up(&self, name: &str) -> Result<(), SetupError> {
         let step = || format!("wait until interface {name} is up");
         wait_until(step, async || match self.find(name).await? {
             Some(link) => Ok(link.is_up),
@@ -188,7 +188,7 @@ impl Links {
 
     /// Waits until packets to this address of an interface that is up are taken for this machine's,
     /// or child's, own. For IPv6 such a worker adds the route that says so.
-    pub async fn wait_until_own(&self, address: IpAddr) -> Result<(), SetupError> {
+    pub(super) async fn wait_until_own(&self, address: IpAddr) -> Result<(), SetupError> {
         let IpAddr::V6(ipv6) = address else {
             return Ok(());
         };
@@ -213,7 +213,7 @@ impl Links {
     ///
     /// # Errors
     /// The last of them.
-    pub async fn lower(&self, is_one: impl Fn(&Link) -> bool) -> Result<(), SetupError> {
+    pub(super) async fn lower(&self, is_one: impl Fn(&Link) -> bool) -> Result<(), SetupError> {
         let mut lowered = Ok(());
         for link in self.all().await?.into_iter().filter(is_one) {
             let down = LinkUnspec::new_with_index(link.index).down().build();
@@ -228,7 +228,7 @@ impl Links {
     }
 
     /// Sends whatever goes elsewhere to `gateway`.
-    pub async fn add_default_route(&self, gateway: IpAddr) -> Result<(), SetupError> {
+    pub(super) async fn add_default_route(&self, gateway: IpAddr) -> Result<(), SetupError> {
         let route = match gateway {
             IpAddr::V4(gateway) => RouteMessageBuilder::<std::net::Ipv4Addr>::new()
                 .gateway(gateway)
@@ -249,7 +249,7 @@ impl Links {
     /// Deletes an interface, and with it the other end, their addresses and routes. One that is
     /// gone already is no error. The kernel's grace periods make this hold up the thread for some
     /// 30 ms.
-    pub async fn delete(&self, link: u32) -> Result<(), SetupError> {
+    pub(super) async fn delete(&self, link: u32) -> Result<(), SetupError> {
         match self.handle.link().del(link).execute().await {
             Err(e) if errno(&e) == Errno::ENODEV => Ok(()),
             other => other.map_err(at(|| format!("delete interface {link}"))),
@@ -257,7 +257,7 @@ impl Links {
     }
 
     /// Deletes the interface of this name, as [`Links::delete`] does.
-    pub async fn delete_named(&self, name: &str) -> Result<(), SetupError> {
+    pub(super) async fn delete_named(&self, name: &str) -> Result<(), SetupError> {
         let mut request = self.handle.link().del(0);
         let attributes = &mut request.message_mut().attributes;
         attributes.push(LinkAttribute::IfName(name.to_owned()));
@@ -269,7 +269,7 @@ impl Links {
 
     /// Waits until the kernel has deleted these, as it does with the network namespace of a child
     /// that ended. Those that are left after `patience`.
-    pub async fn wait_for_end(
+    pub(super) async fn wait_for_end(
         &self,
         patience: Duration,
         is_one: impl Fn(&Link) -> Result<bool, SetupError>,
@@ -290,7 +290,7 @@ impl Links {
     }
 
     /// The same, and deletes what is left.
-    pub async fn see_off(
+    pub(super) async fn see_off(
         &self,
         patience: Duration,
         is_one: impl Fn(&Link) -> Result<bool, SetupError>,

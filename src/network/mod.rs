@@ -6,13 +6,13 @@
 //! [`Networks::disconnect`] takes that away.
 
 mod addresses;
-pub mod destinations;
+pub(crate) mod destinations;
 mod egress;
 mod firewall;
 mod forwarding;
 mod links;
-pub mod slots;
-pub mod traces;
+pub(crate) mod slots;
+pub(crate) mod traces;
 mod veth;
 mod watch;
 
@@ -22,7 +22,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
-pub use veth::VethConfig;
+pub(crate) use veth::VethConfig;
 
 use self::addresses::NameClaim;
 use self::egress::Egress;
@@ -36,7 +36,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// What one job is connected to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum JobNetwork {
+pub(crate) enum JobNetwork {
     /// Nothing: not even the loopback interface is up.
     None,
     /// The loopback interface, which the child raises itself: `sandbox::namespaces::raise_loopback`.
@@ -59,7 +59,7 @@ impl From<&Network> for JobNetwork {
 }
 
 /// The networks of a host's children.
-pub struct Networks {
+pub(crate) struct Networks {
     /// Opened when it is first needed.
     links: OnceCell<Links>,
     egress: Option<Egress>,
@@ -67,7 +67,7 @@ pub struct Networks {
 
 /// A connected child's share.
 #[must_use = "it is given back with Networks::disconnect"]
-pub enum Connection {
+pub(crate) enum Connection {
     /// A place among the pairs of the egress.
     Place(usize),
     /// The name that the caller chose.
@@ -79,7 +79,7 @@ impl Networks {
     ///
     /// # Errors
     /// With the step that failed; nothing is left behind then.
-    pub async fn start(network: &Network) -> Result<Self, SetupError> {
+    pub(crate) async fn start(network: &Network) -> Result<Self, SetupError> {
         let mut networks = Self {
             links: OnceCell::new(),
             egress: None,
@@ -94,7 +94,7 @@ impl Networks {
     ///
     /// # Errors
     /// With the step that failed; the child has no network then.
-    pub async fn connect(
+    pub(crate) async fn connect(
         &self,
         pid: libc::pid_t,
         network: &JobNetwork,
@@ -113,7 +113,7 @@ impl Networks {
     /// to delete them would hold up this thread, and so every job. One that the caller named is waited
     /// for: the next job may have the same. One of the egress is not: its name and addresses come
     /// around again only after all others.
-    pub async fn disconnect(&self, connection: Connection) {
+    pub(crate) async fn disconnect(&self, connection: Connection) {
         match (connection, &self.egress, self.links.get()) {
             (Connection::Place(place), Some(egress), _) => egress.give_back(place),
             (Connection::Name(claim), _, Some(links)) => {
@@ -124,7 +124,7 @@ impl Networks {
     }
 
     /// Takes everything away. Called when no child is to be connected any more.
-    pub async fn stop(&self) {
+    pub(crate) async fn stop(&self) {
         let Some(links) = self.links.get() else {
             return;
         };

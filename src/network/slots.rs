@@ -22,10 +22,10 @@ use crate::sandbox::{Layer, Layers, SetupError};
 const MOST_FREE: usize = 64;
 
 /// A network namespace, while a child is in it or between two.
-pub struct Slot(OwnedFd);
+pub(crate) struct Slot(OwnedFd);
 
 /// The network namespace of a child that is not yet made.
-pub enum Place {
+pub(crate) enum Place {
     /// One for this child alone, which ends with it.
     Own,
     /// One that may be another's later.
@@ -35,7 +35,7 @@ pub enum Place {
 
 impl Place {
     /// The same for the main thread.
-    pub fn birth(&self) -> Birth<BorrowedFd<'_>> {
+    pub(crate) fn birth(&self) -> Birth<BorrowedFd<'_>> {
         match self {
             Self::Own => Birth::Own,
             Self::NewSlot => Birth::New,
@@ -44,7 +44,7 @@ impl Place {
     }
 
     /// The slot of the child, now that it is made; `new` is what the main thread made for it.
-    pub fn taken(self, new: Option<OwnedFd>) -> Option<Slot> {
+    pub(crate) fn taken(self, new: Option<OwnedFd>) -> Option<Slot> {
         match (self, new) {
             (_, Some(new)) => Some(Slot(new)),
             (Self::Slot(slot), None) => Some(slot),
@@ -54,14 +54,14 @@ impl Place {
 }
 
 /// The free slots of a host.
-pub struct Slots {
+pub(crate) struct Slots {
     free: RefCell<Vec<Slot>>,
     /// Whether the profile permits any.
     are_used: bool,
 }
 
 impl Slots {
-    pub fn new(profile: &Profile, children_have_own_ids: bool) -> Self {
+    pub(crate) fn new(profile: &Profile, children_have_own_ids: bool) -> Self {
         let is_landlock = |layer| layer == Layer::Landlock.name();
         let is_whole = profile.layers().skipped().all(is_landlock);
         Self {
@@ -80,7 +80,7 @@ impl Slots {
     ///   (`net_ctl_permissions`);
     /// - that have no place in common where one could hand another an open file of `/proc/net`, which
     ///   would go on showing the namespace while the next job is in it.
-    pub fn place(&self, network: &JobNetwork, is_profiles_sandbox: bool) -> Place {
+    pub(crate) fn place(&self, network: &JobNetwork, is_profiles_sandbox: bool) -> Place {
         if !self.are_used || !is_profiles_sandbox || *network != JobNetwork::None {
             return Place::Own;
         }
@@ -89,7 +89,7 @@ impl Slots {
     }
 
     /// Takes back the slot of a child that was reaped.
-    pub fn give_back(&self, slot: Slot) {
+    pub(crate) fn give_back(&self, slot: Slot) {
         let mut free = self.free.borrow_mut();
         if free.len() < MOST_FREE {
             free.push(slot);
@@ -99,7 +99,7 @@ impl Slots {
 
 /// Refuses with `EBADE` a child that is not where it was to be born: in its slot, or else at least
 /// not in the host's own network namespace. It cannot go elsewhere afterwards.
-pub fn check_place(
+pub(crate) fn check_place(
     pid: libc::pid_t,
     slot: Option<&Slot>,
     layers: &Layers,

@@ -20,7 +20,7 @@ use std::os::fd::BorrowedFd;
 use crate::sys::files::read_whole;
 
 /// More than the files have together if nothing happened: `netstat` comes to 4 KiB.
-pub const ROOM: usize = 64 << 10;
+pub(crate) const ROOM: usize = 64 << 10;
 
 /// Those that are compared as a whole.
 const WHOLE: [&str; 4] = ["net/snmp", "net/snmp6", "net/netstat", "net/ip6_flowlabel"];
@@ -30,7 +30,7 @@ const WHOLE: [&str; 4] = ["net/snmp", "net/snmp6", "net/netstat", "net/ip6_flowl
 ///
 /// # Errors
 /// ENOENT if the kernel does not have them all, EFBIG if one has grown: then nothing can be shown.
-pub fn read(thread: BorrowedFd<'_>, room: &mut [u8]) -> nix::Result<usize> {
+pub(crate) fn read(thread: BorrowedFd<'_>, room: &mut [u8]) -> nix::Result<usize> {
     let sockets = read_whole(thread, "net/sockstat", room)?;
     let line = sockets.split(|byte| *byte == b'\n').next();
     let mut length = line.map_or(0, <[u8]>::len);

@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_millis(200);
 /// Names and addresses of a pair. The defaults are those of pyspawner 1.0.0.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct VethConfig {
+pub(crate) struct VethConfig {
     /// The machine's end: at most 15 bytes, and of this child alone while it lives.
     pub kernel_veth_name: String,
     /// The child's end, as it is called in the child.
@@ -79,7 +79,7 @@ impl VethConfig {
     ///
     /// # Errors
     /// With what is wrong, in words.
-    pub fn check(&self) -> anyhow::Result<()> {
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
         check_name("kernel_veth_name", &self.kernel_veth_name)?;
         check_name("child_veth_name", &self.child_veth_name)?;
         ensure!(
@@ -149,7 +149,7 @@ fn check_name(key: &str, name: &str) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// With the step that failed. Nothing is left then.
-pub async fn connect(
+pub(super) async fn connect(
     links: &Links,
     pid: libc::pid_t,
     config: &VethConfig,
@@ -203,7 +203,7 @@ fn open_namespaces(pid: libc::pid_t) -> Result<(File, File), SetupError> {
 /// Waits until the kernel has deleted the pair of a child that ended, which it does with the child's
 /// network namespace. One that is kept, by a connection that the child did not close perhaps, is
 /// deleted when its name is asked for again, or at the host's end.
-pub async fn disconnect(links: &Links, name: &str) {
+pub(super) async fn disconnect(links: &Links, name: &str) {
     match links
         .wait_for_end(PATIENCE, |link| Ok(link.name == name))
         .await

@@ -53,14 +53,14 @@ enum Change {
 }
 
 /// A subscription to the changes of one table.
-pub struct Watch {
+pub(super) struct Watch {
     socket: AsyncFd<OwnedFd>,
     table: String,
 }
 
 impl Watch {
     /// Subscribes: before the table is installed, so that nothing is missed.
-    pub fn subscribe(table: &str) -> Result<Self, SetupError> {
+    pub(super) fn subscribe(table: &str) -> Result<Self, SetupError> {
         Self::with_buffer(table, BUFFER)
     }
 
@@ -92,7 +92,7 @@ impl Watch {
     ///
     /// # Errors
     /// If it is not, or not known to be, as it was installed.
-    pub fn begin(&self) -> Result<(), SetupError> {
+    pub(super) fn begin(&self) -> Result<(), SetupError> {
         match self.read_all()?.last() {
             Some(Change::Table) => Ok(()),
             _ => Err(self.removed()),
@@ -100,7 +100,7 @@ impl Watch {
     }
 
     /// Waits until the table is not, or not known to be, as it was installed, and says which.
-    pub async fn loss(&self) -> SetupError {
+    pub(super) async fn loss(&self) -> SetupError {
         loop {
             let mut ready = match self.socket.readable().await {
                 Ok(ready) => ready,

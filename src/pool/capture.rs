@@ -8,14 +8,14 @@ use tokio::sync::Notify;
 
 /// Tells that a stream has brought more than its limit.
 #[derive(Default)]
-pub struct Overflow {
+pub(crate) struct Overflow {
     notify: Notify,
     stream: Cell<Option<&'static str>>,
 }
 
 impl Overflow {
     /// Waits for the first stream of which there is too much. Returns its name.
-    pub async fn of_any(&self) -> &'static str {
+    pub(crate) async fn of_any(&self) -> &'static str {
         loop {
             if let Some(stream) = self.stream.get() {
                 return stream;
@@ -25,7 +25,7 @@ impl Overflow {
     }
 
     /// The first stream of which there was too much, if there was one.
-    pub fn stream(&self) -> Option<&'static str> {
+    pub(crate) fn stream(&self) -> Option<&'static str> {
         self.stream.get()
     }
 
@@ -39,7 +39,7 @@ impl Overflow {
 
 /// What one stream has brought so far.
 #[derive(Debug, Default)]
-pub struct Capture {
+pub(crate) struct Capture {
     pub bytes: Vec<u8>,
     /// Whether there was more than the limit.
     pub truncated: bool,
@@ -48,7 +48,7 @@ pub struct Capture {
 impl Capture {
     /// Reads to the stream's end. What goes beyond `limit` bytes is read and thrown away, so
     /// that the writer does not wait, and `overflow` is told the stream's `name`.
-    pub async fn collect(
+    pub(crate) async fn collect(
         &mut self,
         source: Option<pipe::Receiver>,
         name: &'static str,

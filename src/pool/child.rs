@@ -16,7 +16,7 @@ use crate::sandbox::handshake::ChildReport;
 use crate::sys::messages::Socket;
 use crate::sys::process::{self, Reaped};
 
-pub struct Child {
+pub(crate) struct Child {
     pub pid: libc::pid_t,
     pub(super) pidfd: AsyncFd<OwnedFd>,
     pub(super) control: Socket,
@@ -39,7 +39,7 @@ impl Drop for Child {
 }
 
 impl Child {
-    pub fn kill(&self) {
+    pub(crate) fn kill(&self) {
         // Whoever waits for its end is told that it does not come.
         if let Err(errno) = process::signal(self.pidfd.get_ref().as_fd(), libc::SIGKILL) {
             log::error!("pidfd_send_signal({}, SIGKILL): {errno}", self.pid);
@@ -47,18 +47,18 @@ impl Child {
     }
 
     /// Waits for its end and reaps it.
-    pub async fn reap(&self) -> Reaped {
+    pub(crate) async fn reap(&self) -> Reaped {
         reap(&self.pidfd).await
     }
 
     /// Whether it has not ended yet.
-    pub fn lives(&self) -> bool {
+    pub(crate) fn lives(&self) -> bool {
         let mut poll = [PollFd::new(self.pidfd.get_ref().as_fd(), PollFlags::POLLIN)];
         nix::poll::poll(&mut poll, PollTimeout::ZERO) == Ok(0)
     }
 
     /// Whether it has ended. The task is woken when it does.
-    pub fn poll_ended(&self, context: &mut Context<'_>) -> Poll<()> {
+    pub(crate) fn poll_ended(&self, context: &mut Context<'_>) -> Poll<()> {
         self.pidfd.poll_read_ready(context).map(drop)
     }
 
@@ -66,26 +66,26 @@ impl Child {
     ///
     /// # Errors
     /// EPIPE, ECONNRESET if it has ended.
-    pub fn assign(&self, assignment: &[u8], handed: &Handed) -> nix::Result<()> {
+    pub(crate) fn assign(&self, assignment: &[u8], handed: &Handed) -> nix::Result<()> {
         self.control.send_now(assignment, &handed.numbers())
     }
 
     /// From here on nobody is woken when it reports something. What it has is heard without waiting.
-    pub fn stop_listening(&mut self) {
+    pub(crate) fn stop_listening(&mut self) {
         self.control.stop_watching();
     }
 
-    pub fn is_listened_to(&self) -> bool {
+    pub(crate) fn is_listened_to(&self) -> bool {
         self.control.is_watched()
     }
 
     /// The next that it reports; `None` if it ends without a word, or with none that is known.
-    pub async fn hear(&self) -> std::io::Result<Option<ChildReport>> {
+    pub(crate) async fn hear(&self) -> std::io::Result<Option<ChildReport>> {
         poll_fn(|context| self.poll_hear(context)).await
     }
 
     /// The same, for a task that listens to several.
-    pub fn poll_hear(
+    pub(crate) fn poll_hear(
         &self,
         context: &mut Context<'_>,
     ) -> Poll<std::io::Result<Option<ChildReport>>> {

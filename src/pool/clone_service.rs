@@ -34,7 +34,7 @@ use crate::sys::messages::{self, Socket};
 use crate::sys::process;
 
 /// From the I/O thread to the main thread.
-pub enum ToMain {
+pub(crate) enum ToMain {
     /// The I/O thread runs, under this thread id.
     IoThread(libc::pid_t),
     Clone(CloneRequest),
@@ -42,7 +42,7 @@ pub enum ToMain {
 
 /// What a child is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Purpose {
+pub(crate) enum Purpose {
     /// A job that waits for it.
     Job,
     /// A job to come: it has time to prepare itself for that.
@@ -58,7 +58,7 @@ pub enum Purpose {
 }
 
 /// What a child is to get of the I/O thread's descriptors.
-pub struct Wanted<'a> {
+pub(crate) struct Wanted<'a> {
     pub control: BorrowedFd<'a>,
     /// As [`ChildDescriptors`] has them.
     pub order: Option<BorrowedFd<'a>>,
@@ -121,14 +121,14 @@ impl Label {
 
 /// One clone, please. The descriptors come by the socket, under the same number.
 #[derive(Clone, Copy)]
-pub struct CloneRequest {
+pub(crate) struct CloneRequest {
     number: u64,
     network: Birth<()>,
     pub purpose: Purpose,
 }
 
 /// The same with the descriptors, as the main thread has them.
-pub struct CloneOrder {
+pub(crate) struct CloneOrder {
     pub descriptors: ChildDescriptors,
     pub cgroup: Option<RawFd>,
     pub network: Birth<RawFd>,
@@ -139,20 +139,20 @@ pub struct CloneOrder {
 
 impl CloneOrder {
     /// The numbers that are open for this clone alone.
-    pub fn numbers(&self) -> Vec<RawFd> {
+    pub(crate) fn numbers(&self) -> Vec<RawFd> {
         self.owned.iter().map(AsRawFd::as_raw_fd).collect()
     }
 }
 
 /// From the main thread to the I/O thread.
-pub enum FromMain {
+pub(crate) enum FromMain {
     /// The interpreter is warm and the sandbox prepared; or why not.
     Ready(Result<Prepared, Failure>),
     Cloned(CloneReply),
 }
 
 /// What the main thread tells of the sandbox that it has prepared.
-pub struct Prepared {
+pub(crate) struct Prepared {
     /// Names that must be out of children's sight.
     pub hidden_names: Vec<std::path::PathBuf>,
     /// The warm-up, if it is to be rehearsed.
@@ -160,7 +160,7 @@ pub struct Prepared {
 }
 
 /// What the host's own call of the warm-up was like.
-pub struct WarmUp {
+pub(crate) struct WarmUp {
     pub took: Duration,
     /// Threads that it, or an import, left running, in words.
     pub threads: Vec<String>,
@@ -172,24 +172,24 @@ const REHEARSAL_FACTOR: u32 = 10;
 const LEAST_FOR_REHEARSAL: Duration = Duration::from_secs(10);
 
 /// The limit for a warm-up that took so long in the host.
-pub fn limit_of_rehearsal(took: Duration) -> Duration {
+pub(crate) fn limit_of_rehearsal(took: Duration) -> Duration {
     LEAST_FOR_REHEARSAL.max(took * REHEARSAL_FACTOR)
 }
 
 /// Why the main thread cannot make clones.
-pub struct Failure {
+pub(crate) struct Failure {
     /// `preload` for what the operator's modules did, else `setup`.
     pub kind: &'static str,
     pub detail: String,
 }
 
-pub struct CloneReply {
+pub(crate) struct CloneReply {
     number: u64,
     result: Result<Cloned, String>,
 }
 
 /// A child of this process, which nobody else reaps.
-pub struct Cloned {
+pub(crate) struct Cloned {
     pub pid: libc::pid_t,
     /// Whether its network namespace was made for it, to be kept.
     pub has_new_network: bool,
@@ -212,7 +212,7 @@ struct Waiter {
 }
 
 /// A child that waits for the host's word.
-pub struct ClonedChild {
+pub(crate) struct ClonedChild {
     pub pid: libc::pid_t,
     pub pidfd: AsyncFd<OwnedFd>,
     /// What was made for it, if that was asked for and is possible here.
@@ -220,7 +220,7 @@ pub struct ClonedChild {
 }
 
 /// The main thread's ends.
-pub struct MainEnd {
+pub(crate) struct MainEnd {
     pub requests: Receiver<ToMain>,
     replies: Sender<FromMain>,
     /// An eventfd: the I/O thread waits in epoll, where it cannot see a channel.
@@ -237,7 +237,7 @@ impl MainEnd {
     ///
     /// # Safety
     /// No owner of another descriptor than this end's may be on this thread.
-    pub unsafe fn own_descriptors(&self) -> Result<(), Errno> {
+    pub(crate) unsafe fn own_descriptors(&self) -> Result<(), Errno> {
         // SAFETY: as this function.
         unsafe { process::own_descriptors(&self.numbers()) }
     }
@@ -252,7 +252,7 @@ impl MainEnd {
     }
 
     /// Takes what was sent along with a request, and nothing else. The error is for the reply.
-    pub fn take(&self, request: CloneRequest) -> Result<CloneOrder, String> {
+    pub(crate) fn take(&self, request: CloneRequest) -> Result<CloneOrder, String> {
         let (label, owned) = loop {
             let (label, owned) = self.receive()?;
             match label.number.cmp(&request.number) {
@@ -305,15 +305,15 @@ impl MainEnd {
     }
 
     /// Tells the init in front of the host what this thread is about to do.
-    pub fn tell_init(&self, activity: &str) {
+    pub(crate) fn tell_init(&self, activity: &str) {
         activity::tell(self.init.as_fd(), activity);
     }
 
-    pub fn ready(&self, result: Result<Prepared, Failure>) {
+    pub(crate) fn ready(&self, result: Result<Prepared, Failure>) {
         self.send(FromMain::Ready(result));
     }
 
-    pub fn reply(&self, request: CloneRequest, result: Result<Cloned, String>) {
+    pub(crate) fn reply(&self, request: CloneRequest, result: Result<Cloned, String>) {
         self.send(FromMain::Cloned(CloneReply {
             number: request.number,
             result,
@@ -332,7 +332,7 @@ impl MainEnd {
 
     /// Ends the host if this end's descriptors are not its own any more: modules of the operator's run on this thread, and one may
     /// close what it has not opened. `before` is what [`MainEnd::identities`] has told.
-    pub fn check(&self, before: &[String]) {
+    pub(crate) fn check(&self, before: &[String]) {
         let now = self.identities();
         if let Some((before, now)) = before.iter().zip(&now).find(|(before, now)| before != now) {
             cut_off(&format!("{before} has become {now}"));
@@ -340,7 +340,7 @@ impl MainEnd {
     }
 
     /// What each of this end's descriptors is.
-    pub fn identities(&self) -> Vec<String> {
+    pub(crate) fn identities(&self) -> Vec<String> {
         self.numbers().map(identity).to_vec()
     }
 }
@@ -368,7 +368,7 @@ fn cut_off(how: &str) -> ! {
 }
 
 /// The I/O thread's ends, before its runtime exists.
-pub struct IoEnd {
+pub(crate) struct IoEnd {
     pub requests: Sender<ToMain>,
     replies: Receiver<FromMain>,
     wake: EventFd,
@@ -378,7 +378,7 @@ pub struct IoEnd {
 }
 
 /// Creates both ends, on the main thread: the buffers are its memory. `init` is the main thread's way to tell its init what it does.
-pub fn channels(init: OwnedFd) -> std::io::Result<(MainEnd, IoEnd)> {
+pub(crate) fn channels(init: OwnedFd) -> std::io::Result<(MainEnd, IoEnd)> {
     // One more for the I/O thread's greeting, and for the main thread's.
     let (to_main, requests) = crossbeam_channel::bounded(AT_ONCE + 1);
     let (from_main, replies) = crossbeam_channel::bounded(AT_ONCE + 1);
@@ -407,7 +407,7 @@ pub fn channels(init: OwnedFd) -> std::io::Result<(MainEnd, IoEnd)> {
 
 /// The I/O thread's side, on its runtime.
 #[derive(Clone)]
-pub struct CloneService {
+pub(crate) struct CloneService {
     requests: Sender<ToMain>,
     waiting: Rc<RefCell<HashMap<u64, Waiter>>>,
     next: Rc<Cell<u64>>,
@@ -417,7 +417,7 @@ pub struct CloneService {
 
 impl CloneService {
     /// Starts to pass replies on; the receiver tells when the main thread is ready.
-    pub fn start(
+    pub(crate) fn start(
         end: IoEnd,
     ) -> std::io::Result<(Self, oneshot::Receiver<Result<Prepared, Failure>>)> {
         let IoEnd {
@@ -467,7 +467,7 @@ impl CloneService {
     }
 
     /// Has one clone made. The child has copies of what is wanted; the caller closes its own.
-    pub async fn clone(&self, wanted: Wanted<'_>, purpose: Purpose) -> Result<ClonedChild, String> {
+    pub(crate) async fn clone(&self, wanted: Wanted<'_>, purpose: Purpose) -> Result<ClonedChild, String> {
         let place = self.room.clone().acquire_owned().await;
         let place = place.expect("it is never closed");
         // Before the request, by which the main thread knows that they are there.

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::own::Own;
 
 /// How long none must have been missed before one fewer is wanted.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 /// After so long a job counts half as much.
 const HALF_LIFE: Duration = Duration::from_secs(10);
 /// So many times as many jobs a spare must have elsewhere to be given up here. If that were less, kinds
@@ -22,7 +22,7 @@ const CLEARLY: f64 = 2.0;
 /// How many kinds are remembered.
 const MOST_KINDS: usize = 16;
 
-pub struct Demand {
+pub(super) struct Demand {
     /// The most spares there may be of all kinds.
     most: usize,
     /// The first is the profile's own.
@@ -60,24 +60,24 @@ impl Kind {
 
 impl Demand {
     /// One of the profile's own is always wanted, unless others are.
-    pub fn new(most: usize, now: Instant) -> Self {
+    pub(super) fn new(most: usize, now: Instant) -> Self {
         Self {
             most,
             kinds: vec![Kind::new(Own::default(), 1, now)],
         }
     }
 
-    pub fn of(&self, own: &Own) -> usize {
+    pub(super) fn of(&self, own: &Own) -> usize {
         self.place(own).map_or(0, |place| self.kinds[place].wanted)
     }
 
-    pub fn in_all(&self) -> usize {
+    pub(super) fn in_all(&self) -> usize {
         self.kinds.iter().map(|kind| kind.wanted).sum()
     }
 
     /// The kind of which fewer are there than are wanted, and when one may be made; of several the first
     /// of which one may.
-    pub fn unmet(&self, there: impl Fn(&Own) -> usize) -> Option<(Rc<Own>, Instant)> {
+    pub(super) fn unmet(&self, there: impl Fn(&Own) -> usize) -> Option<(Rc<Own>, Instant)> {
         let kinds = self.kinds.iter();
         let unmet = kinds.filter(|kind| there(&kind.own) < kind.wanted);
         let first = unmet.min_by_key(|kind| kind.paused_until);
@@ -85,7 +85,7 @@ impl Demand {
     }
 
     /// A job has come, and found a spare ready or not.
-    pub fn asked(&mut self, own: &Own, was_ready: bool, now: Instant) {
+    pub(super) fn asked(&mut self, own: &Own, was_ready: bool, now: Instant) {
         let known = self.place(own);
         let Some(place) = known.or_else(|| self.remember(own, now)) else {
             return;
@@ -136,7 +136,7 @@ impl Demand {
     }
 
     /// Has none made for a while, besides those that are there.
-    pub fn pause(&mut self, own: &Own, until: Instant) {
+    pub(super) fn pause(&mut self, own: &Own, until: Instant) {
         if let Some(place) = self.place(own) {
             self.kinds[place].paused_until = until;
         }
@@ -144,7 +144,7 @@ impl Demand {
 
     /// One could not be made. Of the profile's own kind another is tried in a second, since every job
     /// fails as it did; for others no more are wanted than are there, and none for a while.
-    pub fn failed(&mut self, own: &Own, there: usize, now: Instant) {
+    pub(super) fn failed(&mut self, own: &Own, there: usize, now: Instant) {
         match self.place(own) {
             Some(0) => self.pause(own, now + Duration::from_secs(1)),
             Some(place) => {
@@ -157,7 +157,7 @@ impl Demand {
     }
 
     /// Wants fewer of what nobody has missed for a while, and forgets kinds that nobody asks for.
-    pub fn pass(&mut self, now: Instant) {
+    pub(super) fn pass(&mut self, now: Instant) {
         for kind in &mut self.kinds {
             if now - kind.last_missed > PATIENCE {
                 kind.last_missed = now;

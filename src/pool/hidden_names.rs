@@ -12,7 +12,7 @@ use crate::sys::mounts::is_remote;
 use crate::sys::name_watch::{NameWatch, News};
 
 /// The names, as the host knows them.
-pub struct HiddenNames {
+pub(crate) struct HiddenNames {
     names: Vec<PathBuf>,
     /// `None`: the kernel does not tell, and each look is at all of them.
     watch: Option<NameWatch>,
@@ -22,7 +22,7 @@ pub struct HiddenNames {
 /// What was found at each. Of a name that is watched it is enough to know that nothing happened on the way
 /// to it: a file that is replaced and put back is the same, but what covered it is gone.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Found {
+pub(crate) struct Found {
     /// How often something happened.
     changes: u64,
     at: Rc<[Option<Identity>]>,
@@ -40,7 +40,7 @@ struct Last {
 
 impl HiddenNames {
     /// `None` if to look at one of them might take for ever.
-    pub fn new(names: Vec<PathBuf>) -> Option<Self> {
+    pub(crate) fn new(names: Vec<PathBuf>) -> Option<Self> {
         let remote = names.iter().find(|name| lies_on_remote(name));
         if let Some(name) = remote {
             log::info!(
@@ -63,7 +63,7 @@ impl HiddenNames {
     }
 
     /// Looks at those that may lead elsewhere than at the last look.
-    pub fn look(&self) -> Found {
+    pub(crate) fn look(&self) -> Found {
         let news = self.watch.as_ref().map(NameWatch::news);
         if news.is_none_or(News::any) {
             self.last.borrow_mut().found.changes += u64::from(news.is_some_and(|news| news.names));

@@ -13,14 +13,14 @@ const SIGNALS: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
 
 /// Blocks the signals for the calling thread and those it starts. Comes first in the
 /// process, so that no thread of a preloaded module receives them instead.
-pub fn block_signals() -> nix::Result<()> {
+pub(crate) fn block_signals() -> nix::Result<()> {
     // Not SigSet::thread_block: see src/sandbox/enter.rs.
     sigprocmask(SigmaskHow::SIG_BLOCK, Some(&signals()), None)
 }
 
 /// Blocks all signals for the calling thread: a handler of a preloaded module's must not run on it, nor a default
 /// action that such a module restored end the process (SIGPIPE).
-pub fn block_all_signals() -> nix::Result<()> {
+pub(crate) fn block_all_signals() -> nix::Result<()> {
     sigprocmask(SigmaskHow::SIG_BLOCK, Some(&SigSet::all()), None)
 }
 
@@ -38,13 +38,13 @@ fn signals() -> SigSet {
 
 /// Whether the host was asked to end, and by which signal.
 #[derive(Clone)]
-pub struct Interrupt {
+pub(crate) struct Interrupt {
     signal: watch::Receiver<Option<i32>>,
 }
 
 impl Interrupt {
     /// Starts to listen, on the current runtime.
-    pub fn listen() -> std::io::Result<Self> {
+    pub(crate) fn listen() -> std::io::Result<Self> {
         let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
         let source = watch(SignalFd::with_flags(&signals(), flags)?, Interest::READABLE)?;
         let (sender, signal) = watch::channel(None);
@@ -67,7 +67,7 @@ impl Interrupt {
     }
 
     /// Returns once a signal has come: its number.
-    pub async fn received(&self) -> i32 {
+    pub(crate) async fn received(&self) -> i32 {
         let mut signal = self.signal.clone();
         match signal.wait_for(Option::is_some).await {
             Ok(number) => number.expect("waited for"),

@@ -13,7 +13,7 @@ fn is_escaped(character: char) -> bool {
 }
 
 /// A value's JSON, with a line feed behind it and no other end of a line in it.
-pub fn to_json_line(value: &impl Serialize) -> Vec<u8> {
+pub(super) fn to_json_line(value: &impl Serialize) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut serializer = serde_json::Serializer::with_formatter(&mut bytes, OneLine);
     value

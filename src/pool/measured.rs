@@ -12,7 +12,7 @@ use crate::sys::process::Ending;
 
 /// How long a child took, from its request on.
 #[derive(Clone, Copy, Debug)]
-pub struct Lap {
+pub(crate) struct Lap {
     /// Until the first byte that it wrote was read; `None` if it writes none.
     pub first_byte: Option<Duration>,
     /// Until it was reaped, and what it had given back.
@@ -21,25 +21,25 @@ pub struct Lap {
 
 impl Pool {
     /// The same pool for a job that is to find no spare.
-    pub fn without_spares(&self) -> Self {
+    pub(crate) fn without_spares(&self) -> Self {
         let mut pool = self.clone();
         pool.spares = None;
         pool
     }
 
-    pub fn has_spares(&self) -> bool {
+    pub(crate) fn has_spares(&self) -> bool {
         self.spares.is_some()
     }
 
     /// Whether as many spares as are wanted wait for jobs, and none is being made.
-    pub fn spares_are_ready(&self) -> bool {
+    pub(crate) fn spares_are_ready(&self) -> bool {
         self.spares
             .as_ref()
             .is_some_and(|spares| spares.are_ready())
     }
 
     /// A child that goes the whole way into its sandbox, says one byte and ends.
-    pub async fn floor(&self) -> Result<Lap, String> {
+    pub(crate) async fn floor(&self) -> Result<Lap, String> {
         let start = Instant::now();
         let made = self.nursery.make(&Own::default(), Purpose::Floor).await;
         let child = made.map_err(|refusal| refusal.to_string())?;
@@ -55,7 +55,7 @@ impl Pool {
     }
 
     /// A child that ends at once.
-    pub async fn bare_clone(&self) -> Result<Lap, String> {
+    pub(crate) async fn bare_clone(&self) -> Result<Lap, String> {
         let start = Instant::now();
         let (cloned, slot) = self.nursery.make_bare().await?;
         check_ending(child::reap(&cloned.pidfd).await.ending)?;
@@ -67,7 +67,7 @@ impl Pool {
     }
 
     /// Shows a child that waits for a job in its sandbox, and ends it.
-    pub async fn look_at_idle<T>(&self, look: impl FnOnce(libc::pid_t) -> T) -> Result<T, String> {
+    pub(crate) async fn look_at_idle<T>(&self, look: impl FnOnce(libc::pid_t) -> T) -> Result<T, String> {
         let made = self.nursery.make(&Own::default(), Purpose::Spare).await;
         let child = made.map_err(|refusal| refusal.to_string())?;
         expect_ready(&child).await?;

@@ -1,27 +1,26 @@
 //! The I/O thread's world: jobs in, reports out. Runs on one thread with a current-thread
 //! runtime, on memory that clones do not receive.
 
-pub mod capture;
-pub mod child;
-pub mod clone_service;
+pub(crate) mod capture;
+pub(crate) mod child;
+pub(crate) mod clone_service;
 mod demand;
 #[cfg(test)]
 mod fuzz;
-pub mod hidden_names;
-pub mod interrupt;
+pub(crate) mod hidden_names;
+pub(crate) mod interrupt;
 mod json_line;
 mod measured;
 mod nursery;
-pub mod outcome;
+pub(crate) mod outcome;
 mod overdue;
-pub mod own;
-pub mod payload;
-pub mod run_job;
+pub(crate) mod own;
+pub(crate) mod payload;
+pub(crate) mod run_job;
 mod spares;
 mod spoken;
 mod streams;
 
-pub use measured::Lap;
-pub use outcome::{JobReport, Outcome};
-pub use payload::Job;
-pub use run_job::{Followed, Pool};
+pub(crate) use measured::Lap;
+pub(crate) use outcome::{JobReport, Outcome};
+pub(crate) use run_job::{Followed, Pool};

@@ -21,7 +21,7 @@ use crate::sys::memory;
 use crate::sys::messages::{self, Socket};
 
 /// Makes children of one profile.
-pub struct Nursery {
+pub(super) struct Nursery {
     clones: CloneService,
     profile: Rc<Profile>,
     layers: Layers,
@@ -37,7 +37,7 @@ pub struct Nursery {
 
 /// Why a job was not begun.
 #[derive(Debug, thiserror::Error)]
-pub enum Refusal {
+pub(crate) enum Refusal {
     #[error(transparent)]
     Layer(#[from] SetupError),
     #[error("{0}")]
@@ -60,7 +60,7 @@ impl From<Refusal> for JobReport {
 }
 
 impl Nursery {
-    pub fn new(
+    pub(super) fn new(
         clones: CloneService,
         profile: Rc<Profile>,
         cgroups: Option<Rc<Cgroups>>,
@@ -86,12 +86,12 @@ impl Nursery {
     }
 
     /// Makes a child that goes into its sandbox, and there does what it is for.
-    pub async fn make(&self, own: &Own, purpose: Purpose) -> Result<Child, Refusal> {
+    pub(super) async fn make(&self, own: &Own, purpose: Purpose) -> Result<Child, Refusal> {
         self.make_enclosed(own, own.enclose()?, purpose).await
     }
 
     /// The same with what [`Own::enclose`] has taken.
-    pub async fn make_enclosed(
+    pub(super) async fn make_enclosed(
         &self,
         own: &Own,
         enclosed: Enclosed,
@@ -155,7 +155,7 @@ impl Nursery {
     }
 
     /// Makes a child that ends at once; its slot is given back once it was reaped.
-    pub async fn make_bare(&self) -> Result<(ClonedChild, Option<Slot>), String> {
+    pub(super) async fn make_bare(&self) -> Result<(ClonedChild, Option<Slot>), String> {
         let place = self.place(&Own::default());
         let wanted = Wanted {
             control: self.null.as_fd(),
@@ -169,7 +169,7 @@ impl Nursery {
         Ok((cloned, slot))
     }
 
-    pub fn give_back(&self, slot: Option<Slot>) {
+    pub(super) fn give_back(&self, slot: Option<Slot>) {
         if let Some(slot) = slot {
             self.slots.give_back(slot);
         }
@@ -268,7 +268,7 @@ impl Nursery {
     }
 
     /// Gives back what a reaped child had.
-    pub async fn forget(&self, mut child: Child) {
+    pub(super) async fn forget(&self, mut child: Child) {
         self.ids.borrow_mut().give_back(child.host_id);
         self.give_back(child.slot.take());
         if let Some(connection) = child.connection.take() {
@@ -278,7 +278,7 @@ impl Nursery {
     }
 
     /// Ends a child that got no job.
-    pub async fn discard(self: Rc<Self>, child: Child) {
+    pub(super) async fn discard(self: Rc<Self>, child: Child) {
         child.kill();
         match tokio::time::timeout(PATIENCE_AFTER_KILL, child.reap()).await {
             Ok(_) => self.forget(child).await,
@@ -287,7 +287,7 @@ impl Nursery {
     }
 
     /// For a child that does not end though it was killed: its uid stays its own until it has.
-    pub async fn reap_in_the_end(self: Rc<Self>, child: Child) {
+    pub(super) async fn reap_in_the_end(self: Rc<Self>, child: Child) {
         self.overdue.reap(&child).await;
         self.forget(child).await;
     }

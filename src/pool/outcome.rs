@@ -15,7 +15,7 @@ use crate::sys::process::Ending;
 /// by its word a job can only make `ok` into `invalid_result`, and say what is in `detail`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Outcome {
+pub(crate) enum Outcome {
     /// Exit status 0.
     Ok,
     /// Another exit status; 1 after an exception.
@@ -44,7 +44,7 @@ const LOST: &str = "how it ended is not known: it executed a program, and a prel
 
 /// What the host did to end a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stop {
+pub(crate) enum Stop {
     /// At this limit, which has this name.
     Timeout(Duration, &'static str),
     /// To the stream of this name, in bytes.
@@ -56,7 +56,7 @@ pub enum Stop {
 
 impl Outcome {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::Ok,
         Self::Exited,
         Self::InvalidResult,
@@ -71,7 +71,7 @@ impl Outcome {
     ];
 
     /// As it is written in results.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Ok => "ok",
             Self::Exited => "exited",
@@ -89,7 +89,7 @@ impl Outcome {
 
     /// The outcome of a job that ran, with its detail. A stop by the host outranks the SIGKILL
     /// that it sent; a job that ended by itself before that arrived has its own outcome.
-    pub fn of(
+    pub(crate) fn of(
         ending: Ending,
         stop: Option<Stop>,
         out_of_memory: Option<OutOfMemory>,
@@ -135,7 +135,7 @@ fn blocked_in_descendant(call: &str) -> String {
 
 /// Everything that is known about a job's end.
 #[derive(Debug)]
-pub struct JobReport {
+pub(crate) struct JobReport {
     pub outcome: Outcome,
     pub ending: Option<Ending>,
     /// JSON, as the child encoded it.
@@ -159,7 +159,7 @@ pub struct JobReport {
 
 impl JobReport {
     /// A report of a job that did not run.
-    pub fn not_run(outcome: Outcome, detail: impl Into<String>) -> Self {
+    pub(crate) fn not_run(outcome: Outcome, detail: impl Into<String>) -> Self {
         Self {
             outcome,
             ending: None,
@@ -178,7 +178,7 @@ impl JobReport {
     }
 
     /// A report of a job for which a layer of the sandbox could not be applied.
-    pub fn refused(error: SetupError) -> Self {
+    pub(crate) fn refused(error: SetupError) -> Self {
         Self {
             refusal: Some(error.clone()),
             ..Self::not_run(Outcome::SetupFailed, error.to_string())
@@ -186,14 +186,14 @@ impl JobReport {
     }
 
     /// Says more.
-    pub fn add_detail(&mut self, more: Option<String>) {
+    pub(crate) fn add_detail(&mut self, more: Option<String>) {
         let parts = [self.detail.take(), more];
         let parts: Vec<String> = parts.into_iter().flatten().collect();
         self.detail = (!parts.is_empty()).then(|| parts.join("; "));
     }
 
     /// Why it is not `ok`, in a line: what is known of it, or what the job said last.
-    pub fn reason(&self) -> Option<String> {
+    pub(crate) fn reason(&self) -> Option<String> {
         if self.outcome == Outcome::Ok {
             return None;
         }
@@ -213,12 +213,12 @@ impl JobReport {
     }
 
     /// Whether its child ended by itself before there was anything of the job in it.
-    pub fn is_no_fault_of_the_job(&self) -> bool {
+    pub(crate) fn is_no_fault_of_the_job(&self) -> bool {
         self.outcome == Outcome::SetupFailed && self.refusal.is_none() && self.ending.is_some()
     }
 
     /// One line of `pyspawner map`'s output, with its line feed; `number` is that of the job's line, from 1.
-    pub fn to_line(&self, number: u64, id: &str) -> Vec<u8> {
+    pub(crate) fn to_line(&self, number: u64, id: &str) -> Vec<u8> {
         let milliseconds = |d: Duration| (d.as_secs_f64() * 1e5).round() / 1e2;
         let (stdout, stdout_base64) = text_or_base64(&self.stdout);
         let (stderr, stderr_base64) = text_or_base64(&self.stderr);

@@ -10,7 +10,7 @@ use super::child::Child;
 use crate::sys::process_tree;
 
 /// How long a child may take to end after SIGKILL. The job's report does not wait for more than that.
-pub const PATIENCE_AFTER_KILL: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE_AFTER_KILL: Duration = Duration::from_secs(10);
 /// With so many that hold memory no job is begun any more: nothing ends them.
 const MOST_STUCK: usize = 16;
 /// And with so many in all, since each has a uid, a control group and descriptors.
@@ -20,14 +20,14 @@ const LOOKS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 
 /// How many there are.
 #[derive(Default)]
-pub struct Overdue {
+pub(super) struct Overdue {
     all: Cell<usize>,
     stuck: Cell<usize>,
 }
 
 impl Overdue {
     /// Why no job may be begun, if there are too many.
-    pub fn refusal(&self) -> Option<String> {
+    pub(super) fn refusal(&self) -> Option<String> {
         let (all, stuck) = (self.all.get(), self.stuck.get());
         if stuck >= MOST_STUCK {
             return Some(format!(
@@ -40,7 +40,7 @@ impl Overdue {
     }
 
     /// Waits for the end of a child that was killed, and reaps it.
-    pub async fn reap(&self, child: &Child) {
+    pub(super) async fn reap(&self, child: &Child) {
         let mut place = Place::new(self);
         let (mut pause, longest) = LOOKS;
         place.look_at(child);

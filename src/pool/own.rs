@@ -11,7 +11,7 @@ use crate::sandbox::{Layer, SetupError};
 
 /// See the module's text. Two jobs of which this is the same have the same sandbox.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Own {
+pub(crate) struct Own {
     pub limits: Option<Limits>,
     /// Layers that are left out, besides the profile's.
     pub skip_layers: Vec<Layer>,
@@ -22,7 +22,7 @@ pub struct Own {
 
 /// The same for one child, to which it is sent.
 #[derive(Default)]
-pub struct Enclosed {
+pub(crate) struct Enclosed {
     order: Option<OwnedFd>,
     root: Option<OwnedFd>,
     /// What its chroot is.
@@ -32,7 +32,7 @@ pub struct Enclosed {
 impl Own {
     /// Whether a child can be made so before there is a job for it. Of interfaces with names of the
     /// caller's there can be but one pair.
-    pub fn can_be_ready(&self) -> bool {
+    pub(crate) fn can_be_ready(&self) -> bool {
         !matches!(self.network, Some(JobNetwork::Veth(_)))
     }
 
@@ -40,7 +40,7 @@ impl Own {
     ///
     /// # Errors
     /// If the chroot cannot be had, with the call that failed.
-    pub fn enclose(&self) -> Result<Enclosed, SetupError> {
+    pub(crate) fn enclose(&self) -> Result<Enclosed, SetupError> {
         let root = self.chroot.as_deref().map(OwnRoot::take).transpose()?;
         let loopback = self
             .network
@@ -74,12 +74,12 @@ impl Own {
 
 impl Enclosed {
     /// An [`Order`].
-    pub fn order(&self) -> Option<BorrowedFd<'_>> {
+    pub(crate) fn order(&self) -> Option<BorrowedFd<'_>> {
         self.order.as_ref().map(AsFd::as_fd)
     }
 
     /// A detached tree.
-    pub fn root(&self) -> Option<BorrowedFd<'_>> {
+    pub(crate) fn root(&self) -> Option<BorrowedFd<'_>> {
         self.root.as_ref().map(AsFd::as_fd)
     }
 }

@@ -12,7 +12,7 @@ use crate::sandbox::assignment::Assignment;
 use crate::sys::files::sealed_memfd;
 
 /// A job, ready to run.
-pub struct Job {
+pub(crate) struct Job {
     pub id: String,
     pub assignment: Assignment,
     pub payload: Payload,
@@ -25,7 +25,7 @@ pub struct Job {
 }
 
 /// What the child reads as standard input.
-pub enum Stdin {
+pub(crate) enum Stdin {
     /// The host's own.
     Inherit,
     /// Of this job alone: flags and locks belong to the open file, and would pass from job
@@ -35,18 +35,18 @@ pub enum Stdin {
 
 impl Stdin {
     /// Nothing to read.
-    pub fn null() -> std::io::Result<Self> {
+    pub(crate) fn null() -> std::io::Result<Self> {
         Ok(Self::Private(std::fs::File::open("/dev/null")?.into()))
     }
 
     /// This text, in a sealed memory file.
-    pub fn text(text: &str) -> std::io::Result<Self> {
+    pub(crate) fn text(text: &str) -> std::io::Result<Self> {
         sealed_memfd("pyspawner-stdin", &[text.as_bytes()]).map(Self::Private)
     }
 }
 
 /// Where the child's output goes.
-pub enum Streams {
+pub(crate) enum Streams {
     /// To the host's own standard output and error.
     Inherit,
     /// Into the report.
@@ -56,13 +56,13 @@ pub enum Streams {
 }
 
 /// The arguments of a call, as JSON text.
-pub struct Arguments<'a> {
+pub(crate) struct Arguments<'a> {
     pub args: &'a str,
     pub kwargs: &'a str,
 }
 
 /// A job's arguments with what `pyspawner_host` tells about the job.
-pub fn encode(
+pub(crate) fn encode(
     id: &str,
     timeout: Option<Duration>,
     arguments: &Arguments<'_>,
@@ -86,7 +86,7 @@ pub fn encode(
 
 /// One line of `pyspawner map`'s input that is a job.
 #[derive(Debug)]
-pub struct JobLine<'a> {
+pub(crate) struct JobLine<'a> {
     pub id: Option<String>,
     pub args: &'a str,
     pub kwargs: &'a str,
@@ -99,7 +99,7 @@ impl<'a> JobLine<'a> {
     ///
     /// # Errors
     /// With what is wrong with it, in words.
-    pub fn parse(line: &'a [u8]) -> Result<Self, String> {
+    pub(crate) fn parse(line: &'a [u8]) -> Result<Self, String> {
         let text =
             std::str::from_utf8(line).map_err(|error| format!("the line is not UTF-8: {error}"))?;
         match text.trim_start().bytes().next() {

@@ -40,7 +40,7 @@ const LIMIT_OF_PROBE: Duration = Duration::from_secs(60);
 
 /// Runs jobs in children.
 #[derive(Clone)]
-pub struct Pool {
+pub(crate) struct Pool {
     pub(super) nursery: Rc<Nursery>,
     pub(super) spares: Option<Rc<Spares>>,
     profile: Rc<Profile>,
@@ -49,7 +49,7 @@ pub struct Pool {
 
 /// How whoever runs a job follows it and ends it.
 #[derive(Default)]
-pub struct Followed<'a> {
+pub(crate) struct Followed<'a> {
     /// Told the child's process id once it is the job's: its code runs, or is about to run in a
     /// child that only waited for it.
     pub started: Option<OnStart<'a>>,
@@ -59,7 +59,7 @@ pub struct Followed<'a> {
 
 impl Followed<'_> {
     /// By somebody to whom its start is all the same.
-    pub fn told() -> Self {
+    pub(crate) fn told() -> Self {
         Self {
             started: Some(Box::new(|_| ())),
             ..Self::default()
@@ -67,7 +67,7 @@ impl Followed<'_> {
     }
 }
 
-pub type OnStart<'a> = Box<dyn FnOnce(libc::pid_t) + 'a>;
+pub(crate) type OnStart<'a> = Box<dyn FnOnce(libc::pid_t) + 'a>;
 
 /// When a job came, and how long it may take.
 #[derive(Clone, Copy)]
@@ -96,7 +96,7 @@ struct Given<'a> {
 }
 
 impl Pool {
-    pub fn new(
+    pub(crate) fn new(
         clones: CloneService,
         profile: Rc<Profile>,
         cgroups: Option<Rc<Cgroups>>,
@@ -113,7 +113,7 @@ impl Pool {
     }
 
     /// Keeps children ready for jobs to come, at most so many.
-    pub fn keep_spares(&mut self, most: usize, hidden_names: Vec<PathBuf>) {
+    pub(crate) fn keep_spares(&mut self, most: usize, hidden_names: Vec<PathBuf>) {
         if most == 0 {
             return;
         }
@@ -122,11 +122,11 @@ impl Pool {
     }
 
     /// Runs a job to its end. Everything that can go wrong is a report.
-    pub async fn run(&self, job: Job) -> JobReport {
+    pub(crate) async fn run(&self, job: Job) -> JobReport {
         self.run_followed(job, Followed::default()).await
     }
 
-    pub async fn run_followed(&self, job: Job, followed: Followed<'_>) -> JobReport {
+    pub(crate) async fn run_followed(&self, job: Job, followed: Followed<'_>) -> JobReport {
         let clock = Clock {
             start: Instant::now(),
             limit: job.timeout,
@@ -156,7 +156,7 @@ impl Pool {
 
     /// Goes once through everything that a job goes through, short of a job, in a child that
     /// checks that it can reach what its interpreter needs.
-    pub async fn probe(&self) -> Result<(), String> {
+    pub(crate) async fn probe(&self) -> Result<(), String> {
         let report = self.run_own(Purpose::Probe, LIMIT_OF_PROBE).await;
         match (report.ending, report.detail) {
             (Some(Ending::Exited(0)), _) => Ok(()),
@@ -168,7 +168,7 @@ impl Pool {
     ///
     /// # Errors
     /// In words for the operator.
-    pub async fn rehearse(&self, warm_up: &WarmUp) -> Result<(), String> {
+    pub(crate) async fn rehearse(&self, warm_up: &WarmUp) -> Result<(), String> {
         let limit = limit_of_rehearsal(warm_up.took);
         let report = self.run_own(Purpose::Rehearsal, limit).await;
         let what = match (report.ending, report.detail) {

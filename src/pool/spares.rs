@@ -31,7 +31,7 @@ const PAUSE_BEFORE_CLONE: Duration = Duration::from_millis(1);
 /// None is made so soon after one has died, or what it would see has changed: there may be more of that.
 const PAUSE_AFTER_LOSS: Duration = Duration::from_secs(1);
 
-pub struct Spares {
+pub(super) struct Spares {
     nursery: Rc<Nursery>,
     /// The oldest first.
     children: RefCell<VecDeque<Spare>>,
@@ -44,7 +44,7 @@ pub struct Spares {
     changed: Notify,
 }
 
-pub struct Spare {
+pub(super) struct Spare {
     pub child: Child,
     /// It has said that it waits for its job.
     pub is_ready: bool,
@@ -86,7 +86,7 @@ enum Useless {
 }
 
 /// Held while a job is on its way.
-pub struct Starting<'a>(&'a Spares);
+pub(super) struct Starting<'a>(&'a Spares);
 
 impl Drop for Starting<'_> {
     fn drop(&mut self) {
@@ -97,7 +97,7 @@ impl Drop for Starting<'_> {
 
 impl Spares {
     /// Keeps at most so many, and at least one, from now on.
-    pub fn start(nursery: Rc<Nursery>, hidden: HiddenNames, most: usize) -> Rc<Self> {
+    pub(super) fn start(nursery: Rc<Nursery>, hidden: HiddenNames, most: usize) -> Rc<Self> {
         let mounts = MountWatch::start()
             .inspect_err(|error| log::info!("no spare child has a chroot of its own: {error}"));
         let spares = Rc::new(Self {
@@ -114,13 +114,13 @@ impl Spares {
     }
 
     /// Says that a job has come. No spare is made until its code runs, or it is given up.
-    pub fn job_comes(&self) -> Starting<'_> {
+    pub(super) fn job_comes(&self) -> Starting<'_> {
         self.starting.set(self.starting.get() + 1);
         Starting(self)
     }
 
     /// The spare that is furthest on its way to such a job, if there is one.
-    pub fn take(&self, own: &Own) -> Option<Spare> {
+    pub(super) fn take(&self, own: &Own) -> Option<Spare> {
         let view = self.view(own)?;
         let mut children = self.children.borrow_mut();
         let usable = |spare: &Spare| *spare.own == *own && spare.is_usable(&view);
@@ -133,7 +133,7 @@ impl Spares {
     }
 
     /// Whether there are as many as are wanted, each of them ready, and no job is on its way.
-    pub fn are_ready(&self) -> bool {
+    pub(super) fn are_ready(&self) -> bool {
         let children = self.children.borrow();
         self.starting.get() == 0
             && !children.is_empty()

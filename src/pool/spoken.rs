@@ -5,7 +5,7 @@ use serde_json::value::RawValue;
 use crate::record;
 
 /// What a job said on its result channel.
-pub struct Spoken {
+pub(super) struct Spoken {
     pub returned: Returned,
     /// What the result does not tell of the value that was returned.
     pub note: Option<String>,
@@ -15,7 +15,7 @@ pub struct Spoken {
 
 /// What a job said that `child_main` returned.
 #[derive(Debug)]
-pub enum Returned {
+pub(super) enum Returned {
     /// It said nothing: it ended before.
     Nothing,
     Result(Box<RawValue>),
@@ -25,7 +25,7 @@ pub enum Returned {
 
 impl Spoken {
     /// Reads the records of a channel, as far as they are whole.
-    pub fn from(mut records: &[u8]) -> Self {
+    pub(super) fn from(mut records: &[u8]) -> Self {
         let mut spoken = Self {
             returned: Returned::Nothing,
             note: None,

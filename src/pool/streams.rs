@@ -9,7 +9,7 @@ use super::payload::{Job, Streams};
 
 /// The parent's ends of a child's streams.
 #[derive(Default)]
-pub struct Ends {
+pub(super) struct Ends {
     pub stdout: Option<pipe::Receiver>,
     pub stderr: Option<pipe::Receiver>,
     pub result: Option<pipe::Receiver>,
@@ -17,14 +17,14 @@ pub struct Ends {
 
 /// The child's ends, closed here once they are handed over.
 #[derive(Default)]
-pub struct ChildEnds {
+pub(super) struct ChildEnds {
     pub stdout: Option<OwnedFd>,
     pub stderr: Option<OwnedFd>,
     pub result: Option<OwnedFd>,
 }
 
 /// Opens the pipes that this job's child needs.
-pub fn open(job: &Job) -> std::io::Result<(Ends, ChildEnds)> {
+pub(super) fn open(job: &Job) -> std::io::Result<(Ends, ChildEnds)> {
     let (mut ends, mut child) = <(Ends, ChildEnds)>::default();
     if matches!(job.streams, Streams::Capture) {
         (ends.stdout, child.stdout) = pipe_from_child()?;

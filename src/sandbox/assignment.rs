@@ -18,7 +18,7 @@ use crate::sys::{files, messages};
 /// What the host says of a job. With it come the arguments, unless they are in a file, and the
 /// descriptors of [`Handed`].
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Assignment {
+pub(crate) struct Assignment {
     /// What `ps` shows for the child; the kernel cuts it at 15 bytes.
     pub process_name: Option<String>,
     pub call: Call,
@@ -29,7 +29,7 @@ const LONGEST: usize = messages::LONGEST + (1 << 10);
 
 /// The host's descriptors that become the job's. Numbers, not owners: a message holds copies.
 #[derive(Clone, Copy, Debug)]
-pub struct Handed {
+pub(crate) struct Handed {
     pub stdin: RawFd,
     pub stdout: RawFd,
     pub stderr: RawFd,
@@ -39,7 +39,7 @@ pub struct Handed {
 
 impl Handed {
     /// In the order in which they are sent.
-    pub fn numbers(&self) -> Vec<RawFd> {
+    pub(crate) fn numbers(&self) -> Vec<RawFd> {
         let always = [self.stdin, self.stdout, self.stderr];
         let others = self.payload.into_iter().chain(self.result);
         always.into_iter().chain(others).collect()
@@ -47,13 +47,13 @@ impl Handed {
 }
 
 /// A child's job: its descriptors are in their places.
-pub struct Assigned {
+pub(crate) struct Assigned {
     pub call: Call,
     pub payload: Payload,
 }
 
 impl Assignment {
-    pub fn encode(&self, payload: &Payload) -> Vec<u8> {
+    pub(crate) fn encode(&self, payload: &Payload) -> Vec<u8> {
         let mut message = serde_json::to_vec(self).expect("an assignment is valid JSON");
         if let Payload::Inline(bytes) = payload {
             messages::attach(&mut message, bytes);
@@ -65,7 +65,7 @@ impl Assignment {
 /// Waits for the job at the control socket. `None`: there is no host any more.
 ///
 /// `copies` are the numbers at which preloaded objects keep a standard stream.
-pub fn wait(
+pub(crate) fn wait(
     control: BorrowedFd<'_>,
     copies: &[StreamCopy],
 ) -> Result<Option<Assigned>, SetupError> {
@@ -76,7 +76,7 @@ pub fn wait(
 /// is this child's own when its job comes (a first write to a page that is shared with the host
 /// takes as long as several system calls). Standard output leads nowhere from here on, until
 /// [`end_rehearsal`].
-pub fn rehearse(copies: &[StreamCopy]) -> Result<Option<Assigned>, SetupError> {
+pub(crate) fn rehearse(copies: &[StreamCopy]) -> Result<Option<Assigned>, SetupError> {
     let (mouth, ear) = messages::pair().map_err(|error| failed("socketpair", &error))?;
     let null = libc::STDIN_FILENO; // as the clone has left it
     let handed = Handed {
@@ -93,7 +93,7 @@ pub fn rehearse(copies: &[StreamCopy]) -> Result<Option<Assigned>, SetupError> {
 }
 
 /// Undoes what a rehearsal has changed.
-pub fn end_rehearsal(copies: &[StreamCopy]) -> Result<(), SetupError> {
+pub(crate) fn end_rehearsal(copies: &[StreamCopy]) -> Result<(), SetupError> {
     if let Some(channel) = result_channel::number() {
         result_channel::set(None);
         nix::unistd::close(channel).map_err(at(Layer::Descriptors, "close"))?;

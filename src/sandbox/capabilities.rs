@@ -26,7 +26,7 @@ const LAYER: Layer = Layer::DropCapabilities;
 
 /// Empties the bounding set, locks the securebits, then drops every capability. The first
 /// two need CAP_SETPCAP, so they come first.
-pub fn drop_all(layers: &Layers) -> Result<(), SetupError> {
+pub(crate) fn drop_all(layers: &Layers) -> Result<(), SetupError> {
     if !layers.has(LAYER) {
         return Ok(());
     }
@@ -69,7 +69,7 @@ fn clear(set: CapSet) -> Result<(), SetupError> {
 }
 
 /// Says which promise about capabilities does not hold, if one does not.
-pub fn broken_promise(layers: &Layers) -> Option<&'static str> {
+pub(crate) fn broken_promise(layers: &Layers) -> Option<&'static str> {
     if !layers.has(LAYER) {
         return None;
     }

@@ -29,7 +29,7 @@ fn needed(limits: &Limits) -> impl Iterator<Item = &'static str> {
 }
 
 /// The folder that this host made for its children's groups.
-pub struct Cgroups {
+pub(crate) struct Cgroups {
     folder: PathBuf,
     /// Those of [`CONTROLLERS`] that may be used here.
     controllers: Vec<&'static str>,
@@ -48,7 +48,7 @@ impl Cgroups {
     ///
     /// # Errors
     /// With the reason why it will not do for these limits.
-    pub fn claim(configured: Option<&Path>, limits: &Limits) -> Result<Self, String> {
+    pub(crate) fn claim(configured: Option<&Path>, limits: &Limits) -> Result<Self, String> {
         let parent = match configured {
             Some(path) => path.to_owned(),
             None => own_group()?,
@@ -57,7 +57,7 @@ impl Cgroups {
     }
 
     /// The controllers in use, for the log.
-    pub fn controllers(&self) -> String {
+    pub(crate) fn controllers(&self) -> String {
         self.controllers.join(", ")
     }
 
@@ -156,7 +156,7 @@ impl Cgroups {
     }
 
     /// Makes a group for one child.
-    pub fn create(&self, limits: &Limits) -> Result<JobCgroup, SetupError> {
+    pub(crate) fn create(&self, limits: &Limits) -> Result<JobCgroup, SetupError> {
         let number = self.next.get();
         self.next.set(number + 1);
         let path = self.folder.join(format!("job-{number}"));
@@ -185,7 +185,7 @@ impl Cgroups {
     }
 
     /// Takes away what [`Cgroups::claim`] made. Jobs that were given up are ended.
-    pub fn remove(&self) {
+    pub(crate) fn remove(&self) {
         const ATTEMPTS: u32 = 100;
         for _ in 0..ATTEMPTS {
             if !self.end_and_remove_jobs() {
@@ -229,14 +229,14 @@ fn settings(limits: &Limits) -> Vec<(&'static str, String)> {
 }
 
 /// The group of one job.
-pub struct JobCgroup {
+pub(crate) struct JobCgroup {
     path: PathBuf,
     folder: OwnedFd,
 }
 
 /// What a job used, all its processes together.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Usage {
+pub(crate) struct Usage {
     /// `memory.peak` in bytes; `None` before Linux 5.19.
     pub peak_memory: Option<u64>,
     pub cpu: Option<Duration>,
@@ -248,7 +248,7 @@ pub struct Usage {
 
 /// Whose memory was at its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OutOfMemory {
+pub(crate) enum OutOfMemory {
     /// The job's own, by its limit.
     Job,
     /// That of the machine, or of a control group above.
@@ -257,12 +257,12 @@ pub enum OutOfMemory {
 
 impl JobCgroup {
     /// For `CLONE_INTO_CGROUP` (`clone(2)`).
-    pub fn descriptor(&self) -> BorrowedFd<'_> {
+    pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
         self.folder.as_fd()
     }
 
     /// Ends every process in it (`cgroup.kill`, Linux 5.14).
-    pub fn kill(&self) {
+    pub(crate) fn kill(&self) {
         match fs::write(self.path.join("cgroup.kill"), "1") {
             Err(error) if error.kind() != ErrorKind::NotFound => {
                 log::error!("write cgroup.kill in {}: {error}", self.path.display());
@@ -271,7 +271,7 @@ impl JobCgroup {
         }
     }
 
-    pub fn usage(&self) -> Usage {
+    pub(crate) fn usage(&self) -> Usage {
         let number = |file: &str, key: &str| {
             let text = read(&self.path, file).ok()?;
             text.lines().find_map(|line| {
@@ -294,7 +294,7 @@ impl JobCgroup {
     }
 
     /// Removes it. What may still live in it, where no PID namespace ended it, is ended.
-    pub async fn remove(self) {
+    pub(crate) async fn remove(self) {
         const ATTEMPTS: u32 = 200;
         for attempt in 0..ATTEMPTS {
             match fs::remove_dir(&self.path) {
@@ -313,7 +313,7 @@ impl JobCgroup {
 
 /// The host rather loses a child than itself where the machine, or the container, is out of
 /// memory; and a child must not inherit the host's own exemption (`proc_pid_oom_score_adj(5)`).
-pub fn prefer_as_victim(pid: libc::pid_t) -> Result<(), SetupError> {
+pub(crate) fn prefer_as_victim(pid: libc::pid_t) -> Result<(), SetupError> {
     const FIRST: &str = "1000";
     fs::write(format!("/proc/{pid}/oom_score_adj"), FIRST)
         .map_err(|e| setup_error(format!("write oom_score_adj {FIRST:?}"), &e))

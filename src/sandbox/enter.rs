@@ -21,11 +21,11 @@ use crate::sys::descriptors::borrow;
 use crate::sys::files;
 
 /// The exit status of a child that did not get as far as its job. Its report says why.
-pub const NEVER_STARTED: i32 = 125;
+pub(crate) const NEVER_STARTED: i32 = 125;
 
 /// Takes a fresh clone into its sandbox. No code of the job has run when this returns, and
 /// none may if it fails.
-pub fn enter(
+pub(crate) fn enter(
     sandbox: &Sandbox,
     descriptors: &ChildDescriptors,
     in_cgroup: bool,
@@ -79,21 +79,21 @@ fn unblock_signals() -> Result<(), SetupError> {
 
 /// The child's end of the socket to its host, until the job's code runs.
 #[derive(Clone, Copy)]
-pub struct Control(RawFd);
+pub(crate) struct Control(RawFd);
 
 impl Control {
-    pub fn of(descriptors: &ChildDescriptors) -> Self {
+    pub(crate) fn of(descriptors: &ChildDescriptors) -> Self {
         Self(descriptors.control)
     }
 
-    pub fn descriptor(&self) -> BorrowedFd<'_> {
+    pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
         // SAFETY: it is open until `close`, after which nothing of pyspawner's uses it.
         unsafe { borrow(self.0) }
     }
 
     /// Blocks until the host has written the id maps. The host's end is the child's end too. What a clone says before is
     /// heard even if the host throws it away and makes another (a thread ran meanwhile), so it says nothing.
-    pub fn wait_for_host(self) -> Result<(), SetupError> {
+    pub(crate) fn wait_for_host(self) -> Result<(), SetupError> {
         let mut word = [0; GO.len()];
         loop {
             match nix::unistd::read(self.descriptor(), &mut word) {
@@ -106,13 +106,13 @@ impl Control {
     }
 
     /// Tells the host how the way in ended. `false`: there is no host any more.
-    pub fn report(self, report: &ChildReport) -> bool {
+    pub(crate) fn report(self, report: &ChildReport) -> bool {
         let bytes = report.encode();
         files::write_once(self.0, &bytes) == bytes.len() as isize
     }
 
     /// Comes before any of the job's code.
-    pub fn close(self) -> Result<(), Errno> {
+    pub(crate) fn close(self) -> Result<(), Errno> {
         nix::unistd::close(self.0)
     }
 }

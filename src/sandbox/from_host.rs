@@ -14,7 +14,7 @@ use super::layer::{Layer, Layers, SetupError};
 ///
 /// `root` is the host's id for user 0 inside, if that is to exist besides: a child cannot become
 /// a user that is not mapped, and gets EINVAL for that instead of EPERM.
-pub fn write_id_maps(
+pub(crate) fn write_id_maps(
     pid: libc::pid_t,
     host_id: u32,
     root: Option<u32>,
@@ -42,7 +42,7 @@ pub fn write_id_maps(
 
 /// The host uids that children get, one each while they live. The gid is the same number.
 #[derive(Debug)]
-pub struct HostIds {
+pub(crate) struct HostIds {
     base: u32,
     /// Those that no child may have now: living children have them, or an account of the machine. Empty if there is but one, which
     /// all share.
@@ -69,7 +69,7 @@ impl HostIds {
     ///
     /// # Errors
     /// If the map cannot be read.
-    pub fn choose() -> anyhow::Result<Self> {
+    pub(crate) fn choose() -> anyhow::Result<Self> {
         let path = Path::new("/proc/self/uid_map");
         let map = std::fs::read_to_string(path)?;
         let Some((base, count)) = choose_range(&map) else {
@@ -105,17 +105,17 @@ impl HostIds {
     }
 
     /// Whether each child gets one of its own, which is not the host's.
-    pub fn are_own(&self) -> bool {
+    pub(crate) fn are_own(&self) -> bool {
         !self.taken.is_empty()
     }
 
     /// A uid that no child ever has; `None` if all children share one.
-    pub fn nobodys(&self) -> Option<u32> {
+    pub(crate) fn nobodys(&self) -> Option<u32> {
         self.nobodys
     }
 
     /// A uid that no living child has; `None` if all are in use.
-    pub fn take(&mut self) -> Option<u32> {
+    pub(crate) fn take(&mut self) -> Option<u32> {
         let count = self.taken.len();
         if count == 0 {
             return Some(self.base); // shared by all
@@ -129,7 +129,7 @@ impl HostIds {
     }
 
     /// Gives back the uid of a child that has been reaped.
-    pub fn give_back(&mut self, id: u32) {
+    pub(crate) fn give_back(&mut self, id: u32) {
         if let Some(taken) = self.taken.get_mut((id - self.base) as usize) {
             *taken = false;
         }

@@ -7,11 +7,11 @@ use super::layer::{Layer, SetupError};
 use crate::sys::messages::LONGEST;
 
 /// What the host says once it has done its half.
-pub const GO: &[u8] = b"g";
+pub(crate) const GO: &[u8] = b"g";
 
 /// What the child says last. Nothing at all means that it ended on its way in.
 #[derive(Debug, PartialEq, Eq)]
-pub enum ChildReport {
+pub(crate) enum ChildReport {
     /// The sandbox is complete, and the child waits for its job.
     Ready,
     /// The job's code runs now. Nothing follows.
@@ -26,7 +26,7 @@ pub enum ChildReport {
 
 impl ChildReport {
     /// The report as bytes.
-    pub fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let (kind, text) = match self {
             Self::Ready => (b'R', String::new()),
             Self::Started => (b'S', String::new()),
@@ -45,7 +45,7 @@ impl ChildReport {
     }
 
     /// Reads a report; `None` if it is not one.
-    pub fn decode(bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         let (kind, text) = bytes.split_first()?;
         let text = String::from_utf8_lossy(text).into_owned();
         match kind {

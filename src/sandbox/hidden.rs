@@ -81,7 +81,7 @@ const OF_EACH_HOME: &[&str] = &[
 ///
 /// Of a home children see what their interpreter and `path` need, and what binds show: it holds too
 /// many secrets, under too many names, for a list of them.
-pub fn by_default(homes: &[PathBuf]) -> Vec<PathBuf> {
+pub(crate) fn by_default(homes: &[PathBuf]) -> Vec<PathBuf> {
     let of_homes = homes
         .iter()
         .flat_map(|home| OF_EACH_HOME.iter().map(move |secret| home.join(secret)));
@@ -94,7 +94,7 @@ pub fn by_default(homes: &[PathBuf]) -> Vec<PathBuf> {
 }
 
 /// Every home, and the folder that most of them are in; `home` is the operator's.
-pub fn homes(home: Option<&Path>) -> Vec<PathBuf> {
+pub(crate) fn homes(home: Option<&Path>) -> Vec<PathBuf> {
     let mut homes: Vec<PathBuf> = std::fs::read_dir("/home")
         .into_iter()
         .flatten()

@@ -6,10 +6,10 @@ use crate::sys::identity::{clear_groups, set_gid, set_uid};
 use crate::sys::process::prctl;
 
 /// The uid and gid that a child sees as its own.
-pub const INSIDE_ID: u32 = 1000;
+pub(crate) const INSIDE_ID: u32 = 1000;
 
 /// The id that a child sees as its own: without the `setuid` layer, root of its namespace.
-pub fn inside_id(layers: &Layers) -> u32 {
+pub(crate) fn inside_id(layers: &Layers) -> u32 {
     if layers.has(Layer::Setuid) {
         INSIDE_ID
     } else {
@@ -18,7 +18,7 @@ pub fn inside_id(layers: &Layers) -> u32 {
 }
 
 /// Whether groups may be given up here (`user_namespaces(7)`, `/proc/PID/setgroups`).
-pub fn may_set_groups() -> std::io::Result<bool> {
+pub(crate) fn may_set_groups() -> std::io::Result<bool> {
     let word = std::fs::read_to_string("/proc/self/setgroups")?;
     Ok(word.trim() == "allow")
 }
@@ -31,7 +31,7 @@ pub fn may_set_groups() -> std::io::Result<bool> {
 ///
 /// Where the kernel denies setgroups to a host without privilege (`user_namespaces(7)`), the
 /// host's groups remain.
-pub fn become_sandbox_user(layers: &Layers, may_set_groups: bool) -> Result<(), SetupError> {
+pub(crate) fn become_sandbox_user(layers: &Layers, may_set_groups: bool) -> Result<(), SetupError> {
     let layer = Layer::Setuid;
     let id = inside_id(layers);
     // Leaving uid 0 clears the capabilities (capabilities(7), "Effect of user ID changes");

@@ -15,7 +15,7 @@ use crate::config::{HostSettings, Profile};
 
 /// A folder or file that modules are imported from, and on account of what.
 #[derive(Clone, Debug)]
-pub struct ImportRoot {
+pub(crate) struct ImportRoot {
     pub path: PathBuf,
     pub of: String,
 }
@@ -24,7 +24,7 @@ pub struct ImportRoot {
 ///
 /// # Errors
 /// If one of them is a home: it holds all kinds of things besides modules.
-pub fn to_show(
+pub(crate) fn to_show(
     roots: &[ImportRoot],
     needed: &[PathBuf],
     settings: &HostSettings,

@@ -20,10 +20,10 @@ const KNOWN: ABI = ABI::V10;
 
 /// The rules of a profile's children: what is allowed below each path. Only paths that pyspawner
 /// made itself are named, since a job could have put anything at others.
-pub struct Rules(Vec<(PathBuf, BitFlags<AccessFs>)>);
+pub(crate) struct Rules(Vec<(PathBuf, BitFlags<AccessFs>)>);
 
 impl Rules {
-    pub fn new(profile: &Profile) -> Self {
+    pub(crate) fn new(profile: &Profile) -> Self {
         let all = AccessFs::from_all(KNOWN);
         let root = PathBuf::from("/");
         if matches!(profile.root, Root::Chroot(_)) {
@@ -54,13 +54,13 @@ impl Rules {
     }
 
     /// A chroot is as writable as its modes say.
-    pub fn of_chroot() -> Self {
+    pub(crate) fn of_chroot() -> Self {
         Self(vec![("/".into(), AccessFs::from_all(KNOWN))])
     }
 
     /// Restricts the calling child. Needs CAP_SYS_ADMIN in its user namespace, or
     /// `no_new_privs`.
-    pub fn restrict(&self, layers: &Layers) -> Result<(), SetupError> {
+    pub(crate) fn restrict(&self, layers: &Layers) -> Result<(), SetupError> {
         if !layers.has(Layer::Landlock) {
             return Ok(());
         }
@@ -136,7 +136,7 @@ impl From<RulesetError> for Failure {
 }
 
 /// What this kernel's Landlock lacks of what children are to get, for the log.
-pub fn missing_here() -> Option<String> {
+pub(crate) fn missing_here() -> Option<String> {
     match crate::sys::process::landlock_abi() {
         Ok(6..) => None,
         Ok(abi) => Some(format!(

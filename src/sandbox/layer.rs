@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 /// One restriction. The names are those of the configuration's `skip_layers`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Layer {
+pub(crate) enum Layer {
     /// Descriptors and standard streams.
     Descriptors,
     UserNamespace,
@@ -31,7 +31,7 @@ pub enum Layer {
 
 impl Layer {
     /// The layers that a profile may skip: all but those that cost nothing to anybody.
-    pub const SKIPPABLE: &[Layer] = &[
+    pub(crate) const SKIPPABLE: &[Layer] = &[
         Layer::UserNamespace,
         Layer::PidNamespace,
         Layer::NetworkNamespace,
@@ -47,7 +47,7 @@ impl Layer {
     ];
 
     /// The layer's name as written in the configuration.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Layer::Descriptors => "descriptors",
             Layer::UserNamespace => "user_namespace",
@@ -70,29 +70,29 @@ impl Layer {
 
 /// The layers that are in force: all, but for those that the configuration names.
 #[derive(Clone, Debug)]
-pub struct Layers {
+pub(crate) struct Layers {
     skipped: Vec<Layer>,
 }
 
 impl Layers {
-    pub fn all_but(skipped: &[Layer]) -> Self {
+    pub(crate) fn all_but(skipped: &[Layer]) -> Self {
         Self {
             skipped: skipped.to_vec(),
         }
     }
 
     /// These without some more.
-    pub fn without(&self, skipped: &[Layer]) -> Self {
+    pub(crate) fn without(&self, skipped: &[Layer]) -> Self {
         Self {
             skipped: [&self.skipped, skipped].concat(),
         }
     }
 
-    pub fn has(&self, layer: Layer) -> bool {
+    pub(crate) fn has(&self, layer: Layer) -> bool {
         !self.skipped.contains(&layer)
     }
 
-    pub fn skipped(&self) -> impl Iterator<Item = &'static str> {
+    pub(crate) fn skipped(&self) -> impl Iterator<Item = &'static str> {
         self.skipped.iter().map(|layer| layer.name())
     }
 }
@@ -100,7 +100,7 @@ impl Layers {
 /// A layer that was asked for and could not be applied. No code of the job has run.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}: {step}: {errno}{}", layer.name(), self.hint())]
-pub struct SetupError {
+pub(crate) struct SetupError {
     pub layer: Layer,
     /// The system call or the check that failed, with its operand.
     pub step: String,
@@ -108,7 +108,7 @@ pub struct SetupError {
 }
 
 impl SetupError {
-    pub fn new(layer: Layer, step: impl Into<String>, errno: Errno) -> Self {
+    pub(crate) fn new(layer: Layer, step: impl Into<String>, errno: Errno) -> Self {
         Self {
             layer,
             step: step.into(),
@@ -117,13 +117,13 @@ impl SetupError {
     }
 
     /// For a step that failed with an error of the standard library.
-    pub fn from_io(layer: Layer, step: impl Into<String>, error: &std::io::Error) -> Self {
+    pub(crate) fn from_io(layer: Layer, step: impl Into<String>, error: &std::io::Error) -> Self {
         let errno = Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO));
         Self::new(layer, step, errno)
     }
 
     /// What is likely wrong on the user's machine, as the end of a sentence; may be empty.
-    pub fn hint(&self) -> &'static str {
+    pub(crate) fn hint(&self) -> &'static str {
         match (self.layer, self.errno) {
             (Layer::Root, Errno::EPERM) if self.step.contains("/proc") => {
                 "; hint: this container hides parts of its own /proc, so the kernel refuses a new \

@@ -17,7 +17,7 @@ const LOCKED_MEMORY: u64 = 64 << 10;
 
 /// What a child's processes may use.
 #[derive(Clone)]
-pub struct ResourceLimits {
+pub(crate) struct ResourceLimits {
     limits: Limits,
     /// The host's hard limit of open files.
     files_of_host: u64,
@@ -46,7 +46,7 @@ fn usual_files() -> std::io::Result<u64> {
 impl ResourceLimits {
     /// Raises the host's own limit of open files as far as it may, since each job takes some in
     /// the host.
-    pub fn prepare(limits: &Limits, layers: &Layers) -> Result<Self, SetupError> {
+    pub(crate) fn prepare(limits: &Limits, layers: &Layers) -> Result<Self, SetupError> {
         let step = at(Layer::Limits, "setrlimit(RLIMIT_NOFILE)");
         let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(&step)?;
         setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map_err(&step)?;
@@ -62,7 +62,7 @@ impl ResourceLimits {
     }
 
     /// The same for a child with other limits than its profile's.
-    pub fn with(&self, limits: Limits) -> Self {
+    pub(crate) fn with(&self, limits: Limits) -> Self {
         Self {
             limits,
             ..self.clone()
@@ -109,7 +109,7 @@ impl ResourceLimits {
     }
 
     /// Applies them to the calling child.
-    pub fn apply(&self, in_cgroup: bool) -> Result<(), SetupError> {
+    pub(crate) fn apply(&self, in_cgroup: bool) -> Result<(), SetupError> {
         for (resource, name, soft, hard) in self.of_child(in_cgroup) {
             setrlimit(resource, soft, hard)
                 .map_err(|e| SetupError::new(Layer::Limits, format!("setrlimit({name})"), e))?;
@@ -118,7 +118,7 @@ impl ResourceLimits {
     }
 
     /// Says which limit is not as promised, if one is not.
-    pub fn broken_promise(&self, in_cgroup: bool) -> Option<&'static str> {
+    pub(crate) fn broken_promise(&self, in_cgroup: bool) -> Option<&'static str> {
         self.of_child(in_cgroup)
             .find(|(resource, _, soft, hard)| getrlimit(*resource) != Ok((*soft, *hard)))
             .map(|(_, name, _, _)| name)

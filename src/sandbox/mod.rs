@@ -1,33 +1,33 @@
 //! The sandbox: what is prepared once in the host, what the host does for each child, and
 //! the page of steps that each child goes through before any of the job's code runs.
 
-pub mod assignment;
-pub mod capabilities;
-pub mod cgroup;
-pub mod enter;
-pub mod from_host;
-pub mod handshake;
-pub mod hidden;
-pub mod identity;
-pub mod import_roots;
-pub mod landlock;
-pub mod layer;
-pub mod limits;
-pub mod namespaces;
-pub mod order;
-pub mod processes;
-pub mod read_back;
-pub mod root;
-pub mod seccomp;
+pub(crate) mod assignment;
+pub(crate) mod capabilities;
+pub(crate) mod cgroup;
+pub(crate) mod enter;
+pub(crate) mod from_host;
+pub(crate) mod handshake;
+pub(crate) mod hidden;
+pub(crate) mod identity;
+pub(crate) mod import_roots;
+pub(crate) mod landlock;
+pub(crate) mod layer;
+pub(crate) mod limits;
+pub(crate) mod namespaces;
+pub(crate) mod order;
+pub(crate) mod processes;
+pub(crate) mod read_back;
+pub(crate) mod root;
+pub(crate) mod seccomp;
 
 use anyhow::Context;
 use nix::errno::Errno;
 
 use crate::config::{Network, Profile};
-pub use layer::{Layer, Layers, SetupError};
+pub(crate) use layer::{Layer, Layers, SetupError};
 
 /// A profile made ready: everything that does not depend on the single job is done.
-pub struct Sandbox {
+pub(crate) struct Sandbox {
     pub profile: Profile,
     pub layers: Layers,
     /// `None`: the layer is skipped.
@@ -44,7 +44,7 @@ impl Sandbox {
     /// children will see; other threads keep the host's view.
     ///
     /// `needed` are the folders and files that a child's interpreter must be able to reach.
-    pub fn prepare(profile: &Profile, needed: &[std::path::PathBuf]) -> anyhow::Result<Self> {
+    pub(crate) fn prepare(profile: &Profile, needed: &[std::path::PathBuf]) -> anyhow::Result<Self> {
         let layers = profile.layers();
         let seccomp = seccomp::Program::compile()?;
         let may_set_groups = identity::may_set_groups().context("/proc/self/setgroups")?;
@@ -78,25 +78,25 @@ impl Sandbox {
     }
 
     /// The names that are hidden from children, as the host knows them.
-    pub fn hidden_names(&self) -> Vec<std::path::PathBuf> {
+    pub(crate) fn hidden_names(&self) -> Vec<std::path::PathBuf> {
         let root = self.root.as_ref();
         root.map_or_else(Vec::new, root::PreparedRoot::hidden_names)
     }
 
     /// The folder that each child has for itself.
-    pub fn home(&self) -> Option<&std::path::Path> {
+    pub(crate) fn home(&self) -> Option<&std::path::Path> {
         self.root.as_ref().and_then(root::PreparedRoot::home)
     }
 
     /// Where children import modules from besides, since they do not start there.
-    pub fn import_directory(&self) -> Option<&std::path::Path> {
+    pub(crate) fn import_directory(&self) -> Option<&std::path::Path> {
         self.root
             .as_ref()
             .and_then(root::PreparedRoot::import_directory)
     }
 
     /// What the host must look after before each clone.
-    pub fn renew(&mut self) -> Result<(), SetupError> {
+    pub(crate) fn renew(&mut self) -> Result<(), SetupError> {
         self.root.as_mut().map_or(Ok(()), root::PreparedRoot::renew)
     }
 
@@ -107,7 +107,7 @@ impl Sandbox {
 
     /// The `CLONE_NEW*` flags of this sandbox, but for that of a network namespace if the child is
     /// born into one that is there.
-    pub fn clone_flags(&self, has_network_namespace: bool) -> u64 {
+    pub(crate) fn clone_flags(&self, has_network_namespace: bool) -> u64 {
         let flags = namespaces::clone_flags(&self.layers);
         match has_network_namespace {
             true => flags & !(libc::CLONE_NEWNET as u64),

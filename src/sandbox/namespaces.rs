@@ -17,7 +17,7 @@ const FLAGS: &[(Layer, libc::c_int)] = &[
 ];
 
 /// The `CLONE_NEW*` flags for these layers (`namespaces(7)`).
-pub fn clone_flags(layers: &Layers) -> u64 {
+pub(crate) fn clone_flags(layers: &Layers) -> u64 {
     FLAGS
         .iter()
         .filter(|(layer, _)| layers.has(*layer))
@@ -26,7 +26,7 @@ pub fn clone_flags(layers: &Layers) -> u64 {
 
 /// Enters a cgroup namespace whose root is the child's own group (`cgroup_namespaces(7)`). One made
 /// by the clone would have the host's group as its root.
-pub fn enter_cgroup_namespace(layers: &Layers) -> Result<(), SetupError> {
+pub(crate) fn enter_cgroup_namespace(layers: &Layers) -> Result<(), SetupError> {
     if !layers.has(Layer::CgroupNamespace) {
         return Ok(());
     }
@@ -36,7 +36,7 @@ pub fn enter_cgroup_namespace(layers: &Layers) -> Result<(), SetupError> {
 /// Raises the loopback interface, to which the kernel then gives 127.0.0.1 and ::1. It leads to the
 /// sockets of its network namespace alone, which the clone has made for this child: one that another
 /// child had would show what that has sent.
-pub fn raise_loopback(layers: &Layers) -> Result<(), SetupError> {
+pub(crate) fn raise_loopback(layers: &Layers) -> Result<(), SetupError> {
     let layer = Layer::NetworkNamespace;
     if !layers.has(layer) {
         // The interface would be the machine's own.
@@ -47,7 +47,7 @@ pub fn raise_loopback(layers: &Layers) -> Result<(), SetupError> {
 }
 
 /// Gives the child a host name that tells nothing about the host (`sethostname(2)`).
-pub fn set_hostname(layers: &Layers) -> Result<(), SetupError> {
+pub(crate) fn set_hostname(layers: &Layers) -> Result<(), SetupError> {
     if !layers.has(Layer::UtsNamespace) {
         return Ok(());
     }

@@ -16,7 +16,7 @@ use crate::sys::files;
 
 /// See the module's text. What is absent is as the profile says.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Order {
+pub(crate) struct Order {
     /// Layers that are left out, besides the profile's. For tests.
     pub skip_layers: Vec<Layer>,
     pub limits: Option<Limits>,
@@ -28,7 +28,7 @@ pub struct Order {
 
 impl Order {
     /// Puts it into a memory file.
-    pub fn seal(&self) -> std::io::Result<OwnedFd> {
+    pub(crate) fn seal(&self) -> std::io::Result<OwnedFd> {
         let json = serde_json::to_vec(self).expect("an order is valid JSON");
         files::sealed_memfd("pyspawner-order", &[&json])
     }

@@ -10,12 +10,12 @@ use crate::sys::process::prctl;
 
 /// A session of its own: without a controlling terminal, TIOCSTI cannot type into the
 /// host's (CVE-2005-4890 and its many successors).
-pub fn leave_terminal() -> Result<(), SetupError> {
+pub(crate) fn leave_terminal() -> Result<(), SetupError> {
     setsid().map(drop).map_err(at(Layer::Descriptors, "setsid"))
 }
 
 /// Takes a name that `ps` shows, cut at 15 bytes (`PR_SET_NAME(2const)`).
-pub fn take_name(name: Option<&str>) -> Result<(), SetupError> {
+pub(crate) fn take_name(name: Option<&str>) -> Result<(), SetupError> {
     let Some(name) = name else {
         return Ok(());
     };
@@ -25,7 +25,7 @@ pub fn take_name(name: Option<&str>) -> Result<(), SetupError> {
 }
 
 /// `no_new_privs`: from here on no executable gives privilege (`PR_SET_NO_NEW_PRIVS(2const)`).
-pub fn refuse_new_privileges(layers: &Layers) -> Result<(), SetupError> {
+pub(crate) fn refuse_new_privileges(layers: &Layers) -> Result<(), SetupError> {
     if !layers.has(Layer::NoNewPrivs) {
         return Ok(());
     }
@@ -39,7 +39,7 @@ pub fn refuse_new_privileges(layers: &Layers) -> Result<(), SetupError> {
 /// Both are undone by a change of credentials (`PR_SET_PDEATHSIG(2const)`,
 /// `PR_SET_DUMPABLE(2const)`), so this comes after the last one. Being dumpable opens
 /// nothing: no other process has this child's host uid, and ptrace(2) is refused inside.
-pub fn tie_to_host() -> Result<(), SetupError> {
+pub(crate) fn tie_to_host() -> Result<(), SetupError> {
     prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong)
         .map_err(at(Layer::Descriptors, "prctl(PR_SET_PDEATHSIG)"))?;
     prctl(libc::PR_SET_DUMPABLE, 1)

@@ -13,7 +13,7 @@ use crate::sys::process::prctl;
 use crate::sys::scheduling;
 
 /// Refuses with `EBADE` and the promise's name if the child's state is not as promised.
-pub fn check_promises(
+pub(crate) fn check_promises(
     sandbox: &Sandbox,
     layers: &Layers,
     limits: &ResourceLimits,

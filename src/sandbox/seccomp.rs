@@ -95,7 +95,7 @@ impl Condition {
 ///
 /// # Errors
 /// Of `seccomp(2)`: it needs CAP_SYS_ADMIN.
-pub fn hide_io_uring() -> anyhow::Result<()> {
+pub(crate) fn hide_io_uring() -> anyhow::Result<()> {
     let mut filter = ScmpFilterContext::new(ScmpAction::Allow)?;
     filter.set_act_badarch(ScmpAction::Allow)?;
     for name in ["io_uring_setup", "io_uring_enter", "io_uring_register"] {
@@ -109,18 +109,18 @@ pub fn hide_io_uring() -> anyhow::Result<()> {
 
 /// Whether the policy holds for the calling process, by a call that it does not list and that the kernel would refuse
 /// otherwise (EINVAL). Its mode does not tell, since the host has a filter of its own.
-pub fn is_in_force() -> bool {
+pub(crate) fn is_in_force() -> bool {
     sys::unlisted_call() == Err(Errno::ENOSYS)
 }
 
 /// The compiled filter.
-pub struct Program {
+pub(crate) struct Program {
     instructions: Vec<libc::sock_filter>,
 }
 
 impl Program {
     /// Compiles the policy for this machine's architecture.
-    pub fn compile() -> anyhow::Result<Self> {
+    pub(crate) fn compile() -> anyhow::Result<Self> {
         call_names();
         Ok(Self {
             instructions: compile_for(ScmpArch::native())
@@ -128,18 +128,8 @@ impl Program {
         })
     }
 
-    /// The number of BPF instructions.
-    pub fn len(&self) -> usize {
-        self.instructions.len()
-    }
-
-    /// Whether there are none. (There always are.)
-    pub fn is_empty(&self) -> bool {
-        self.instructions.is_empty()
-    }
-
     /// Installs handler and filter in the calling child.
-    pub fn install(&self, layers: &Layers) -> Result<(), SetupError> {
+    pub(crate) fn install(&self, layers: &Layers) -> Result<(), SetupError> {
         if !layers.has(Layer::Seccomp) {
             return Ok(());
         }

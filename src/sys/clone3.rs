@@ -7,7 +7,7 @@ use nix::errno::Errno;
 use super::{check, thread_id};
 
 /// The two sides of a successful clone.
-pub enum Side {
+pub(crate) enum Side {
     /// In the clone itself.
     Child,
     /// In the caller: the child's process id in the caller's PID namespace, and its pidfd.
@@ -16,7 +16,7 @@ pub enum Side {
 
 /// Why the calling thread's state cannot be known.
 #[derive(Debug, thiserror::Error)]
-pub enum ThreadStateError {
+pub(crate) enum ThreadStateError {
     #[error("{call}: {errno}; hint: this kernel lacks CONFIG_CHECKPOINT_RESTORE")]
     Call { call: &'static str, errno: Errno },
     #[error(
@@ -29,7 +29,7 @@ pub enum ThreadStateError {
 /// What the C library keeps in its thread descriptor about the calling thread, which
 /// `fork(3)` renews in the child and a bare `clone3` does not.
 #[derive(Clone, Copy, Debug)]
-pub struct ThreadState {
+pub(crate) struct ThreadState {
     tid_address: usize,
     robust_list: usize,
     robust_list_len: usize,
@@ -40,7 +40,7 @@ impl ThreadState {
     ///
     /// Source: `PR_GET_TID_ADDRESS(2const)` (needs `CONFIG_CHECKPOINT_RESTORE`),
     /// `get_robust_list(2)`.
-    pub fn of_this_thread() -> Result<Self, ThreadStateError> {
+    pub(crate) fn of_this_thread() -> Result<Self, ThreadStateError> {
         let call = |call| move |errno| ThreadStateError::Call { call, errno };
         let mut cleared: u64 = 0;
         let mut robust_list: usize = 0;
@@ -68,7 +68,7 @@ impl ThreadState {
 
     /// Registers the robust futex list again, in the child: the kernel clears it at a
     /// clone (`set_robust_list(2)`), and robust mutexes would go unnoticed at death.
-    pub fn restore_robust_list(&self) -> Result<(), Errno> {
+    pub(crate) fn restore_robust_list(&self) -> Result<(), Errno> {
         // SAFETY: the head lives in this thread's descriptor, which the clone copied.
         unsafe {
             check(libc::syscall(
@@ -83,7 +83,7 @@ impl ThreadState {
 
 /// Where a clone is born, if not where its parent is.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Birth {
+pub(crate) struct Birth {
     /// The process id it shall have (`clone(2)`, `set_tid`).
     pub pid: Option<libc::pid_t>,
     /// The folder of the control group it shall be in (`clone(2)`, `CLONE_INTO_CGROUP`).
@@ -106,7 +106,7 @@ const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 /// The child has one thread and a copy of every lock of this process. The caller must
 /// make sure that no other thread holds a lock that the child will take, and must run the
 /// fork handlers on both sides.
-pub unsafe fn clone3(flags: u64, thread: &ThreadState, birth: Birth) -> Result<Side, Errno> {
+pub(crate) unsafe fn clone3(flags: u64, thread: &ThreadState, birth: Birth) -> Result<Side, Errno> {
     let mut pidfd: RawFd = -1;
     let tids = [birth.pid.unwrap_or(0)];
     let args = libc::clone_args {

@@ -8,7 +8,7 @@ use super::check;
 
 /// Whether two numbers of this process share one open file: its offset, flags and owner (`kcmp(2)`,
 /// KCMP_FILE). Where the kernel does not tell, they are taken for different ones.
-pub fn share_open_file(one: RawFd, other: RawFd) -> bool {
+pub(crate) fn share_open_file(one: RawFd, other: RawFd) -> bool {
     const KCMP_FILE: libc::c_int = 0;
     let own = std::process::id();
     // SAFETY: plain integers; a wrong number is EBADF.
@@ -18,7 +18,7 @@ pub fn share_open_file(one: RawFd, other: RawFd) -> bool {
 
 /// A timer's clock and setting (`timerfd_create(2)`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Timer {
+pub(crate) struct Timer {
     pub clock: libc::c_int,
     /// Seconds and nanoseconds until it next expires; zero if it is not armed.
     pub remaining: (i64, i64),
@@ -27,7 +27,7 @@ pub struct Timer {
 }
 
 /// Makes a timer with that setting.
-pub fn timer(setting: &Timer) -> Result<OwnedFd, Errno> {
+pub(crate) fn timer(setting: &Timer) -> Result<OwnedFd, Errno> {
     let time = |(seconds, nanoseconds): (i64, i64)| libc::timespec {
         tv_sec: seconds,
         tv_nsec: nanoseconds,
@@ -48,7 +48,7 @@ pub fn timer(setting: &Timer) -> Result<OwnedFd, Errno> {
 }
 
 /// Has an epoll instance watch a number (`epoll_ctl(2)`, EPOLL_CTL_ADD).
-pub fn add_to_epoll(epoll: RawFd, number: RawFd, events: u32, data: u64) -> Result<(), Errno> {
+pub(crate) fn add_to_epoll(epoll: RawFd, number: RawFd, events: u32, data: u64) -> Result<(), Errno> {
     let mut event = libc::epoll_event { events, u64: data };
     // SAFETY: plain integers, and a structure that is valid for reads.
     let done = unsafe { libc::epoll_ctl(epoll, libc::EPOLL_CTL_ADD, number, &raw mut event) };
@@ -56,20 +56,20 @@ pub fn add_to_epoll(epoll: RawFd, number: RawFd, events: u32, data: u64) -> Resu
 }
 
 /// The status flags that `F_SETFL` can change (`fcntl(2)`), as they are.
-pub fn status_flags(fd: RawFd) -> Result<libc::c_int, Errno> {
+pub(crate) fn status_flags(fd: RawFd) -> Result<libc::c_int, Errno> {
     // SAFETY: plain integers.
     check(unsafe { libc::fcntl(fd, libc::F_GETFL) }.into()).map(|flags| flags as libc::c_int)
 }
 
 /// Puts a descriptor into non-blocking mode.
-pub fn set_nonblocking(fd: RawFd) -> Result<(), Errno> {
+pub(crate) fn set_nonblocking(fd: RawFd) -> Result<(), Errno> {
     let flags = status_flags(fd)?;
     // SAFETY: plain integers.
     check(unsafe { libc::fcntl(fd, libc::F_SETFL, flags | libc::O_NONBLOCK) }.into()).map(drop)
 }
 
 /// Where in its file a descriptor stands; 0 where there is no such place.
-pub fn offset(fd: RawFd) -> Result<i64, Errno> {
+pub(crate) fn offset(fd: RawFd) -> Result<i64, Errno> {
     // SAFETY: plain integers.
     match check(unsafe { libc::lseek(fd, 0, libc::SEEK_CUR) }) {
         Err(Errno::ESPIPE) => Ok(0),
@@ -81,7 +81,7 @@ pub fn offset(fd: RawFd) -> Result<i64, Errno> {
 ///
 /// # Safety
 /// The number must stay open for the lifetime that the caller gives it.
-pub unsafe fn borrow<'a>(number: RawFd) -> BorrowedFd<'a> {
+pub(crate) unsafe fn borrow<'a>(number: RawFd) -> BorrowedFd<'a> {
     // SAFETY: as this function.
     unsafe { BorrowedFd::borrow_raw(number) }
 }

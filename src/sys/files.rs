@@ -8,14 +8,14 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl, openat};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::Mode;
-pub use tokio::io::Interest;
+pub(crate) use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::check;
 
 /// A memory file that holds `content`, positioned at its start, that nobody can change
 /// any more: not its bytes, not its size, not its seals (`memfd_create(2)`).
-pub fn sealed_memfd(name: &str, content: &[&[u8]]) -> std::io::Result<OwnedFd> {
+pub(crate) fn sealed_memfd(name: &str, content: &[&[u8]]) -> std::io::Result<OwnedFd> {
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
     // MFD_NOEXEC_SEAL (Linux 6.3) keeps it from ever being executed; older kernels say EINVAL.
     let noexec = MFdFlags::from_bits_retain(libc::MFD_NOEXEC_SEAL);
@@ -37,7 +37,7 @@ pub fn sealed_memfd(name: &str, content: &[&[u8]]) -> std::io::Result<OwnedFd> {
 }
 
 /// Reads a descriptor to its end.
-pub fn read_to_end(fd: OwnedFd) -> std::io::Result<Vec<u8>> {
+pub(crate) fn read_to_end(fd: OwnedFd) -> std::io::Result<Vec<u8>> {
     let mut content = Vec::new();
     // `File` alone would ask for size and position first: two system calls more.
     File::from(fd).take(u64::MAX).read_to_end(&mut content)?;
@@ -49,7 +49,7 @@ pub fn read_to_end(fd: OwnedFd) -> std::io::Result<Vec<u8>> {
 ///
 /// # Errors
 /// EFBIG if there is not.
-pub fn read_whole<'a>(
+pub(crate) fn read_whole<'a>(
     folder: BorrowedFd<'_>,
     path: &str,
     buffer: &'a mut [u8],
@@ -64,13 +64,13 @@ pub fn read_whole<'a>(
 }
 
 /// Closes every descriptor from `first` to `last` (`close_range(2)`, Linux 5.9).
-pub fn close_range(first: RawFd, last: RawFd) -> Result<(), Errno> {
+pub(crate) fn close_range(first: RawFd, last: RawFd) -> Result<(), Errno> {
     // SAFETY: plain integers; the caller says that nothing between them is in use.
     check(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) }).map(drop)
 }
 
 /// Closes every descriptor but those of `kept`, which need not all be open.
-pub fn close_all_but(kept: &mut [RawFd]) -> Result<(), Errno> {
+pub(crate) fn close_all_but(kept: &mut [RawFd]) -> Result<(), Errno> {
     kept.sort_unstable();
     let mut first = 0;
     for &mut number in kept {
@@ -83,20 +83,20 @@ pub fn close_all_but(kept: &mut [RawFd]) -> Result<(), Errno> {
 }
 
 /// `dup3(2)` onto another number, one that this process fixes by convention.
-pub fn duplicate_onto(fd: RawFd, number: RawFd, close_on_exec: bool) -> Result<(), Errno> {
+pub(crate) fn duplicate_onto(fd: RawFd, number: RawFd, close_on_exec: bool) -> Result<(), Errno> {
     let flags = if close_on_exec { libc::O_CLOEXEC } else { 0 };
     // SAFETY: plain integers; a wrong one is EBADF.
     check(unsafe { libc::dup3(fd, number, flags) }.into()).map(drop)
 }
 
 /// `F_DUPFD_CLOEXEC`: a copy of `fd` numbered `lowest` or higher.
-pub fn duplicate_above(fd: RawFd, lowest: RawFd) -> Result<RawFd, Errno> {
+pub(crate) fn duplicate_above(fd: RawFd, lowest: RawFd) -> Result<RawFd, Errno> {
     // SAFETY: plain integers; a wrong one is EBADF.
     check(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, lowest) }.into()).map(|fd| fd as RawFd)
 }
 
 /// Sets or clears close-on-exec.
-pub fn set_close_on_exec(fd: RawFd, on: bool) -> Result<(), Errno> {
+pub(crate) fn set_close_on_exec(fd: RawFd, on: bool) -> Result<(), Errno> {
     let flags = if on { libc::FD_CLOEXEC } else { 0 };
     // SAFETY: plain integers; a wrong one is EBADF.
     check(unsafe { libc::fcntl(fd, libc::F_SETFD, flags) }.into()).map(drop)
@@ -104,13 +104,13 @@ pub fn set_close_on_exec(fd: RawFd, on: bool) -> Result<(), Errno> {
 
 /// One `write(2)` that takes no lock, for log lines and signal handlers: both must be able
 /// to run at any moment of a clone. A short or failed write loses the rest of the line.
-pub fn write_once(fd: RawFd, bytes: &[u8]) -> isize {
+pub(crate) fn write_once(fd: RawFd, bytes: &[u8]) -> isize {
     // SAFETY: the buffer is valid for its length; async-signal-safe by signal-safety(7).
     unsafe { libc::write(fd, bytes.as_ptr().cast(), bytes.len()) }
 }
 
 /// Registers a descriptor with the current runtime, which is woken by nothing but what is waited for.
-pub fn watch<T>(owner: T, interest: Interest) -> std::io::Result<AsyncFd<T>>
+pub(crate) fn watch<T>(owner: T, interest: Interest) -> std::io::Result<AsyncFd<T>>
 where
     T: AsFd + AsRawFd + 'static,
 {

@@ -12,7 +12,7 @@ use super::check;
 ///
 /// # Errors
 /// ENAMETOOLONG if the name is none that an interface can have; else the kernel's.
-pub fn set_mtu(interface: &CStr, mtu: libc::c_int) -> Result<(), Errno> {
+pub(crate) fn set_mtu(interface: &CStr, mtu: libc::c_int) -> Result<(), Errno> {
     let value = libc::__c_anonymous_ifr_ifru { ifru_mtu: mtu };
     configure(interface, libc::SIOCSIFMTU, value)
 }
@@ -22,7 +22,7 @@ pub fn set_mtu(interface: &CStr, mtu: libc::c_int) -> Result<(), Errno> {
 ///
 /// # Errors
 /// As [`set_mtu`].
-pub fn raise(interface: &CStr) -> Result<(), Errno> {
+pub(crate) fn raise(interface: &CStr) -> Result<(), Errno> {
     let flags = libc::IFF_UP as libc::c_short;
     let value = libc::__c_anonymous_ifr_ifru { ifru_flags: flags };
     configure(interface, libc::SIOCSIFFLAGS, value)

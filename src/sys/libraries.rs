@@ -3,7 +3,7 @@
 use std::ffi::{CStr, CString, c_int, c_void};
 
 /// The addresses of every loaded library's own function of this name, each once (`dl_iterate_phdr(3)`, `dlsym(3)`).
-pub fn exported(name: &CStr) -> Vec<usize> {
+pub(crate) fn exported(name: &CStr) -> Vec<usize> {
     let mut found = Vec::new();
     for library in loaded() {
         // SAFETY: C strings that outlive the calls. With RTLD_NOLOAD nothing is loaded, and the handle is given
@@ -25,7 +25,7 @@ pub fn exported(name: &CStr) -> Vec<usize> {
 }
 
 /// The names under which libraries were loaded.
-pub fn loaded() -> Vec<CString> {
+pub(crate) fn loaded() -> Vec<CString> {
     unsafe extern "C" fn note(
         library: *mut libc::dl_phdr_info,
         _size: usize,
@@ -51,7 +51,7 @@ pub fn loaded() -> Vec<CString> {
 ///
 /// # Safety
 /// The address must be that of such a function, in a library that is still loaded.
-pub unsafe fn call_with_int(address: usize, argument: c_int) -> c_int {
+pub(crate) unsafe fn call_with_int(address: usize, argument: c_int) -> c_int {
     // SAFETY: as this function.
     unsafe {
         let function: unsafe extern "C" fn(c_int) -> c_int = std::mem::transmute(address);

@@ -11,18 +11,18 @@ use super::check;
 use super::files::read_whole;
 
 /// Rounds down to a page boundary.
-pub fn page_floor(address: usize) -> usize {
+pub(crate) fn page_floor(address: usize) -> usize {
     address & !(page_size() - 1)
 }
 
 /// The page size in bytes.
-pub fn page_size() -> usize {
+pub(crate) fn page_size() -> usize {
     // SAFETY: always sound.
     unsafe { libc::sysconf(libc::_SC_PAGESIZE) as usize }
 }
 
 /// The resident memory of a process in bytes (`proc_pid_statm(5)`).
-pub fn resident(pid: libc::pid_t) -> std::io::Result<u64> {
+pub(crate) fn resident(pid: libc::pid_t) -> std::io::Result<u64> {
     let mut buffer = [0; 256];
     let statm = read_whole(AT_FDCWD, &format!("/proc/{pid}/statm"), &mut buffer)?;
     let statm = String::from_utf8_lossy(statm);
@@ -33,13 +33,13 @@ pub fn resident(pid: libc::pid_t) -> std::io::Result<u64> {
 
 /// Private writable memory of this process in bytes, as RLIMIT_DATA counts it: `VmData`
 /// (`proc_pid_status(5)`).
-pub fn private_data() -> std::io::Result<u64> {
+pub(crate) fn private_data() -> std::io::Result<u64> {
     let status = std::fs::read_to_string("/proc/self/status")?;
     field(&status, "VmData").ok_or(std::io::ErrorKind::InvalidData.into())
 }
 
 /// The bytes of a line such as `Pss:   12 kB`.
-pub fn field(text: &str, name: &str) -> Option<u64> {
+pub(crate) fn field(text: &str, name: &str) -> Option<u64> {
     let value = text
         .lines()
         .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
@@ -49,12 +49,12 @@ pub fn field(text: &str, name: &str) -> Option<u64> {
 
 /// Reserves `length` bytes of address space with no memory behind them: costs nothing until opened
 /// with [`make_usable`].
-pub fn reserve(length: usize) -> Result<NonNull<u8>, Errno> {
+pub(crate) fn reserve(length: usize) -> Result<NonNull<u8>, Errno> {
     map_anonymous(length, libc::PROT_NONE, libc::MAP_NORESERVE)
 }
 
 /// Maps new memory, as `malloc(3)` would.
-pub fn map(length: usize) -> Result<NonNull<u8>, Errno> {
+pub(crate) fn map(length: usize) -> Result<NonNull<u8>, Errno> {
     map_anonymous(length, libc::PROT_READ | libc::PROT_WRITE, 0)
 }
 
@@ -76,7 +76,7 @@ fn map_anonymous(
 ///
 /// # Safety
 /// The range must be page-aligned and lie within a mapping of [`reserve`].
-pub unsafe fn make_usable(base: *mut u8, length: usize) -> Result<(), Errno> {
+pub(crate) unsafe fn make_usable(base: *mut u8, length: usize) -> Result<(), Errno> {
     // SAFETY: by this function's contract the range belongs to the caller.
     let result = unsafe { libc::mprotect(base.cast(), length, libc::PROT_READ | libc::PROT_WRITE) };
     Errno::result(result).map(drop)
@@ -87,19 +87,19 @@ pub unsafe fn make_usable(base: *mut u8, length: usize) -> Result<(), Errno> {
 ///
 /// # Safety
 /// No code that runs in a child may touch the range, which must be page-aligned and mapped.
-pub unsafe fn hide_from_clones(base: *mut u8, length: usize) -> Result<(), Errno> {
+pub(crate) unsafe fn hide_from_clones(base: *mut u8, length: usize) -> Result<(), Errno> {
     // SAFETY: the advice changes nothing in this process; the rest is the caller's promise.
     Errno::result(unsafe { libc::madvise(base.cast(), length, libc::MADV_DONTFORK) }).map(drop)
 }
 
 /// What the kernel calls a huge page, in bytes: a page of page table entries' worth.
-pub const HUGE_PAGE: usize = 2 << 20;
+pub(crate) const HUGE_PAGE: usize = 2 << 20;
 
 /// Gives memory back.
 ///
 /// # Safety
 /// The range must be page-aligned, mapped, and used by nobody any more.
-pub unsafe fn unmap(base: *mut u8, length: usize) {
+pub(crate) unsafe fn unmap(base: *mut u8, length: usize) {
     // SAFETY: by this function's contract. With a valid range it fails only for want of memory, and
     // then the mapping stays.
     unsafe { libc::munmap(base.cast(), length) };
@@ -109,7 +109,7 @@ pub unsafe fn unmap(base: *mut u8, length: usize) {
 ///
 /// # Safety
 /// The range must be page-aligned and mapped.
-pub unsafe fn prefer_huge_pages(base: *mut u8, length: usize) -> Result<(), Errno> {
+pub(crate) unsafe fn prefer_huge_pages(base: *mut u8, length: usize) -> Result<(), Errno> {
     // SAFETY: the advice changes no content; the rest is the caller's promise.
     Errno::result(unsafe { libc::madvise(base.cast(), length, libc::MADV_HUGEPAGE) }).map(drop)
 }
@@ -118,7 +118,7 @@ pub unsafe fn prefer_huge_pages(base: *mut u8, length: usize) -> Result<(), Errn
 ///
 /// # Safety
 /// The range must be page-aligned and mapped.
-pub unsafe fn collapse(range: Range<usize>) -> Result<(), Errno> {
+pub(crate) unsafe fn collapse(range: Range<usize>) -> Result<(), Errno> {
     let base = range.start as *mut libc::c_void;
     // SAFETY: the content stays; the rest is the caller's promise.
     Errno::result(unsafe { libc::madvise(base, range.len(), libc::MADV_COLLAPSE) }).map(drop)
@@ -131,7 +131,7 @@ pub unsafe fn collapse(range: Range<usize>) -> Result<(), Errno> {
 ///
 /// # Safety
 /// The range must be mapped read-only, and hold what that part of the file holds.
-pub unsafe fn map_over(range: Range<usize>, file: &OwnedFd, offset: usize) -> Result<(), Errno> {
+pub(crate) unsafe fn map_over(range: Range<usize>, file: &OwnedFd, offset: usize) -> Result<(), Errno> {
     let flags = libc::MAP_PRIVATE | libc::MAP_FIXED;
     // SAFETY: for who reads the range nothing changes; the rest is the caller's promise.
     let base = unsafe {
@@ -151,7 +151,7 @@ pub unsafe fn map_over(range: Range<usize>, file: &OwnedFd, offset: usize) -> Re
 ///
 /// # Safety
 /// The range must be mapped, from that part of the file.
-pub unsafe fn map_private(
+pub(crate) unsafe fn map_private(
     range: Range<usize>,
     protection: libc::c_int,
     file: RawFd,
@@ -172,7 +172,7 @@ pub unsafe fn map_private(
 ///
 /// # Safety
 /// The range must be mapped, page-aligned, and used by no other thread meanwhile.
-pub unsafe fn copy_in_place(range: Range<usize>, protection: libc::c_int) -> Result<(), Errno> {
+pub(crate) unsafe fn copy_in_place(range: Range<usize>, protection: libc::c_int) -> Result<(), Errno> {
     let base = range.start as *mut libc::c_void;
     // SAFETY: a new mapping; source and copy are mapped over their whole length and do not overlap; then the copy takes
     // the source's place as a whole.
@@ -198,7 +198,7 @@ pub unsafe fn copy_in_place(range: Range<usize>, protection: libc::c_int) -> Res
 ///
 /// # Safety
 /// The range must be mapped and page-aligned.
-pub unsafe fn close_off(range: Range<usize>) -> Result<(), Errno> {
+pub(crate) unsafe fn close_off(range: Range<usize>) -> Result<(), Errno> {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
     let base = range.start as *mut libc::c_void;
     // SAFETY: by this function's contract; what used the range is told by a signal.
@@ -208,7 +208,7 @@ pub unsafe fn close_off(range: Range<usize>) -> Result<(), Errno> {
 
 /// One of this process's mappings.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Mapping {
+pub(crate) struct Mapping {
     pub range: Range<usize>,
     /// Such as `r-xp`.
     pub modes: String,
@@ -230,12 +230,12 @@ pub struct Mapping {
 ///
 /// # Errors
 /// If they cannot be read.
-pub fn mappings() -> std::io::Result<Vec<Mapping>> {
+pub(crate) fn mappings() -> std::io::Result<Vec<Mapping>> {
     Ok(parse_smaps(&std::fs::read_to_string("/proc/self/smaps")?))
 }
 
 /// The mappings that such a file tells of.
-pub fn parse_smaps(smaps: &str) -> Vec<Mapping> {
+pub(crate) fn parse_smaps(smaps: &str) -> Vec<Mapping> {
     let mut found: Vec<Mapping> = Vec::new();
     for line in smaps.lines() {
         if let Some(mapping) = parse_mapping(line) {
@@ -278,12 +278,12 @@ fn parse_mapping(line: &str) -> Option<Mapping> {
 
 impl Mapping {
     /// Whether it is memory that a clone and its parent can both write to, or make writable (`mprotect(2)`).
-    pub fn is_shared_with_clones(&self) -> bool {
+    pub(crate) fn is_shared_with_clones(&self) -> bool {
         self.is_shared
     }
 
     /// `PROT_*`, as `mmap(2)` takes it.
-    pub fn protection(&self) -> libc::c_int {
+    pub(crate) fn protection(&self) -> libc::c_int {
         let bits = [
             ('r', libc::PROT_READ),
             ('w', libc::PROT_WRITE),
@@ -294,7 +294,7 @@ impl Mapping {
     }
 
     /// Whether `next` goes on where this one ends, in memory and in the file.
-    pub fn continues_in(&self, next: &Self) -> bool {
+    pub(crate) fn continues_in(&self, next: &Self) -> bool {
         self.file.is_some()
             && self.file == next.file
             && self.range.end == next.range.start
@@ -306,7 +306,7 @@ impl Mapping {
 ///
 /// # Safety
 /// The range must be page-aligned and mapped, with `PROT_READ` alone.
-pub unsafe fn make_executable(range: Range<usize>) -> Result<(), Errno> {
+pub(crate) unsafe fn make_executable(range: Range<usize>) -> Result<(), Errno> {
     let base = range.start as *mut libc::c_void;
     // SAFETY: whoever reads it goes on; nobody wrote to it by this function's contract.
     let result = unsafe { libc::mprotect(base, range.len(), libc::PROT_READ | libc::PROT_EXEC) };
@@ -315,7 +315,7 @@ pub unsafe fn make_executable(range: Range<usize>) -> Result<(), Errno> {
 
 /// Has the C library take all but the largest blocks from its heap, and let that grow in steps
 /// (`mallopt(3)`: M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD).
-pub fn set_heap_policy(largest: libc::c_int, step: libc::c_int) {
+pub(crate) fn set_heap_policy(largest: libc::c_int, step: libc::c_int) {
     // SAFETY: plain integers; a value that it does not take changes nothing.
     unsafe {
         libc::mallopt(libc::M_MMAP_THRESHOLD, largest);

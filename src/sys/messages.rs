@@ -19,9 +19,9 @@ use super::check;
 use super::files::{Interest, watch};
 
 /// The longest message in bytes.
-pub const LONGEST: usize = 64 << 10;
+pub(crate) const LONGEST: usize = 64 << 10;
 /// The most descriptors that come with one. The kernel closes what does not fit.
-pub const MOST_DESCRIPTORS: usize = 8;
+pub(crate) const MOST_DESCRIPTORS: usize = 8;
 /// Room for them.
 // SAFETY: a number of bytes, computed.
 const CONTROL_SPACE: usize =
@@ -34,7 +34,7 @@ const PAUSE: Duration = Duration::from_millis(10);
 
 /// What came with one message.
 #[derive(Debug)]
-pub struct Message {
+pub(crate) struct Message {
     pub bytes: Vec<u8>,
     pub descriptors: Vec<OwnedFd>,
     /// Whether there was more: bytes, or descriptors, for which there may have been no room.
@@ -44,13 +44,13 @@ pub struct Message {
 impl Message {
     /// Whether descriptors are missing that there was room for in the message, but not in this
     /// process.
-    pub fn lost_descriptors(&self) -> bool {
+    pub(crate) fn lost_descriptors(&self) -> bool {
         self.is_cut && self.bytes.len() < LONGEST && self.descriptors.len() < MOST_DESCRIPTORS
     }
 }
 
 /// A connected pair.
-pub fn pair() -> Result<(OwnedFd, OwnedFd)> {
+pub(crate) fn pair() -> Result<(OwnedFd, OwnedFd)> {
     let flags = SockFlag::SOCK_CLOEXEC;
     Ok(socketpair(
         AddressFamily::Unix,
@@ -64,12 +64,12 @@ pub fn pair() -> Result<(OwnedFd, OwnedFd)> {
 ///
 /// Not through nix: its iterator over control messages gives up if they were cut, and the
 /// descriptors that did come would stay open for ever.
-pub fn receive(socket: BorrowedFd<'_>, flags: libc::c_int) -> Result<Option<Message>> {
+pub(crate) fn receive(socket: BorrowedFd<'_>, flags: libc::c_int) -> Result<Option<Message>> {
     receive_up_to(LONGEST, socket, flags)
 }
 
 /// The same for a message of at most so many bytes.
-pub fn receive_up_to(
+pub(crate) fn receive_up_to(
     longest: usize,
     socket: BorrowedFd<'_>,
     flags: libc::c_int,
@@ -146,7 +146,7 @@ unsafe fn take_descriptors(header: &libc::msghdr) -> Vec<OwnedFd> {
 }
 
 /// A connected socket, watched by the current runtime.
-pub struct Socket {
+pub(crate) struct Socket {
     fd: Rc<OwnedFd>,
     watched: Option<AsyncFd<Rc<OwnedFd>>>,
 }
@@ -154,7 +154,7 @@ pub struct Socket {
 impl Socket {
     /// # Errors
     /// If it is not a Unix socket that keeps messages apart.
-    pub fn new(fd: OwnedFd) -> Result<Self> {
+    pub(crate) fn new(fd: OwnedFd) -> Result<Self> {
         if !is_unix_socket(&fd) || getsockopt(&fd, TypeOption)? != SockType::SeqPacket {
             return Err(Error::new(
                 ErrorKind::InvalidInput,
@@ -170,22 +170,22 @@ impl Socket {
 
     /// From here on this thread is not woken when something comes. To receive then fails with
     /// `WouldBlock` if nothing has.
-    pub fn stop_watching(&mut self) {
+    pub(crate) fn stop_watching(&mut self) {
         self.watched = None;
     }
 
-    pub fn is_watched(&self) -> bool {
+    pub(crate) fn is_watched(&self) -> bool {
         self.watched.is_some()
     }
 
     /// The next message; `None` once the other side has gone. Loses nothing if dropped before it is
     /// done.
-    pub async fn receive(&self) -> Result<Option<Message>> {
+    pub(crate) async fn receive(&self) -> Result<Option<Message>> {
         poll_fn(|context| self.poll_receive(context)).await
     }
 
     /// The same, for a task that listens to several.
-    pub fn poll_receive(&self, context: &mut Context<'_>) -> Poll<Result<Option<Message>>> {
+    pub(crate) fn poll_receive(&self, context: &mut Context<'_>) -> Poll<Result<Option<Message>>> {
         let Some(watched) = &self.watched else {
             return Poll::Ready(self.receive_now());
         };
@@ -203,7 +203,7 @@ impl Socket {
     }
 
     /// Sends a message, once the other side has room for it.
-    pub async fn send(&self, bytes: &[u8]) -> Result<()> {
+    pub(crate) async fn send(&self, bytes: &[u8]) -> Result<()> {
         loop {
             match self.send_now(bytes, &[]) {
                 Err(errno) => self.room_after(errno).await?,
@@ -213,7 +213,7 @@ impl Socket {
     }
 
     /// Waits until what could not be sent for want of room may be sent; fails with any other error.
-    pub async fn room_after(&self, errno: Errno) -> Result<()> {
+    pub(crate) async fn room_after(&self, errno: Errno) -> Result<()> {
         match errno {
             Errno::EAGAIN => self.room().await,
             // Too many descriptors are under way, of all sockets of this user (`unix(7)`).
@@ -246,7 +246,7 @@ impl Socket {
 
     /// Says something before this end is closed. What has come meanwhile is thrown away: unread, it
     /// would have the other side told of a reset first (`unix(7)`), where many stop listening.
-    pub fn say_last(&self, bytes: &[u8]) {
+    pub(crate) fn say_last(&self, bytes: &[u8]) {
         while matches!(self.receive_now(), Ok(Some(_))) {}
         if let Err(errno) = self.send_now(bytes, &[]) {
             log::debug!("nobody hears the last word: {errno}");
@@ -254,14 +254,14 @@ impl Socket {
     }
 
     /// Sends a message with descriptors, or fails with EAGAIN.
-    pub fn send_now(&self, bytes: &[u8], descriptors: &[RawFd]) -> nix::Result<()> {
+    pub(crate) fn send_now(&self, bytes: &[u8], descriptors: &[RawFd]) -> nix::Result<()> {
         send(self.fd.as_fd(), bytes, descriptors)
     }
 }
 
 /// Has a descriptor that came from elsewhere close at once: what a socket of a network has not sent, its owner may have it
 /// wait for (SO_LINGER, `socket(7)`).
-pub fn do_not_linger(descriptor: &OwnedFd) {
+pub(crate) fn do_not_linger(descriptor: &OwnedFd) {
     let never = libc::linger {
         l_onoff: 0,
         l_linger: 0,
@@ -273,19 +273,19 @@ pub fn do_not_linger(descriptor: &OwnedFd) {
 }
 
 /// Whether it is a socket of this machine alone.
-pub fn is_unix_socket(socket: &OwnedFd) -> bool {
+pub(crate) fn is_unix_socket(socket: &OwnedFd) -> bool {
     getsockname::<SockaddrStorage>(socket.as_raw_fd())
         .is_ok_and(|address| address.family() == Some(AddressFamily::Unix))
 }
 
 /// Appends bytes to a message that is a text: after a null character, which is in no text.
-pub fn attach(message: &mut Vec<u8>, bytes: &[u8]) {
+pub(crate) fn attach(message: &mut Vec<u8>, bytes: &[u8]) {
     message.push(0);
     message.extend_from_slice(bytes);
 }
 
 /// A message's text, and the bytes that were appended to it.
-pub fn split_attached(message: &[u8]) -> (&[u8], Option<&[u8]>) {
+pub(crate) fn split_attached(message: &[u8]) -> (&[u8], Option<&[u8]>) {
     match message.iter().position(|&byte| byte == 0) {
         Some(end) => (&message[..end], Some(&message[end + 1..])),
         None => (message, None),
@@ -293,7 +293,7 @@ pub fn split_attached(message: &[u8]) -> (&[u8], Option<&[u8]>) {
 }
 
 /// Sends a message with descriptors, or fails with EAGAIN.
-pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], descriptors: &[RawFd]) -> nix::Result<()> {
+pub(crate) fn send(socket: BorrowedFd<'_>, bytes: &[u8], descriptors: &[RawFd]) -> nix::Result<()> {
     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
     let rights = [ControlMessage::ScmRights(descriptors)];
     let control = if descriptors.is_empty() {

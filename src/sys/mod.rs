@@ -1,24 +1,24 @@
 //! Thin, typed wrappers around system calls that neither `libc` nor `nix` offers
 //! in the form needed here. Nothing in this module decides anything.
 
-pub mod clone3;
-pub mod descriptors;
-pub mod files;
-pub mod identity;
-pub mod interfaces;
-pub mod libraries;
-pub mod memory;
-pub mod messages;
-pub mod mount_watch;
-pub mod mounts;
-pub mod name_watch;
-pub mod process;
-pub mod process_tree;
-pub mod scheduling;
-pub mod seccomp;
-pub mod sqlite;
-pub mod stdio;
-pub mod thread_id;
+pub(crate) mod clone3;
+pub(crate) mod descriptors;
+pub(crate) mod files;
+pub(crate) mod identity;
+pub(crate) mod interfaces;
+pub(crate) mod libraries;
+pub(crate) mod memory;
+pub(crate) mod messages;
+pub(crate) mod mount_watch;
+pub(crate) mod mounts;
+pub(crate) mod name_watch;
+pub(crate) mod process;
+pub(crate) mod process_tree;
+pub(crate) mod scheduling;
+pub(crate) mod seccomp;
+pub(crate) mod sqlite;
+pub(crate) mod stdio;
+pub(crate) mod thread_id;
 
 use nix::errno::Errno;
 

@@ -10,7 +10,7 @@ use tokio::io::unix::AsyncFd;
 use super::files::{Interest, watch};
 
 /// Follows the mounts of the calling thread's mount namespace (`proc_pid_mounts(5)`).
-pub struct MountWatch {
+pub(crate) struct MountWatch {
     /// The kernel tells each open file once, so who waits has another than who asks.
     waits: AsyncFd<File>,
     asks: File,
@@ -18,7 +18,7 @@ pub struct MountWatch {
 }
 
 impl MountWatch {
-    pub fn start() -> std::io::Result<Self> {
+    pub(crate) fn start() -> std::io::Result<Self> {
         let open = || File::open("/proc/thread-self/mountinfo");
         Ok(Self {
             waits: watch(open()?, Interest::PRIORITY)?,
@@ -28,7 +28,7 @@ impl MountWatch {
     }
 
     /// Another number than the last time, if anything has changed since then.
-    pub fn changes(&self) -> u64 {
+    pub(crate) fn changes(&self) -> u64 {
         let mut ask = [PollFd::new(self.asks.as_fd(), PollFlags::POLLPRI)];
         // What an interrupted look may have missed counts as a change.
         if poll(&mut ask, PollTimeout::ZERO) != Ok(0) {
@@ -38,7 +38,7 @@ impl MountWatch {
     }
 
     /// Waits for the next change.
-    pub async fn changed(&self) -> std::io::Result<()> {
+    pub(crate) async fn changed(&self) -> std::io::Result<()> {
         self.waits.ready(Interest::PRIORITY).await?.clear_ready();
         Ok(())
     }

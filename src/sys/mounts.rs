@@ -66,12 +66,12 @@ const KERNELS: &[libc::c_long] = &[
 ];
 
 /// Whether the kernel answers for a file system's files.
-pub fn is_kernels(kind: FsType) -> bool {
+pub(crate) fn is_kernels(kind: FsType) -> bool {
     KERNELS.contains(&kind.0)
 }
 
 /// Whether another machine or program answers for a file system: perhaps never.
-pub fn is_remote(kind: FsType) -> bool {
+pub(crate) fn is_remote(kind: FsType) -> bool {
     REMOTE.contains(&kind.0)
 }
 
@@ -81,25 +81,25 @@ fn c_path(path: &Path) -> Result<CString, Errno> {
 
 /// A detached copy of the mount at `path`, and with `recursive` of every mount below it
 /// (`open_tree(2)`, `OPEN_TREE_CLONE`).
-pub fn copy_tree(path: &Path, recursive: bool) -> Result<OwnedFd, Errno> {
+pub(crate) fn copy_tree(path: &Path, recursive: bool) -> Result<OwnedFd, Errno> {
     let flags = if recursive { libc::AT_RECURSIVE } else { 0 };
     clone_tree(libc::AT_FDCWD, &c_path(path)?, flags)
 }
 
 /// A detached copy of the very file or folder that `found` is open on, with every mount below it.
-pub fn copy_found(found: &OwnedFd) -> Result<OwnedFd, Errno> {
+pub(crate) fn copy_found(found: &OwnedFd) -> Result<OwnedFd, Errno> {
     let flags = libc::AT_EMPTY_PATH | libc::AT_RECURSIVE;
     clone_tree(found.as_raw_fd(), c"", flags)
 }
 
 /// A detached copy of the file or folder `name` in an open folder of an attached mount, or of the
 /// folder itself if it has no name.
-pub fn copy_within(mount: &OwnedFd, name: &CStr) -> Result<OwnedFd, Errno> {
+pub(crate) fn copy_within(mount: &OwnedFd, name: &CStr) -> Result<OwnedFd, Errno> {
     clone_tree(mount.as_raw_fd(), name, libc::AT_EMPTY_PATH)
 }
 
 /// A detached copy of the mount of an open file, of which that file is the root.
-pub fn copy_of_file(file: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+pub(crate) fn copy_of_file(file: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     clone_tree(file.as_raw_fd(), c"", libc::AT_EMPTY_PATH)
 }
 
@@ -113,7 +113,7 @@ fn clone_tree(folder: RawFd, path: &CStr, flags: libc::c_int) -> Result<OwnedFd,
 
 /// The number of the mount that a file or folder is open on, as in `proc_pid_mountinfo(5)`
 /// (`statx(2)`, STATX_MNT_ID, Linux 5.8).
-pub fn mount_id(found: &OwnedFd) -> Result<u64, Errno> {
+pub(crate) fn mount_id(found: &OwnedFd) -> Result<u64, Errno> {
     let mut answer = MaybeUninit::<libc::statx>::zeroed();
     let (fd, path) = (found.as_raw_fd(), c"".as_ptr());
     let wanted = libc::STATX_MNT_ID;
@@ -129,7 +129,7 @@ pub fn mount_id(found: &OwnedFd) -> Result<u64, Errno> {
 }
 
 /// A new, detached tmpfs, nosuid and nodev, with these options (`tmpfs(5)`, `fsopen(2)`).
-pub fn new_tmpfs(options: &[(&CStr, &CStr)]) -> Result<OwnedFd, Errno> {
+pub(crate) fn new_tmpfs(options: &[(&CStr, &CStr)]) -> Result<OwnedFd, Errno> {
     // SAFETY: all strings are C strings that outlive the calls; each descriptor is new.
     unsafe {
         let context = check(libc::syscall(
@@ -164,7 +164,7 @@ pub fn new_tmpfs(options: &[(&CStr, &CStr)]) -> Result<OwnedFd, Errno> {
 }
 
 /// Attaches a detached tree to the very file or folder that `target` is open on.
-pub fn attach_to(tree: &OwnedFd, target: &OwnedFd) -> Result<(), Errno> {
+pub(crate) fn attach_to(tree: &OwnedFd, target: &OwnedFd) -> Result<(), Errno> {
     // SAFETY: both paths are C strings.
     check(unsafe {
         libc::syscall(
@@ -180,7 +180,7 @@ pub fn attach_to(tree: &OwnedFd, target: &OwnedFd) -> Result<(), Errno> {
 }
 
 /// Makes one mount read-only, and none of those in it.
-pub fn make_read_only(mount: &OwnedFd) -> Result<(), Errno> {
+pub(crate) fn make_read_only(mount: &OwnedFd) -> Result<(), Errno> {
     let attributes = libc::mount_attr {
         attr_set: libc::MOUNT_ATTR_RDONLY,
         ..NO_CHANGE
@@ -189,7 +189,7 @@ pub fn make_read_only(mount: &OwnedFd) -> Result<(), Errno> {
 }
 
 /// Attaches a detached tree at `target` (`move_mount(2)`).
-pub fn attach_tree(tree: &OwnedFd, target: &Path) -> Result<(), Errno> {
+pub(crate) fn attach_tree(tree: &OwnedFd, target: &Path) -> Result<(), Errno> {
     let target = c_path(target)?;
     // SAFETY: both paths are C strings that outlive the call.
     check(unsafe {
@@ -208,7 +208,7 @@ pub fn attach_tree(tree: &OwnedFd, target: &Path) -> Result<(), Errno> {
 /// Sets and clears mount attributes (`libc::MOUNT_ATTR_*`) of a detached tree and of all in it
 /// (`mount_setattr(2)`), and cuts it off from what it was copied from: a copy of a shared mount is
 /// its peer, so that what is mounted in one comes to be in the other (`mount_namespaces(7)`).
-pub fn set_attributes(tree: &OwnedFd, set: u64, clear: u64) -> Result<(), Errno> {
+pub(crate) fn set_attributes(tree: &OwnedFd, set: u64, clear: u64) -> Result<(), Errno> {
     let attributes = libc::mount_attr {
         attr_set: set,
         attr_clr: clear,
@@ -242,7 +242,7 @@ fn change(mount: &OwnedFd, attributes: &libc::mount_attr, flags: libc::c_int) ->
 
 /// `pivot_root(".", ".")`: makes the working directory the root and stacks the old root on
 /// the same place, to be detached next (`pivot_root(2)`, "pivot_root(".", ".")").
-pub fn pivot_to_working_directory() -> Result<(), Errno> {
+pub(crate) fn pivot_to_working_directory() -> Result<(), Errno> {
     // SAFETY: both arguments are C strings.
     check(unsafe { libc::syscall(libc::SYS_pivot_root, c".".as_ptr(), c".".as_ptr()) }).map(drop)
 }

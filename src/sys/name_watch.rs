@@ -30,7 +30,7 @@ const LOCAL: &[libc::c_long] = &[
 
 /// Watches the folders on the way to names (`inotify(7)`), and the mounts of a mount namespace
 /// (`proc_pid_mounts(5)`).
-pub struct NameWatch {
+pub(crate) struct NameWatch {
     folders: Inotify,
     /// Of each watched folder, the entries that are on the way.
     ways: RefCell<HashMap<WatchDescriptor, HashSet<OsString>>>,
@@ -39,7 +39,7 @@ pub struct NameWatch {
 
 /// What may have changed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct News {
+pub(crate) struct News {
     /// A name, or a folder on the way, was made, moved, deleted, or opened or closed to somebody.
     pub names: bool,
     /// Something was mounted or unmounted.
@@ -47,7 +47,7 @@ pub struct News {
 }
 
 impl News {
-    pub fn any(self) -> bool {
+    pub(crate) fn any(self) -> bool {
         self.names || self.mounts
     }
 }
@@ -57,7 +57,7 @@ impl NameWatch {
     ///
     /// # Errors
     /// EMFILE if the user has too many inotify instances (`fs.inotify.max_user_instances`).
-    pub fn start(mounts: File) -> nix::Result<Self> {
+    pub(crate) fn start(mounts: File) -> nix::Result<Self> {
         Ok(Self {
             folders: Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?,
             ways: RefCell::default(),
@@ -67,7 +67,7 @@ impl NameWatch {
 
     /// The news since the last time, which are said once. The names are to be watched anew then, and
     /// looked at after that.
-    pub fn news(&self) -> News {
+    pub(crate) fn news(&self) -> News {
         let mut ask = [
             PollFd::new(self.folders.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.mounts.as_fd(), PollFlags::POLLPRI),
@@ -107,13 +107,13 @@ impl NameWatch {
     }
 
     /// Forgets the names that are watched. Comes before they are watched anew.
-    pub fn clear(&self) {
+    pub(crate) fn clear(&self) {
         self.ways.borrow_mut().clear();
     }
 
     /// Watches the folders on the way to a name, as they are now. Tells whether it can: not if there is
     /// a link on the way, or a file system that others may change, or too much to watch.
-    pub fn watch(&self, name: &Path) -> bool {
+    pub(crate) fn watch(&self, name: &Path) -> bool {
         let changes = AddWatchFlags::IN_CREATE
             | AddWatchFlags::IN_DELETE
             | AddWatchFlags::IN_MOVE

@@ -10,7 +10,7 @@ use super::{check, files};
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
+pub(crate) enum Ending {
     Exited(i32),
     Signaled(i32),
     /// Nobody knows: it executed a program, whose exit signal is SIGCHLD again, and in the host a preloaded module's
@@ -20,7 +20,7 @@ pub enum Ending {
 
 impl Reaped {
     /// Of a process whose status was lost.
-    pub const LOST: Self = Self {
+    pub(crate) const LOST: Self = Self {
         ending: Ending::Lost,
         cpu: Duration::ZERO,
         max_rss: 0,
@@ -29,7 +29,7 @@ impl Reaped {
 
 /// A reaped process: how it ended and what it used, its own waited-for children included.
 #[derive(Clone, Copy, Debug)]
-pub struct Reaped {
+pub(crate) struct Reaped {
     pub ending: Ending,
     pub cpu: Duration,
     /// `ru_maxrss` in bytes.
@@ -39,7 +39,7 @@ pub struct Reaped {
 /// Reaps the process behind a pidfd, whatever its exit signal; `None` if it still runs.
 ///
 /// Source: `waitid(2)`; the raw system call takes a fifth argument, `struct rusage *`.
-pub fn reap(pidfd: BorrowedFd<'_>) -> Result<Option<Reaped>, Errno> {
+pub(crate) fn reap(pidfd: BorrowedFd<'_>) -> Result<Option<Reaped>, Errno> {
     let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
     let mut usage = MaybeUninit::<libc::rusage>::zeroed();
     // SAFETY: both structures are valid for writes; all-zero is a valid value of each, which
@@ -75,7 +75,7 @@ pub fn reap(pidfd: BorrowedFd<'_>) -> Result<Option<Reaped>, Errno> {
 
 /// Sends a signal through a pidfd: never to another process that got the same number
 /// (`pidfd_send_signal(2)`). A process that has already ended is not an error.
-pub fn signal(pidfd: BorrowedFd<'_>, signal: i32) -> Result<(), Errno> {
+pub(crate) fn signal(pidfd: BorrowedFd<'_>, signal: i32) -> Result<(), Errno> {
     // SAFETY: plain integers and a null siginfo, which means "as kill(2) does".
     let result = check(unsafe {
         libc::syscall(
@@ -93,24 +93,24 @@ pub fn signal(pidfd: BorrowedFd<'_>, signal: i32) -> Result<(), Errno> {
 }
 
 /// Whether a signal is ignored, as `nohup` and shells arrange it for what they start.
-pub fn is_ignored(signal: i32) -> Result<bool, Errno> {
+pub(crate) fn is_ignored(signal: i32) -> Result<bool, Errno> {
     Ok(Disposition::of(signal)?.is_ignored())
 }
 
 /// Gives SIGCHLD its default action: ignored, as some parents leave it, children would be
 /// reaped by the kernel and their status lost (`sigaction(2)`).
-pub fn keep_child_statuses() {
+pub(crate) fn keep_child_statuses() {
     // SAFETY: no handler is involved.
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
 }
 
 /// What a process does at a signal (`sigaction(2)`).
 #[derive(Clone, Copy)]
-pub struct Disposition(libc::sigaction);
+pub(crate) struct Disposition(libc::sigaction);
 
 impl Disposition {
     /// The present one.
-    pub fn of(signal: libc::c_int) -> Result<Self, Errno> {
+    pub(crate) fn of(signal: libc::c_int) -> Result<Self, Errno> {
         // SAFETY: all-zero is a valid sigaction, which a null action only fills in.
         unsafe {
             let mut action: libc::sigaction = std::mem::zeroed();
@@ -120,7 +120,7 @@ impl Disposition {
     }
 
     /// Has the process do so at a signal, as it once did.
-    pub fn set(&self, signal: libc::c_int) -> Result<(), Errno> {
+    pub(crate) fn set(&self, signal: libc::c_int) -> Result<(), Errno> {
         // SAFETY: it was read from the kernel, and a handler is code of a library that stays loaded.
         let done = unsafe { libc::sigaction(signal, &raw const self.0, std::ptr::null_mut()) };
         check(done.into()).map(drop)
@@ -141,7 +141,7 @@ impl PartialEq for Disposition {
 
 /// Gives SIGCHLD its default action if its present one has the kernel reap children by itself (SIG_IGN,
 /// SA_NOCLDWAIT: their status would be lost), and returns that.
-pub fn take_child_statuses() -> Result<Option<Disposition>, Errno> {
+pub(crate) fn take_child_statuses() -> Result<Option<Disposition>, Errno> {
     let present = Disposition::of(libc::SIGCHLD)?;
     let loses = present.is_ignored() || present.0.sa_flags & libc::SA_NOCLDWAIT != 0;
     if loses {
@@ -152,7 +152,7 @@ pub fn take_child_statuses() -> Result<Option<Disposition>, Errno> {
 
 /// Waits for any signal (all must be blocked): its number, and whether the kernel sent it, as it
 /// does for a key at the terminal (`sigwaitinfo(2)`, `SI_KERNEL`).
-pub fn wait_for_signal() -> Result<(i32, bool), Errno> {
+pub(crate) fn wait_for_signal() -> Result<(i32, bool), Errno> {
     // SAFETY: both structures are plain data, filled in before they are read.
     unsafe {
         let mut set: libc::sigset_t = std::mem::zeroed();
@@ -164,7 +164,7 @@ pub fn wait_for_signal() -> Result<(i32, bool), Errno> {
 }
 
 /// `unshare(2)` of the calling thread.
-pub fn unshare(flags: libc::c_int) -> Result<(), Errno> {
+pub(crate) fn unshare(flags: libc::c_int) -> Result<(), Errno> {
     // SAFETY: plain integer; what it may unshare is this thread's own.
     check(unsafe { libc::unshare(flags) }.into()).map(drop)
 }
@@ -174,14 +174,14 @@ pub fn unshare(flags: libc::c_int) -> Result<(), Errno> {
 ///
 /// # Safety
 /// No owner of another descriptor may be used or dropped on this thread, or on one that it starts.
-pub unsafe fn own_descriptors(kept: &[RawFd]) -> Result<(), Errno> {
+pub(crate) unsafe fn own_descriptors(kept: &[RawFd]) -> Result<(), Errno> {
     unshare(libc::CLONE_FILES)?;
     let streams = [libc::STDIN_FILENO, libc::STDOUT_FILENO, libc::STDERR_FILENO];
     files::close_all_but(&mut [&streams, kept].concat())
 }
 
 /// A descriptor of a child of this process that nobody has reaped (`pidfd_open(2)`).
-pub fn open_pidfd(child: libc::pid_t) -> Result<OwnedFd, Errno> {
+pub(crate) fn open_pidfd(child: libc::pid_t) -> Result<OwnedFd, Errno> {
     // SAFETY: plain integers; the descriptor is new, and close-on-exec.
     unsafe {
         let fd = check(libc::syscall(libc::SYS_pidfd_open, child, 0))?;
@@ -190,14 +190,14 @@ pub fn open_pidfd(child: libc::pid_t) -> Result<OwnedFd, Errno> {
 }
 
 /// `setns(2)`: the calling thread enters the namespace of this type behind a descriptor.
-pub fn setns(namespace: RawFd, kind: libc::c_int) -> Result<(), Errno> {
+pub(crate) fn setns(namespace: RawFd, kind: libc::c_int) -> Result<(), Errno> {
     // SAFETY: plain integers; a wrong descriptor is EBADF or EINVAL.
     check(unsafe { libc::setns(namespace, kind) }.into()).map(drop)
 }
 
 /// The version of the kernel's Landlock (`landlock_create_ruleset(2)`,
 /// `LANDLOCK_CREATE_RULESET_VERSION`).
-pub fn landlock_abi() -> Result<i64, Errno> {
+pub(crate) fn landlock_abi() -> Result<i64, Errno> {
     const VERSION: libc::c_int = 1;
     // SAFETY: with this flag the attribute is null and its size 0.
     check(unsafe {
@@ -211,20 +211,20 @@ pub fn landlock_abi() -> Result<i64, Errno> {
 }
 
 /// `prctl(2)` with integer arguments.
-pub fn prctl(option: libc::c_int, argument: libc::c_ulong) -> Result<i64, Errno> {
+pub(crate) fn prctl(option: libc::c_int, argument: libc::c_ulong) -> Result<i64, Errno> {
     // SAFETY: used only with options whose arguments are integers.
     check(unsafe { libc::prctl(option, argument, 0, 0, 0) }.into())
 }
 
 /// Leaves the process at once: no destructor, no atexit handler, no flush.
-pub fn exit_now(status: i32) -> ! {
+pub(crate) fn exit_now(status: i32) -> ! {
     // SAFETY: always sound; _exit(2) does not return.
     unsafe { libc::_exit(status) }
 }
 
 /// Replaces the process by the program behind `program` with exactly these arguments
 /// and environment (`execveat(2)`, `AT_EMPTY_PATH`). Returns only on failure.
-pub fn execute(
+pub(crate) fn execute(
     program: RawFd,
     arguments: &[&std::ffi::CStr],
     environment: &[std::ffi::CString],

@@ -10,13 +10,13 @@ use super::{check, memory};
 
 /// Whether a process or one below it has memory. What has ended as far as that keeps it only in name
 /// (`proc_pid_statm(5)` of a task without an address space).
-pub fn has_memory(first: libc::pid_t) -> bool {
+pub(crate) fn has_memory(first: libc::pid_t) -> bool {
     let mut tree = Tree::below(first);
     tree.any(|pid| memory::resident(pid).is_ok_and(|bytes| bytes > 0))
 }
 
 /// Has all threads of a process, and of those below it, run only when others leave the processors (`setpriority(2)`).
-pub fn make_nice(first: libc::pid_t) {
+pub(crate) fn make_nice(first: libc::pid_t) {
     for thread in Tree::below(first).flat_map(threads) {
         // SAFETY: plain integers.
         let done = check(unsafe {

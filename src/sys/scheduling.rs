@@ -21,7 +21,7 @@ const DEFAULT_LEVEL: i64 = 4;
 ///
 /// # Errors
 /// Of `sched_getattr(2)`, `sched_setattr(2)`, `ioprio_get(2)` and `ioprio_set(2)`.
-pub fn reset_in_clones() -> Result<(), Errno> {
+pub(crate) fn reset_in_clones() -> Result<(), Errno> {
     let mut attributes = attributes()?;
     attributes.sched_flags |= libc::SCHED_FLAG_RESET_ON_FORK as u64;
     // SAFETY: the kernel reads as much as `size` says.
@@ -40,7 +40,7 @@ pub fn reset_in_clones() -> Result<(), Errno> {
 ///
 /// # Errors
 /// Of `sched_getattr(2)`.
-pub fn is_ordinary() -> Result<bool, Errno> {
+pub(crate) fn is_ordinary() -> Result<bool, Errno> {
     let attributes = attributes()?;
     let policies = [libc::SCHED_OTHER, libc::SCHED_BATCH, libc::SCHED_IDLE];
     let has_policy = policies.contains(&(attributes.sched_policy as libc::c_int));

@@ -6,7 +6,7 @@ use super::check;
 
 /// Installs a BPF program for the calling thread (`seccomp(2)`, `SECCOMP_SET_MODE_FILTER`).
 /// The caller has set `no_new_privs` or holds CAP_SYS_ADMIN, or it is EACCES.
-pub fn install(program: &[libc::sock_filter]) -> Result<(), Errno> {
+pub(crate) fn install(program: &[libc::sock_filter]) -> Result<(), Errno> {
     let header = libc::sock_fprog {
         len: program.len().try_into().map_err(|_| Errno::EINVAL)?,
         filter: program.as_ptr().cast_mut(),
@@ -27,7 +27,7 @@ pub fn install(program: &[libc::sock_filter]) -> Result<(), Errno> {
 ///
 /// # Safety
 /// `handler` must be async-signal-safe (`signal-safety(7)`).
-pub unsafe fn set_sigsys_handler(
+pub(crate) unsafe fn set_sigsys_handler(
     handler: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void),
 ) -> Result<(), Errno> {
     // SAFETY: all-zero is a valid sigaction; the handler has the SA_SIGINFO signature.
@@ -45,14 +45,14 @@ pub unsafe fn set_sigsys_handler(
 ///
 /// # Safety
 /// `info` must come from a SIGSYS handler.
-pub unsafe fn trapped_call(info: *const libc::siginfo_t) -> i32 {
+pub(crate) unsafe fn trapped_call(info: *const libc::siginfo_t) -> i32 {
     // SAFETY: by contract `info` is valid, and the field lies within its 128 bytes on the
     // 64-bit architectures that this project supports.
     unsafe { info.cast::<u8>().add(24).cast::<i32>().read() }
 }
 
 /// Makes the raw system call `number` without arguments.
-pub fn call(number: libc::c_long) {
+pub(crate) fn call(number: libc::c_long) {
     // SAFETY: used with one number only, which the filter answers with the process's end.
     unsafe {
         libc::syscall(number);
@@ -60,7 +60,7 @@ pub fn call(number: libc::c_long) {
 }
 
 /// `inotify_init1(2)` with flags that no kernel takes: EINVAL, unless a filter answers.
-pub fn unlisted_call() -> Result<libc::c_long, Errno> {
+pub(crate) fn unlisted_call() -> Result<libc::c_long, Errno> {
     // SAFETY: a plain integer; it makes nothing.
     super::check(unsafe { libc::syscall(libc::SYS_inotify_init1, -1) })
 }

@@ -23,7 +23,7 @@ struct Vfs {
 }
 
 /// One copy of the library, which is never unloaded.
-pub struct Sqlite {
+pub(crate) struct Sqlite {
     randomness: Randomness,
 }
 
@@ -31,7 +31,7 @@ pub struct Sqlite {
 ///
 /// By themselves they read `/dev/urandom`, and where there is none, as in a chroot, they take the time
 /// and the process id, which is 1 in every child.
-pub fn find() -> Vec<Sqlite> {
+pub(crate) fn find() -> Vec<Sqlite> {
     let libraries = super::libraries::loaded();
     libraries.iter().filter_map(|name| load(name)).collect()
 }
@@ -86,7 +86,7 @@ unsafe extern "C" fn from_kernel(_: *mut Vfs, length: c_int, buffer: *mut c_char
 
 impl Sqlite {
     /// Has the generator seed itself at its next use.
-    pub fn reset_randomness(&self) {
+    pub(crate) fn reset_randomness(&self) {
         // SAFETY: it is the function of this name; without a buffer it resets the generator.
         unsafe { (self.randomness)(0, std::ptr::null_mut()) };
     }

@@ -35,7 +35,7 @@ unsafe extern "C" {
 
 /// Writes what standard output has buffered, unless another thread is using it (`ftrylockfile(3)`). Other streams are left
 /// alone: one of them may be locked by a thread that reads, and would be waited for.
-pub fn flush_standard_output() {
+pub(crate) fn flush_standard_output() {
     unsafe extern "C" {
         static stdout: *mut libc::FILE;
         fn ftrylockfile(stream: *mut libc::FILE) -> c_int;
@@ -54,7 +54,7 @@ pub fn flush_standard_output() {
 ///
 /// # Safety
 /// This must be the process's only thread, and no thread of its parent was changing the list when it was cloned.
-pub unsafe fn renew_locks() {
+pub(crate) unsafe fn renew_locks() {
     // SAFETY: the iterators walk the list of open streams, which nobody changes by this function's contract. A
     // lock may be null in a stream that is used without one.
     unsafe {

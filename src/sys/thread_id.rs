@@ -14,7 +14,7 @@ const LARGEST_DESCRIPTOR: usize = 8 << 10;
 /// The address of the C library's copy, for a thread that no signal handler interrupts now.
 /// `cleared` is the address that the kernel clears at the thread's end. `None` if the C library
 /// keeps the id in no known way.
-pub fn cached_at(cleared: usize) -> Option<usize> {
+pub(crate) fn cached_at(cleared: usize) -> Option<usize> {
     // SAFETY: the call has no preconditions.
     let descriptor = unsafe { libc::pthread_self() } as usize;
     if !(descriptor..descriptor + LARGEST_DESCRIPTOR).contains(&cleared) {

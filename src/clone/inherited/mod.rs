@@ -18,9 +18,9 @@ use nix::unistd::{Whence, lseek};
 
 use read_only::restricted;
 use shared_memory::SharedMemory;
-pub use shared_memory::SharedRange;
+pub(crate) use shared_memory::SharedRange;
 use stand_ins::StandIn;
-pub use survey::Held;
+pub(crate) use survey::Held;
 use survey::{Survey, WATCH_OF_NAMES};
 use table::Table;
 
@@ -29,7 +29,7 @@ use crate::sys::descriptors::offset;
 use crate::sys::files::{close_all_but, duplicate_onto};
 
 /// What preloaded objects hold, and what children get in its place.
-pub struct Inherited {
+pub(crate) struct Inherited {
     table: Table,
     /// What stands in for what a job cannot use: an O_PATH descriptor, which has no state of its own.
     unusable: OwnedFd,
@@ -41,14 +41,14 @@ pub struct Inherited {
 
 /// A number of the child at which it finds one of the job's standard streams.
 #[derive(Clone, Copy, Debug)]
-pub struct StreamCopy {
+pub(crate) struct StreamCopy {
     pub number: RawFd,
     pub stream: RawFd,
 }
 
 /// pyspawner's own descriptors in a child. Numbers, not owners: the clone holds copies of them all.
 #[derive(Clone, Copy, Debug)]
-pub struct ChildDescriptors {
+pub(crate) struct ChildDescriptors {
     /// Stands in for the job's standard input.
     pub null: RawFd,
     pub control: RawFd,
@@ -68,7 +68,7 @@ impl ChildDescriptors {
 }
 
 /// The numbers that are open before the first module is imported.
-pub struct Before {
+pub(crate) struct Before {
     table: Table,
     own: Vec<RawFd>,
     unusable: OwnedFd,
@@ -77,7 +77,7 @@ pub struct Before {
 impl Before {
     /// # Errors
     /// If the table cannot be read.
-    pub fn note() -> nix::Result<Self> {
+    pub(crate) fn note() -> nix::Result<Self> {
         let table = Table::open()?;
         let null = open("/dev/null", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
         let unusable = restricted(null.as_fd())?;
@@ -94,7 +94,7 @@ impl Before {
     ///
     /// # Errors
     /// If table or mappings cannot be read.
-    pub fn compare(self) -> std::io::Result<Inherited> {
+    pub(crate) fn compare(self) -> std::io::Result<Inherited> {
         let Self {
             table,
             own,
@@ -114,12 +114,12 @@ impl Before {
 
 impl Inherited {
     /// What preloaded objects hold, by number.
-    pub fn with_held<T>(&self, look: impl FnOnce(&[Held]) -> T) -> T {
+    pub(crate) fn with_held<T>(&self, look: impl FnOnce(&[Held]) -> T) -> T {
         look(&self.survey.borrow().held)
     }
 
     /// The memory that the host would share with its clones.
-    pub fn with_shared_memory<T>(&self, look: impl FnOnce(&[SharedRange]) -> T) -> T {
+    pub(crate) fn with_shared_memory<T>(&self, look: impl FnOnce(&[SharedRange]) -> T) -> T {
         look(&self.shared.borrow().ranges)
     }
 
@@ -129,7 +129,7 @@ impl Inherited {
     ///
     /// # Errors
     /// If the table cannot be read.
-    pub fn seal(&mut self) -> nix::Result<()> {
+    pub(crate) fn seal(&mut self) -> nix::Result<()> {
         let earlier = self.survey.borrow();
         let known = self.own.iter().copied().chain(earlier.own_numbers());
         let known: Vec<RawFd> = known.chain(self.shared.borrow().own_numbers()).collect();
@@ -147,7 +147,7 @@ impl Inherited {
     ///
     /// # Errors
     /// If table or mappings cannot be read.
-    pub fn look_again(&self, own: &[RawFd]) -> std::io::Result<()> {
+    pub(crate) fn look_again(&self, own: &[RawFd]) -> std::io::Result<()> {
         let survey = {
             let (earlier, shared) = (self.survey.borrow(), self.shared.borrow());
             let own = self.own.iter().chain(own).copied();
@@ -161,7 +161,7 @@ impl Inherited {
     }
 
     /// Whether a number that was held is now one of a clone's own: then its owner has closed it.
-    pub fn is_outdated(&self, own: &[RawFd]) -> bool {
+    pub(crate) fn is_outdated(&self, own: &[RawFd]) -> bool {
         let survey = self.survey.borrow();
         survey.numbers().any(|number| own.contains(&number))
     }
@@ -170,7 +170,7 @@ impl Inherited {
     ///
     /// # Errors
     /// Of `open(2)`.
-    pub fn open(&self) -> nix::Result<Vec<OwnedFd>> {
+    pub(crate) fn open(&self) -> nix::Result<Vec<OwnedFd>> {
         let survey = self.survey.borrow();
         let mut opened = Vec::new();
         for stand_in in &survey.stand_ins {
@@ -196,7 +196,7 @@ impl Inherited {
     ///
     /// # Errors
     /// With the step that failed; the child must not go on then.
-    pub fn make_own(&self, opened: &[OwnedFd], own: &ChildDescriptors) -> Result<(), SetupError> {
+    pub(crate) fn make_own(&self, opened: &[OwnedFd], own: &ChildDescriptors) -> Result<(), SetupError> {
         for range in &self.shared.borrow().ranges {
             range.make_private().map_err(|errno| {
                 let step = format!("mmap of a private copy of {}", range.name);
@@ -219,7 +219,7 @@ impl Inherited {
     }
 
     /// Where a child's standard streams must be put as well.
-    pub fn stream_copies(&self) -> Vec<StreamCopy> {
+    pub(crate) fn stream_copies(&self) -> Vec<StreamCopy> {
         let survey = self.survey.borrow();
         let copies = survey
             .stand_ins

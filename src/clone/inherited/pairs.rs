@@ -12,7 +12,7 @@ use super::table::Entry;
 /// The ends of one pipe, or of one pair of sockets, by number. For sockets the kernel does not tell; those of
 /// a pair are made one after the other, and so are their inode numbers. Were two of different pairs taken
 /// for one, they would lead to each other within a job, and to nobody else.
-pub fn partners<'a>(entries: &[&'a Entry]) -> HashMap<RawFd, &'a Entry> {
+pub(super) fn partners<'a>(entries: &[&'a Entry]) -> HashMap<RawFd, &'a Entry> {
     let mut found = HashMap::new();
     let mut pair = |one: &'a Entry, other: &'a Entry| {
         if !found.contains_key(&one.number) && !found.contains_key(&other.number) {

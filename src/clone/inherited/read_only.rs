@@ -18,7 +18,7 @@ const READ_ONLY: u64 = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc:
 
 /// A descriptor through which children open a file read-only: on a mount of its own, or of a copy, so that
 /// whoever has it comes to no more than that file.
-pub fn readable_copy(table: &Table, entry: &Entry) -> std::io::Result<OwnedFd> {
+pub(super) fn readable_copy(table: &Table, entry: &Entry) -> std::io::Result<OwnedFd> {
     match restricted(entry.fd()) {
         Ok(tree) => Ok(tree),
         // A file of no mount: a memory file.
@@ -31,14 +31,14 @@ pub fn readable_copy(table: &Table, entry: &Entry) -> std::io::Result<OwnedFd> {
 ///
 /// # Errors
 /// EINVAL for a file of no mount, or of one that is not in the calling thread's mount namespace.
-pub fn restricted(file: BorrowedFd<'_>) -> nix::Result<OwnedFd> {
+pub(super) fn restricted(file: BorrowedFd<'_>) -> nix::Result<OwnedFd> {
     let tree = copy_of_file(file)?;
     set_attributes(&tree, READ_ONLY, 0)?;
     Ok(tree)
 }
 
 /// A device on a mount of its own, by which its modes and times cannot be changed.
-pub fn restricted_device(device: BorrowedFd<'_>) -> std::io::Result<OwnedFd> {
+pub(super) fn restricted_device(device: BorrowedFd<'_>) -> std::io::Result<OwnedFd> {
     let set = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC;
     let tree = copy_of_file(device)?;
     set_attributes(&tree, set, libc::MOUNT_ATTR_NODEV)?;

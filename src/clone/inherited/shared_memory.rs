@@ -19,7 +19,7 @@ const LARGEST_COPY: usize = 1 << 20;
 
 /// A range that clones share with the host and that they may write to.
 #[derive(Debug)]
-pub struct SharedRange {
+pub(crate) struct SharedRange {
     range: Range<usize>,
     protection: libc::c_int,
     how: How,
@@ -39,7 +39,7 @@ enum How {
 }
 
 /// All ranges of this process that clones would share with it.
-pub struct SharedMemory {
+pub(super) struct SharedMemory {
     pub ranges: Vec<SharedRange>,
     /// The lines of `/proc/PID/maps` that may be such, as they were when this was found.
     lines: Vec<String>,
@@ -48,7 +48,7 @@ pub struct SharedMemory {
 impl SharedMemory {
     /// # Errors
     /// If the mappings cannot be read.
-    pub fn find(table: &Table) -> std::io::Result<Self> {
+    pub(super) fn find(table: &Table) -> std::io::Result<Self> {
         let lines = lines(table)?;
         let mappings = match lines.is_empty() {
             true => Vec::new(),
@@ -64,7 +64,7 @@ impl SharedMemory {
     }
 
     /// The descriptors that this process keeps for it.
-    pub fn own_numbers(&self) -> impl Iterator<Item = RawFd> {
+    pub(super) fn own_numbers(&self) -> impl Iterator<Item = RawFd> {
         self.ranges.iter().filter_map(|range| match &range.how {
             How::FromFile { file, .. } => Some(file.as_raw_fd()),
             How::ByCopy | How::OutOfReach => None,
@@ -75,7 +75,7 @@ impl SharedMemory {
     ///
     /// # Errors
     /// If the mappings cannot be read.
-    pub fn look_again(&mut self, table: &Table) -> std::io::Result<()> {
+    pub(super) fn look_again(&mut self, table: &Table) -> std::io::Result<()> {
         if lines(table)? != self.lines {
             *self = Self::find(table)?;
         }
@@ -118,11 +118,11 @@ impl SharedRange {
     }
 
     /// Whether the processes of a job share it with each other.
-    pub fn is_common_to_a_job(&self) -> bool {
+    pub(crate) fn is_common_to_a_job(&self) -> bool {
         matches!(self.how, How::ByCopy)
     }
 
-    pub fn is_out_of_reach(&self) -> bool {
+    pub(crate) fn is_out_of_reach(&self) -> bool {
         matches!(self.how, How::OutOfReach)
     }
 
@@ -130,7 +130,7 @@ impl SharedRange {
     ///
     /// # Errors
     /// Of `mmap(2)`, `mprotect(2)` and `mremap(2)`.
-    pub fn make_private(&self) -> Result<(), Errno> {
+    pub(crate) fn make_private(&self) -> Result<(), Errno> {
         let range = self.range.clone();
         // SAFETY: the range is mapped: nobody but code of the host's has run since this was found, else it was found
         // anew. What it holds stays (or, out of reach, can only be used by a driver's library, which then ends by SIGSEGV), and

@@ -19,14 +19,14 @@ use crate::sys::files::duplicate_onto;
 
 /// One end of something that a child makes anew.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct End {
+pub(super) struct End {
     pub number: RawFd,
     pub is_nonblocking: bool,
 }
 
 /// What an epoll instance watches: a number, events, and the word that it answers with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Interest {
+pub(super) struct Interest {
     pub number: RawFd,
     pub events: u32,
     pub data: u64,
@@ -34,7 +34,7 @@ pub struct Interest {
 
 /// What a child has in place of descriptors of the host's.
 #[derive(Debug)]
-pub enum StandIn {
+pub(super) enum StandIn {
     /// The same file, which the host opens anew for each child.
     Opened {
         number: RawFd,
@@ -96,7 +96,7 @@ pub enum StandIn {
 }
 
 /// A step that failed, with the number that it was for.
-pub struct Failed {
+pub(super) struct Failed {
     pub step: &'static str,
     pub number: RawFd,
     pub errno: Errno,
@@ -112,7 +112,7 @@ fn failed(step: &'static str, number: RawFd) -> impl Fn(Errno) -> Failed {
 
 /// Puts every stand-in in its place. `opened` are the files that the host has opened for this child, in the
 /// order of the stand-ins that are such; `unusable` is what can be used for nothing.
-pub fn place(stand_ins: &[StandIn], opened: &[RawFd], unusable: RawFd) -> Result<(), Failed> {
+pub(super) fn place(stand_ins: &[StandIn], opened: &[RawFd], unusable: RawFd) -> Result<(), Failed> {
     let mut opened = opened.iter();
     for stand_in in stand_ins {
         place_one(stand_in, &mut opened, unusable)?;

@@ -27,11 +27,11 @@ use crate::sys::mounts::is_kernels;
 /// urandom.
 const STATELESS_DEVICES: &[u64] = &[3, 5, 7, 8, 9];
 /// As the kernel names an instance of `inotify(7)`.
-pub const WATCH_OF_NAMES: &str = "anon_inode:inotify";
+pub(super) const WATCH_OF_NAMES: &str = "anon_inode:inotify";
 
 /// A descriptor that preloaded objects hold.
 #[derive(Debug)]
-pub struct Held {
+pub(crate) struct Held {
     pub number: RawFd,
     /// As the kernel names it: a path, or such as `socket:[4711]`.
     pub target: String,
@@ -41,7 +41,7 @@ pub struct Held {
 
 /// All that preloaded objects hold, and what stands in for it.
 #[derive(Debug, Default)]
-pub struct Survey {
+pub(super) struct Survey {
     pub held: Vec<Held>,
     pub stand_ins: Vec<StandIn>,
     /// The ways to files, by device and inode.
@@ -54,7 +54,7 @@ impl Survey {
     ///
     /// # Errors
     /// If the table cannot be read.
-    pub fn make(table: &Table, own: &[RawFd], earlier: Option<&Self>) -> nix::Result<Self> {
+    pub(super) fn make(table: &Table, own: &[RawFd], earlier: Option<&Self>) -> nix::Result<Self> {
         let entries = entries(table, own)?;
         let mut survey = Self::default();
         let mut firsts: Vec<&Entry> = Vec::new();
@@ -91,19 +91,19 @@ impl Survey {
     }
 
     /// The numbers that preloaded objects hold.
-    pub fn numbers(&self) -> impl Iterator<Item = RawFd> {
+    pub(super) fn numbers(&self) -> impl Iterator<Item = RawFd> {
         self.held.iter().map(|held| held.number)
     }
 
     /// Whether a number has a stand-in of which every use fails.
-    pub fn is_unusable(&self, number: RawFd) -> bool {
+    pub(super) fn is_unusable(&self, number: RawFd) -> bool {
         let mut stand_ins = self.stand_ins.iter();
         stand_ins
             .any(|stand_in| matches!(stand_in, StandIn::Unusable { number: n } if *n == number))
     }
 
     /// The descriptors that this survey has made for itself.
-    pub fn own_numbers(&self) -> impl Iterator<Item = RawFd> {
+    pub(super) fn own_numbers(&self) -> impl Iterator<Item = RawFd> {
         self.sources.iter().map(|(_, source)| source.as_raw_fd())
     }
 

@@ -16,7 +16,7 @@ use crate::sys::files::{read_to_end, read_whole};
 const INFO_SIZES: [usize; 3] = [4 << 10, 64 << 10, 1 << 20];
 
 /// The folders of the calling thread and of its process in `/proc`, whose paths are gone once the root has been changed.
-pub struct Table {
+pub(super) struct Table {
     thread: OwnedFd,
     process: OwnedFd,
 }
@@ -24,7 +24,7 @@ pub struct Table {
 impl Table {
     /// # Errors
     /// Of `open(2)`.
-    pub fn open() -> nix::Result<Self> {
+    pub(super) fn open() -> nix::Result<Self> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         Ok(Self {
             thread: open("/proc/thread-self", flags, Mode::empty())?,
@@ -34,13 +34,13 @@ impl Table {
 
     /// # Errors
     /// Of `open(2)`.
-    pub fn open_of_process(&self, name: &str, flags: OFlag) -> nix::Result<OwnedFd> {
+    pub(super) fn open_of_process(&self, name: &str, flags: OFlag) -> nix::Result<OwnedFd> {
         openat(&self.process, name, flags, Mode::empty())
     }
 
     /// # Errors
     /// If the file cannot be read.
-    pub fn read_of_process(&self, name: &str) -> std::io::Result<String> {
+    pub(super) fn read_of_process(&self, name: &str) -> std::io::Result<String> {
         let file = self.open_of_process(name, OFlag::O_RDONLY | OFlag::O_CLOEXEC)?;
         let content = read_to_end(file)?;
         Ok(String::from_utf8_lossy(&content).into_owned())
@@ -50,7 +50,7 @@ impl Table {
     ///
     /// # Errors
     /// Of reading `/proc/thread-self/fd`.
-    pub fn numbers(&self) -> nix::Result<Vec<RawFd>> {
+    pub(super) fn numbers(&self) -> nix::Result<Vec<RawFd>> {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let folder = openat(&self.thread, "fd", flags, Mode::empty())?;
         let own = folder.as_raw_fd();
@@ -67,7 +67,7 @@ impl Table {
     ///
     /// # Errors
     /// Of `open(2)`.
-    pub fn open_anew(&self, number: RawFd, flags: OFlag) -> nix::Result<OwnedFd> {
+    pub(super) fn open_anew(&self, number: RawFd, flags: OFlag) -> nix::Result<OwnedFd> {
         let path = format!("fd/{number}");
         openat(
             &self.thread,
@@ -95,10 +95,10 @@ impl Table {
 }
 
 /// A file of `/proc/PID/fdinfo` (`proc_pid_fdinfo(5)`).
-pub struct Info(String);
+pub(super) struct Info(String);
 
 impl Info {
-    pub fn value(&self, name: &str) -> Option<&str> {
+    pub(super) fn value(&self, name: &str) -> Option<&str> {
         let mut values = self
             .0
             .lines()
@@ -106,24 +106,24 @@ impl Info {
         values.next().map(str::trim)
     }
 
-    pub fn number(&self, name: &str, radix: u32) -> Option<u64> {
+    pub(super) fn number(&self, name: &str, radix: u32) -> Option<u64> {
         u64::from_str_radix(self.value(name)?, radix).ok()
     }
 
-    pub fn flags(&self) -> OFlag {
+    pub(super) fn flags(&self) -> OFlag {
         let flags = self.number("flags", 8).unwrap_or(0);
         OFlag::from_bits_retain(flags as libc::c_int)
     }
 
     /// A line such as `it_value: (0, 499000)`.
-    pub fn time(&self, name: &str) -> Option<(i64, i64)> {
+    pub(super) fn time(&self, name: &str) -> Option<(i64, i64)> {
         let pair = self.value(name)?.strip_prefix('(')?.strip_suffix(')')?;
         let (seconds, nanoseconds) = pair.split_once(',')?;
         Some((seconds.parse().ok()?, nanoseconds.trim().parse().ok()?))
     }
 
     /// Lines such as `tfd: 4 events: 19 data: 4  pos:0 ino:7138 sdev:9`, with the inode that was watched.
-    pub fn interests(&self) -> Vec<(Interest, u64)> {
+    pub(super) fn interests(&self) -> Vec<(Interest, u64)> {
         self.0.lines().filter_map(parse_interest).collect()
     }
 }
@@ -143,7 +143,7 @@ fn parse_interest(line: &str) -> Option<(Interest, u64)> {
 }
 
 /// One number of the table, as the kernel describes it.
-pub struct Entry {
+pub(super) struct Entry {
     pub number: RawFd,
     pub target: String,
     pub status: FileStat,
@@ -151,40 +151,40 @@ pub struct Entry {
 }
 
 impl Entry {
-    pub fn fd(&self) -> BorrowedFd<'_> {
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
         // SAFETY: it was listed a moment ago, and this thread closes none of them meanwhile; if a thread of a
         // preloaded module does, the calls below fail.
         unsafe { borrow(self.number) }
     }
 
-    pub fn end(&self) -> End {
+    pub(super) fn end(&self) -> End {
         End {
             number: self.number,
             is_nonblocking: self.info.flags().contains(OFlag::O_NONBLOCK),
         }
     }
 
-    pub fn access(&self) -> OFlag {
+    pub(super) fn access(&self) -> OFlag {
         self.info.flags() & OFlag::O_ACCMODE
     }
 
     /// Device and inode.
-    pub fn inode(&self) -> (u64, u64) {
+    pub(super) fn inode(&self) -> (u64, u64) {
         (self.status.st_dev, self.status.st_ino)
     }
 
-    pub fn is_memory(&self) -> bool {
+    pub(super) fn is_memory(&self) -> bool {
         self.target.starts_with("/memfd:")
     }
 
     /// What two numbers of one open file have in common. Only close-on-exec is each number's own.
-    pub fn shape(&self) -> ((u64, u64), Vec<&str>) {
+    pub(super) fn shape(&self) -> ((u64, u64), Vec<&str>) {
         let lines = self.info.0.lines();
         let common = lines.filter(|line| !line.starts_with("flags:"));
         (self.inode(), common.collect())
     }
 
-    pub fn kind(&self) -> SFlag {
+    pub(super) fn kind(&self) -> SFlag {
         SFlag::from_bits_truncate(self.status.st_mode & SFlag::S_IFMT.bits())
     }
 }
@@ -193,7 +193,7 @@ impl Entry {
 ///
 /// # Errors
 /// If the table cannot be read.
-pub fn entries(table: &Table, own: &[RawFd]) -> nix::Result<Vec<Entry>> {
+pub(super) fn entries(table: &Table, own: &[RawFd]) -> nix::Result<Vec<Entry>> {
     let mut entries = Vec::new();
     for number in table.numbers()? {
         if number <= libc::STDERR_FILENO || own.contains(&number) {

@@ -26,7 +26,7 @@ use crate::sys::mounts::{
 use crate::sys::name_watch::NameWatch;
 
 /// What children see instead.
-pub struct Covers {
+pub(super) struct Covers {
     /// `None` where there is nothing to hide.
     shelf: Option<Shelf>,
     /// The folders that cover others. They stay writable, for mount points to be made, until

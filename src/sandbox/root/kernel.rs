@@ -17,7 +17,7 @@ use crate::sandbox::layer::SetupError;
 use crate::sys::mounts::{attach_tree, copy_tree, set_attributes};
 
 /// Host device nodes that are harmless to share: they hold no state.
-pub const DEVICES: &[&str] = &["null", "zero", "full", "random", "urandom"];
+pub(crate) const DEVICES: &[&str] = &["null", "zero", "full", "random", "urandom"];
 
 const DEVICE_SET: u64 = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC;
 

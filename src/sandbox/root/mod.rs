@@ -26,8 +26,8 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::Mode;
 use nix::unistd::{chdir, fchdir, mkdir};
 
-pub use self::kernel::DEVICES;
-pub use self::own::{Covered, Folder, OwnRoot, enter_own};
+pub(crate) use self::kernel::DEVICES;
+pub(crate) use self::own::{Covered, Folder, OwnRoot, enter_own};
 
 use self::covers::{Covers, is_closed};
 use self::kernel::Devices;
@@ -42,13 +42,13 @@ use crate::sys::mounts::{
 use crate::sys::process::unshare;
 
 /// Where each child has a tmpfs of its own, if the profile gives it one.
-pub const PRIVATE_PLACES: &[&str] = &["/tmp", "/dev/shm"];
+pub(crate) const PRIVATE_PLACES: &[&str] = &["/tmp", "/dev/shm"];
 
 const UNTRUSTED: u64 = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
 const READ_ONLY: u64 = UNTRUSTED | libc::MOUNT_ATTR_RDONLY;
 
 /// The children's root, prepared, and what each child has still to do in it.
-pub struct PreparedRoot {
+pub(crate) struct PreparedRoot {
     proc: Proc,
     /// Where the child mounts a tmpfs, and its options.
     private_places: Vec<PathBuf>,
@@ -78,7 +78,7 @@ impl PreparedRoot {
     ///
     /// # Errors
     /// With the mount call that failed and its operand.
-    pub fn prepare(profile: &Profile, needed: &[PathBuf]) -> Result<Self, SetupError> {
+    pub(crate) fn prepare(profile: &Profile, needed: &[PathBuf]) -> Result<Self, SetupError> {
         let working_directory = std::env::current_dir().unwrap_or_else(|_| "/".into());
         let hidden = by_all_names(profile);
         leave_host_mount_namespace()?;
@@ -156,23 +156,23 @@ impl PreparedRoot {
     }
 
     /// The names that each clone hides anew if need be, as the host knows them.
-    pub fn hidden_names(&self) -> Vec<PathBuf> {
+    pub(crate) fn hidden_names(&self) -> Vec<PathBuf> {
         self.covers.names_on_host()
     }
 
     /// The folder that each child has for itself, in its private `/tmp`.
-    pub fn home(&self) -> Option<&Path> {
+    pub(crate) fn home(&self) -> Option<&Path> {
         self.home.as_deref()
     }
 
     /// Where children import modules from besides, since they do not start there.
-    pub fn import_directory(&self) -> Option<&Path> {
+    pub(crate) fn import_directory(&self) -> Option<&Path> {
         self.import_directory.as_deref()
     }
 
     /// Before each clone: hides again what the host has shown since, by replacing a file or
     /// making one.
-    pub fn renew(&mut self) -> Result<(), SetupError> {
+    pub(crate) fn renew(&mut self) -> Result<(), SetupError> {
         self.covers.renew()
     }
 }
@@ -440,7 +440,7 @@ fn reached_directory(profile: &Profile, directory: PathBuf, kept: &Kept) -> Opti
 /// holds its capabilities.
 ///
 /// `is_for_tests` is a child whose client leaves layers out.
-pub fn mount_private_places(
+pub(crate) fn mount_private_places(
     root: &PreparedRoot,
     layers: &Layers,
     is_for_tests: bool,

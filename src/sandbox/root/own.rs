@@ -23,7 +23,7 @@ use crate::sys::mounts::{is_remote, mount_id};
 const ATTEMPTS: u32 = 100;
 
 /// A root for one child, taken by a thread that sees the host's tree.
-pub struct OwnRoot {
+pub(crate) struct OwnRoot {
     /// A detached copy of its mounts.
     pub tree: OwnedFd,
     /// The kernel's file systems in it: children cover them.
@@ -34,7 +34,7 @@ pub struct OwnRoot {
 
 /// A mount that a child covers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Covered {
+pub(crate) struct Covered {
     /// From the root. Any bytes can be a name, and so it is written as bytes.
     path: OsString,
     /// What must be found there.
@@ -47,7 +47,7 @@ impl OwnRoot {
     ///
     /// # Errors
     /// With the call that failed, and the folder.
-    pub fn take(folder: &Path) -> Result<Self, SetupError> {
+    pub(crate) fn take(folder: &Path) -> Result<Self, SetupError> {
         let found = open_kept(folder, FOLDER)?;
         let identity = Folder::of(&found, folder)?;
         let proc =
@@ -76,7 +76,7 @@ impl OwnRoot {
 
 /// The folder behind a path. While anybody holds a copy of its mount, nothing else is the same.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Folder {
+pub(crate) struct Folder {
     device: u64,
     inode: u64,
     mount: u64,
@@ -89,7 +89,7 @@ impl Folder {
     ///
     /// # Errors
     /// With the call that failed, and the folder.
-    pub fn find(folder: &Path) -> Result<Self, SetupError> {
+    pub(crate) fn find(folder: &Path) -> Result<Self, SetupError> {
         Self::of(&open_kept(folder, FOLDER)?, folder)
     }
 
@@ -140,7 +140,7 @@ fn kernel_mounts_in(
 
 /// Makes a tree of the child's own the root, in the child, as the sandbox's user. What is `covered`
 /// in it cannot be seen.
-pub fn enter_own(tree: RawFd, covered: &[Covered], layers: &Layers) -> Result<(), SetupError> {
+pub(crate) fn enter_own(tree: RawFd, covered: &[Covered], layers: &Layers) -> Result<(), SetupError> {
     // SAFETY: the child's descriptors were put at their numbers, and nothing else owns this one.
     let tree = unsafe { OwnedFd::from_raw_fd(tree) };
     if !layers.has(Layer::Root) {
