@@ -219,7 +219,9 @@ fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
 }
 
 /// The child's environment as the C strings of `execve(2)`.
-pub(crate) fn environment_block(environment: &BTreeMap<String, String>) -> anyhow::Result<Vec<CString>> {
+pub(crate) fn environment_block(
+    environment: &BTreeMap<String, String>,
+) -> anyhow::Result<Vec<CString>> {
     environment
         .iter()
         .map(|(name, value)| {

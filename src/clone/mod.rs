@@ -136,7 +136,10 @@ pub(crate) struct Cloner {
 impl Cloner {
     /// `own_threads` are the threads besides the calling one that follow the rules of
     /// [`clone_lock`]. The calling thread is the only one that may clone later.
-    pub(crate) fn new(own_threads: &[libc::pid_t], inherited: Inherited) -> Result<Self, CloneError> {
+    pub(crate) fn new(
+        own_threads: &[libc::pid_t],
+        inherited: Inherited,
+    ) -> Result<Self, CloneError> {
         Ok(Self {
             thread: ThreadState::of_this_thread()?,
             foreign: ForeignThreads::new(own_threads).map_err(CloneError::Threads)?,

@@ -165,7 +165,9 @@ fn at(step: &'static str) -> impl Fn(Errno) -> PrivateMemoryError {
 ///
 /// `body` itself is moved through the common heap: it may own descriptors, channels and
 /// settings that children may know, and nothing else.
-pub(crate) fn spawn_private_thread(body: Box<dyn FnOnce() + Send>) -> Result<(), PrivateMemoryError> {
+pub(crate) fn spawn_private_thread(
+    body: Box<dyn FnOnce() + Send>,
+) -> Result<(), PrivateMemoryError> {
     let heap = memory::reserve(HEAP_RESERVATION).map_err(at("reserving the heap"))?;
     // SAFETY: only the private thread gets addresses from it, and no child runs that thread.
     unsafe { memory::hide_from_clones(heap.as_ptr(), HEAP_RESERVATION) }

@@ -202,7 +202,9 @@ mod net_or_none {
         }
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Ipv6Net>, D::Error> {
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        d: D,
+    ) -> Result<Option<Ipv6Net>, D::Error> {
         let text = String::deserialize(d)?;
         if text == NONE {
             return Ok(None);

@@ -70,7 +70,10 @@ impl Drop for Guard {
 impl Egress {
     /// Prepares the machine for children that may connect out. Called before the first clone,
     /// since it runs a program.
-    pub(super) async fn start(settings: &config::Egress, links: &Links) -> Result<Self, SetupError> {
+    pub(super) async fn start(
+        settings: &config::Egress,
+        links: &Links,
+    ) -> Result<Self, SetupError> {
         let ipv6 = settings.ipv6.filter(|_| has_ipv6());
         if ipv6 != settings.ipv6 {
             log::info!("children have no IPv6, since there is none here");

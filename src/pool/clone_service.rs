@@ -467,7 +467,11 @@ impl CloneService {
     }
 
     /// Has one clone made. The child has copies of what is wanted; the caller closes its own.
-    pub(crate) async fn clone(&self, wanted: Wanted<'_>, purpose: Purpose) -> Result<ClonedChild, String> {
+    pub(crate) async fn clone(
+        &self,
+        wanted: Wanted<'_>,
+        purpose: Purpose,
+    ) -> Result<ClonedChild, String> {
         let place = self.room.clone().acquire_owned().await;
         let place = place.expect("it is never closed");
         // Before the request, by which the main thread knows that they are there.

@@ -67,7 +67,10 @@ impl Pool {
     }
 
     /// Shows a child that waits for a job in its sandbox, and ends it.
-    pub(crate) async fn look_at_idle<T>(&self, look: impl FnOnce(libc::pid_t) -> T) -> Result<T, String> {
+    pub(crate) async fn look_at_idle<T>(
+        &self,
+        look: impl FnOnce(libc::pid_t) -> T,
+    ) -> Result<T, String> {
         let made = self.nursery.make(&Own::default(), Purpose::Spare).await;
         let child = made.map_err(|refusal| refusal.to_string())?;
         expect_ready(&child).await?;

@@ -1,6 +1,7 @@
 //! The I/O thread's world: jobs in, reports out. Runs on one thread with a current-thread
 //! runtime, on memory that clones do not receive.
 
+mod attendance;
 pub(crate) mod capture;
 pub(crate) mod child;
 pub(crate) mod clone_service;

@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
-use super::capture::{Capture, Overflow};
+use super::attendance::{Clock, End, Output, OutsideEvents, Used, until_end};
+use super::capture::Overflow;
 use super::child::Child;
 use super::clone_service::{CloneService, Purpose, WarmUp, limit_of_rehearsal};
 use super::hidden_names::HiddenNames;
 use super::interrupt::Interrupt;
 use super::nursery::{Nursery, Refusal};
 use super::outcome::{JobReport, Outcome, Stop};
-use super::overdue::PATIENCE_AFTER_KILL;
 use super::own::Own;
 use super::payload::{Job, Stdin, Streams};
 use super::spares::{Spare, Spares, Starting};
@@ -24,16 +24,9 @@ use crate::call::Payload;
 use crate::config::Profile;
 use crate::network::Networks;
 use crate::sandbox::assignment::Handed;
-use crate::sandbox::cgroup::{Cgroups, OutOfMemory, Usage};
+use crate::sandbox::cgroup::{Cgroups, OutOfMemory};
 use crate::sandbox::handshake::ChildReport;
 use crate::sys::process::{Ending, Reaped};
-
-/// How long output is waited for after a child's end. It is over at once where the PID
-/// namespace ended with the child; without that layer, others may hold the pipes.
-const LAST_OUTPUT: Duration = Duration::from_secs(1);
-
-/// What the kernel counted, whatever the job makes of it.
-const REACHED_PIDS: &str = "it reached its limit of processes and threads (limits.pids)";
 
 /// How long a first child may take to come into its sandbox.
 const LIMIT_OF_PROBE: Duration = Duration::from_secs(60);
@@ -68,15 +61,6 @@ impl Followed<'_> {
 }
 
 pub(crate) type OnStart<'a> = Box<dyn FnOnce(libc::pid_t) + 'a>;
-
-/// When a job came, and how long it may take.
-#[derive(Clone, Copy)]
-struct Clock {
-    start: Instant,
-    limit: Option<Duration>,
-    /// The setting that the limit comes from.
-    name: &'static str,
-}
 
 /// What is held until a job's code runs: the job too, whose descriptors are the child's alone then
 /// (a reader waits for their last copy), and which may have to be given to another child before.
@@ -256,8 +240,7 @@ impl Pool {
         })
     }
 
-    /// Collects a child's output and waits for its end, or brings it about. What waits for the start
-    /// of the job is given back if that never came.
+    /// Sees a child through to its end, and reports. What waits for the start of the job is given back if that never came.
     async fn attend<'a>(
         &self,
         given: Given<'a>,
@@ -269,111 +252,57 @@ impl Pool {
             mut ends,
             mut waiting,
         } = given;
-        let limit = self.profile.limits.output;
-        let overflow = Overflow::default();
-        let (mut stdout, mut stderr, mut result) = <(Capture, Capture, Capture)>::default();
         let wants_result = ends.result.is_some();
         let mut said = None;
-        let mut stop = None;
-        let reaped = {
-            let collect = async {
-                let control = async {
-                    match child.is_listened_to() {
-                        true => hear(&child, &mut said, &mut waiting).await,
-                        false => Ok(()),
-                    }
-                };
-                let (out, err, res, control) = tokio::join!(
-                    stdout.collect(ends.stdout.take(), "standard output", limit, &overflow),
-                    stderr.collect(ends.stderr.take(), "standard error", limit, &overflow),
-                    result.collect(ends.result.take(), "its result", limit, &overflow),
-                    control,
-                );
-                for error in [out.err(), err.err(), res.err(), control.err()]
-                    .into_iter()
-                    .flatten()
+        let mut output = Output::default();
+        let outside = OutsideEvents {
+            clock,
+            kill,
+            interrupt: &self.interrupt,
+            overflow: Overflow::default(),
+            output: self.profile.limits.output,
+        };
+        let End { reaped, mut stop } = {
+            let hearing = async {
+                if child.is_listened_to()
+                    && let Err(error) = hear(&child, &mut said, &mut waiting).await
                 {
                     // A child that ends without reading what it was sent resets its socket.
                     log::debug!("reading from a child: {error}");
                 }
             };
-            tokio::pin!(collect);
-            let mut collected = false;
-            let deadline = async {
-                match clock.limit {
-                    Some(limit) => {
-                        tokio::time::sleep_until((clock.start + limit).into()).await;
-                        Stop::Timeout(limit, clock.name)
-                    }
-                    None => std::future::pending().await,
-                }
+            let collecting = output.collect(&mut ends, outside.output, &outside.overflow);
+            let collected = async {
+                tokio::join!(collecting, hearing);
             };
-            tokio::pin!(deadline);
-            let overdue = tokio::time::sleep(Duration::MAX);
-            tokio::pin!(overdue);
-            let reaped = loop {
-                let reason = tokio::select! {
-                    reaped = child.reap() => break Some(reaped),
-                    () = &mut collect, if !collected => {
-                        collected = true;
-                        continue;
-                    }
-                    reason = &mut deadline, if stop.is_none() => reason,
-                    stream = overflow.of_any(), if stop.is_none() => Stop::OutputLimit(stream, limit),
-                    _ = self.interrupt.received(), if stop.is_none() => Stop::Cancelled,
-                    () = kill.notified(), if stop.is_none() => Stop::Killed,
-                    () = &mut overdue => break None,
-                };
-                stop = Some(reason);
-                child.kill();
-                overdue
-                    .as_mut()
-                    .reset(tokio::time::Instant::now() + PATIENCE_AFTER_KILL);
-            };
-            if !collected && reaped.is_some() {
-                tokio::time::timeout(LAST_OUTPUT, collect).await.ok();
-            }
-            reaped
+            until_end(&child, collected, &outside).await
         };
         if !child.is_listened_to() {
             let heard = hear(&child, &mut said, &mut waiting).await;
             heard.unwrap_or_else(|error| log::debug!("a child's last word: {error}"));
         }
-        let usage = match &child.cgroup {
-            Some(cgroup) => cgroup.usage(),
-            None => Usage::default(),
-        };
-        let resident_at_start = child.resident_at_start;
-        let unenforced = child.unenforced.clone();
         // What was written may have been cut only because nobody stopped it in time.
-        let overflowed = overflow.stream();
+        let overflowed = outside.overflow.stream();
         if let (None, Some(stream)) = (stop, overflowed) {
-            stop = Some(Stop::OutputLimit(stream, limit));
+            stop = Some(Stop::OutputLimit(stream, outside.output));
         }
+        let used = Used::by(&child, reaped.as_ref());
         let mut report = match (&reaped, stop) {
             (Some(reaped), _) => {
                 self.nursery.forget(child).await;
-                let records = wants_result.then_some(&*result.bytes);
-                let mut report = classify(said, reaped, stop, usage.out_of_memory, records);
-                if report.outcome != Outcome::Ok && usage.reached_pids {
-                    report.add_detail(Some(REACHED_PIDS.to_owned()));
-                }
-                report
+                let records = wants_result.then_some(&*output.result.bytes);
+                classify(said, reaped, stop, used.out_of_memory, records)
             }
             (None, stop) => {
                 tokio::task::spawn_local(self.nursery.clone().reap_in_the_end(child));
                 still_there(stop.expect("a child is overdue only after a stop"))
             }
         };
-        report.stdout = stdout.bytes;
-        report.stderr = stderr.bytes;
+        report.stdout = output.stdout.bytes;
+        report.stderr = output.stderr.bytes;
         report.truncated = overflowed.is_some();
-        report.unenforced = unenforced;
         report.wall = clock.start.elapsed();
-        let (cpu, max_rss) = reaped.map_or_else(Default::default, |r| (r.cpu, r.max_rss));
-        report.cpu = usage.cpu.unwrap_or(cpu);
-        let grown = max_rss.saturating_sub(resident_at_start);
-        report.peak_memory = usage.peak_memory.unwrap_or(grown);
+        used.tell(&mut report);
         (report, waiting)
     }
 }

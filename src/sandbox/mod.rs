@@ -44,7 +44,10 @@ impl Sandbox {
     /// children will see; other threads keep the host's view.
     ///
     /// `needed` are the folders and files that a child's interpreter must be able to reach.
-    pub(crate) fn prepare(profile: &Profile, needed: &[std::path::PathBuf]) -> anyhow::Result<Self> {
+    pub(crate) fn prepare(
+        profile: &Profile,
+        needed: &[std::path::PathBuf],
+    ) -> anyhow::Result<Self> {
         let layers = profile.layers();
         let seccomp = seccomp::Program::compile()?;
         let may_set_groups = identity::may_set_groups().context("/proc/self/setgroups")?;

@@ -48,7 +48,12 @@ pub(crate) fn timer(setting: &Timer) -> Result<OwnedFd, Errno> {
 }
 
 /// Has an epoll instance watch a number (`epoll_ctl(2)`, EPOLL_CTL_ADD).
-pub(crate) fn add_to_epoll(epoll: RawFd, number: RawFd, events: u32, data: u64) -> Result<(), Errno> {
+pub(crate) fn add_to_epoll(
+    epoll: RawFd,
+    number: RawFd,
+    events: u32,
+    data: u64,
+) -> Result<(), Errno> {
     let mut event = libc::epoll_event { events, u64: data };
     // SAFETY: plain integers, and a structure that is valid for reads.
     let done = unsafe { libc::epoll_ctl(epoll, libc::EPOLL_CTL_ADD, number, &raw mut event) };

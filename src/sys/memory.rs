@@ -131,7 +131,11 @@ pub(crate) unsafe fn collapse(range: Range<usize>) -> Result<(), Errno> {
 ///
 /// # Safety
 /// The range must be mapped read-only, and hold what that part of the file holds.
-pub(crate) unsafe fn map_over(range: Range<usize>, file: &OwnedFd, offset: usize) -> Result<(), Errno> {
+pub(crate) unsafe fn map_over(
+    range: Range<usize>,
+    file: &OwnedFd,
+    offset: usize,
+) -> Result<(), Errno> {
     let flags = libc::MAP_PRIVATE | libc::MAP_FIXED;
     // SAFETY: for who reads the range nothing changes; the rest is the caller's promise.
     let base = unsafe {
@@ -172,7 +176,10 @@ pub(crate) unsafe fn map_private(
 ///
 /// # Safety
 /// The range must be mapped, page-aligned, and used by no other thread meanwhile.
-pub(crate) unsafe fn copy_in_place(range: Range<usize>, protection: libc::c_int) -> Result<(), Errno> {
+pub(crate) unsafe fn copy_in_place(
+    range: Range<usize>,
+    protection: libc::c_int,
+) -> Result<(), Errno> {
     let base = range.start as *mut libc::c_void;
     // SAFETY: a new mapping; source and copy are mapped over their whole length and do not overlap; then the copy takes
     // the source's place as a whole.

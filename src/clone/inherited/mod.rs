@@ -196,7 +196,11 @@ impl Inherited {
     ///
     /// # Errors
     /// With the step that failed; the child must not go on then.
-    pub(crate) fn make_own(&self, opened: &[OwnedFd], own: &ChildDescriptors) -> Result<(), SetupError> {
+    pub(crate) fn make_own(
+        &self,
+        opened: &[OwnedFd],
+        own: &ChildDescriptors,
+    ) -> Result<(), SetupError> {
         for range in &self.shared.borrow().ranges {
             range.make_private().map_err(|errno| {
                 let step = format!("mmap of a private copy of {}", range.name);

@@ -112,7 +112,11 @@ fn failed(step: &'static str, number: RawFd) -> impl Fn(Errno) -> Failed {
 
 /// Puts every stand-in in its place. `opened` are the files that the host has opened for this child, in the
 /// order of the stand-ins that are such; `unusable` is what can be used for nothing.
-pub(super) fn place(stand_ins: &[StandIn], opened: &[RawFd], unusable: RawFd) -> Result<(), Failed> {
+pub(super) fn place(
+    stand_ins: &[StandIn],
+    opened: &[RawFd],
+    unusable: RawFd,
+) -> Result<(), Failed> {
     let mut opened = opened.iter();
     for stand_in in stand_ins {
         place_one(stand_in, &mut opened, unusable)?;

@@ -140,7 +140,11 @@ fn kernel_mounts_in(
 
 /// Makes a tree of the child's own the root, in the child, as the sandbox's user. What is `covered`
 /// in it cannot be seen.
-pub(crate) fn enter_own(tree: RawFd, covered: &[Covered], layers: &Layers) -> Result<(), SetupError> {
+pub(crate) fn enter_own(
+    tree: RawFd,
+    covered: &[Covered],
+    layers: &Layers,
+) -> Result<(), SetupError> {
     // SAFETY: the child's descriptors were put at their numbers, and nothing else owns this one.
     let tree = unsafe { OwnedFd::from_raw_fd(tree) };
     if !layers.has(Layer::Root) {
