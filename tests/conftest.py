@@ -50,6 +50,8 @@ def pytest_configure(config):
         pytest.exit("the tests need root: they make sandboxes and look at them from outside", 2)
     if not PYSPAWNER.exists():
         pytest.exit(f"{PYSPAWNER} is missing; run make setup", 2)
+    # Not where the checkout lies, which may be out of children's sight, as a home is.
+    os.chdir("/")
 
 
 def pytest_collection_modifyitems(config, items):

@@ -87,11 +87,15 @@ pub(super) enum Line {
     TooLong,
 }
 
+/// How many bytes are read at once, at most.
+const CHUNK: usize = 64 << 10;
+
 /// Splits a descriptor's content into lines of a limited length.
 pub(super) struct LineReader {
     source: Descriptor,
     splitter: Splitter,
     ended: bool,
+    chunk: Box<[u8]>,
     /// Bytes read so far.
     pub position: u64,
 }
@@ -102,6 +106,7 @@ impl LineReader {
             source: Descriptor::new(fd, Interest::READABLE)?,
             splitter: Splitter::new(limit),
             ended: false,
+            chunk: vec![0; CHUNK].into(),
             position: 0,
         })
     }
@@ -115,11 +120,10 @@ impl LineReader {
             if self.ended {
                 return Ok(self.splitter.rest());
             }
-            let mut chunk = [0; 64 << 10];
-            let count = self.source.read(&mut chunk).await?;
+            let count = self.source.read(&mut self.chunk).await?;
             self.position += count as u64;
             self.ended = count == 0;
-            self.splitter.add(&chunk[..count]);
+            self.splitter.add(&self.chunk[..count]);
         }
     }
 }

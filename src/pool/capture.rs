@@ -37,6 +37,9 @@ impl Overflow {
     }
 }
 
+/// How many bytes are read at once, at least.
+const AT_ONCE: usize = 16 << 10;
+
 /// What one stream has brought so far.
 #[derive(Debug, Default)]
 pub(crate) struct Capture {
@@ -58,15 +61,15 @@ impl Capture {
         let Some(mut source) = source else {
             return Ok(());
         };
-        let mut chunk = [0; 16 << 10];
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
         loop {
-            let count = source.read(&mut chunk).await?;
-            if count == 0 {
+            // Not into a buffer of the future's own: each move of one, and there are many, would copy it on the stack.
+            self.bytes.reserve(AT_ONCE);
+            if source.read_buf(&mut self.bytes).await? == 0 {
                 return Ok(());
             }
-            let room = (limit as usize).saturating_sub(self.bytes.len()).min(count);
-            self.bytes.extend_from_slice(&chunk[..room]);
-            if room < count && !self.truncated {
+            if self.bytes.len() > limit {
+                self.bytes.truncate(limit);
                 self.truncated = true;
                 overflow.tell(name);
             }
