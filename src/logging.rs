@@ -5,9 +5,12 @@
 use std::borrow::Cow;
 use std::cell::Cell;
 use std::io::Write;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
 use log::{LevelFilter, Log, Metadata, Record};
+
+use crate::sys::files;
 
 struct Lines {
     filter: env_filter::Filter,
@@ -47,14 +50,46 @@ pub(crate) fn set_bar(is_there: bool) {
     HAS_BAR.set(is_there);
 }
 
-/// Writes a line of this program's to standard error.
+/// How many lines nobody had room for since the last that was written.
+static LOST: AtomicU64 = AtomicU64::new(0);
+
+/// Writes a line of this program's to standard error, or drops it: a pipe that nobody reads, or a stopped terminal, must not stop
+/// the host. The next line that is written tells how many were dropped.
 pub(crate) fn write(line: &[u8]) {
     const CLEAR: &[u8] = b"\r\x1b[2K"; // ECMA-48, EL
-    match HAS_BAR.replace(false) {
-        true => crate::sys::files::write_once(libc::STDERR_FILENO, &[CLEAR, line].concat()),
-        false => crate::sys::files::write_once(libc::STDERR_FILENO, line),
+    let lost = LOST.load(Relaxed);
+    // A reader may be slow; one who has been waited for once is not waited for again.
+    let patience = match lost {
+        0 => PATIENCE,
+        _ => 0,
     };
+    if !files::has_room(libc::STDERR_FILENO, patience) {
+        LOST.fetch_add(1, Relaxed);
+        return;
+    }
+    LOST.fetch_sub(lost, Relaxed);
+    let mut text = Vec::with_capacity(line.len() + 80);
+    if HAS_BAR.replace(false) {
+        text.extend_from_slice(CLEAR);
+    }
+    if lost > 0 {
+        text.extend_from_slice(
+            format!("pyspawner: warn: {lost} lines of the log were lost\n").as_bytes(),
+        );
+    }
+    text.extend_from_slice(line);
+    // What a pipe with room takes without waiting (`pipe(7)`, PIPE_BUF).
+    for part in text.chunks(libc::PIPE_BUF) {
+        if !files::has_room(libc::STDERR_FILENO, PATIENCE) {
+            LOST.fetch_add(1, Relaxed);
+            return;
+        }
+        files::write_once(libc::STDERR_FILENO, part);
+    }
 }
+
+/// How long a line waits for room, in milliseconds.
+const PATIENCE: u8 = 200;
 
 /// A text that a job, a client or a file may have a part in, without what a terminal obeys.
 pub(crate) fn without_controls(text: &str) -> Cow<'_, str> {

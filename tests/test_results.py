@@ -308,9 +308,9 @@ def test_what_has_no_form_fails_with_the_path_to_it(pyspawner):
             "{1, (2, b'x')} - {1}": invalid("result[*][1]: bytes; return it decoded, or in base64"),
             "Point(1, {'k': object()})": invalid('result["y"]["k"]: object; it has no JSON form'),
             "cycle()": invalid('result["a"][1]: dict; it contains itself'),
-            "nested(901)": invalid("the result has more than 900 levels"),
-            "nested(901, decimal.Decimal(1))": invalid(f"{deep}: list; it is deeper than 900 levels"),
-            "nested(100_000)": invalid(f"{deep}: list; it is deeper than 900 levels"),
+            "nested(201)": invalid("the result has more than 200 levels"),
+            "nested(201, decimal.Decimal(1))": invalid(f"{deep}: list; it is deeper than 200 levels"),
+            "nested(100_000)": invalid(f"{deep}: list; it is deeper than 200 levels"),
             "[10**4300]": invalid("result[0]: int; it has more than 4300 digits; return its hex()"),
             "[{'k': -10**5000}]": invalid('result[0]["k"]: int; it has more than 4300 digits; return its hex()'),
             "'\\ud800'": invalid("result: " + surrogate.format(0)),
@@ -330,7 +330,7 @@ def test_what_has_no_form_fails_with_the_path_to_it(pyspawner):
 def test_what_readers_take_is_passed_on(pyspawner):
     """The control: at the limits, and text that only looks like halves of a pair."""
     for expression, value in {
-        "nested(900)": None,
+        "nested(200)": None,
         "nested(899, decimal.Decimal(1))": None,
         "10**4299": 10**4299,
         "['😀\\\\ud800', '\\\\\\\\ud800']": ["😀\\ud800", "\\\\ud800"],

@@ -60,14 +60,23 @@ class SandboxSetupError(PyspawnerError):
         self.outcome = outcome
 
 
+# Of what a job says in an error's text, in characters.
+_LONGEST = 1000
+
+
+def _plain(text: str) -> str:
+    """What a job said, without what a terminal obeys."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:_LONGEST])
+
+
 class JobError(PyspawnerError):
     """A job that `pyspawner.Client.call` ran did not end well. A subclass says how, for the outcomes that callers treat
     in ways of their own; of others it is this class."""
 
     def __init__(self, outcome: "Outcome", stdout: bytes, stderr: bytes) -> None:
-        last = stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        last = stderr[-4 * _LONGEST :].decode(errors="replace").strip().rpartition("\n")[2]
         code = os.waitstatus_to_exitcode(outcome.status)
-        super().__init__(f"{outcome.name}: {outcome.detail or last or f'exit status {code}'}")
+        super().__init__(f"{outcome.name}: {_plain(outcome.detail or last or f'exit status {code}')}")
         self.outcome = outcome
         """How the child ended."""
         self.stdout = stdout

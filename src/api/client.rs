@@ -8,9 +8,7 @@ use tokio::sync::Notify;
 
 use super::protocol::{Event, Handover, Request, Spawn, VERSION};
 use super::{Service, child};
-use crate::sys::messages::{
-    LONGEST, MOST_DESCRIPTORS, Message, Socket, do_not_linger, split_attached,
-};
+use crate::sys::messages::{LONGEST, MOST_DESCRIPTORS, Message, Socket, split_attached};
 
 /// Serves a client until it goes. One that goes without a word has its children ended: it has been
 /// killed, or has failed. What a client sends, and when it stops, is its own matter alone.
@@ -54,7 +52,6 @@ impl Client {
     async fn converse(&mut self) -> Result<Farewell, String> {
         let say = |error: std::io::Error| error.to_string();
         while let Some(message) = self.socket.receive().await.map_err(say)? {
-            message.descriptors.iter().for_each(do_not_linger);
             if message.lost_descriptors() {
                 // Whoever waits for the answer sees the end of its control socket.
                 log::error!(

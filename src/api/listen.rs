@@ -20,7 +20,7 @@ use tokio::io::unix::AsyncFd;
 use super::protocol::Event;
 use super::{Service, attend, peer};
 use crate::sys::files::{Interest, watch};
-use crate::sys::messages::Socket;
+use crate::sys::messages::{Socket, let_descriptors_pass};
 
 /// Who may connect, besides the host's own user and root.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,6 +84,8 @@ impl Listener {
             );
         }
         let own = identity(path).with_context(|| step("stat"))?;
+        // What others send is closed in this thread, and a descriptor can make that wait (SO_LINGER): nobody's, until it is known whose.
+        let_descriptors_pass(&fd, false).with_context(|| step("setsockopt(SO_PASSRIGHTS)"))?;
         listen(&fd, Backlog::MAXCONN).with_context(|| step("listen"))?;
         Ok(Self {
             fd: watch(fd, Interest::READABLE)?,
@@ -98,6 +100,8 @@ impl Listener {
         let mut warned: Option<Instant> = None;
         loop {
             let client = self.accept().await?;
+            // While there is always one more, a time limit and a signal must be heard.
+            tokio::task::yield_now().await;
             if let Err(reason) = admit(service, client, &self.admitted) {
                 // Whoever may connect must not fill the log.
                 let is_due = warned.is_none_or(|last| last.elapsed() > BETWEEN_WARNINGS);
@@ -150,7 +154,10 @@ impl Listener {
 
 /// Begins to serve a client, if it may be one.
 fn admit(service: &Rc<Service>, client: OwnedFd, admitted: &[u32]) -> Result<(), String> {
-    let checked = peer::check(&client, admitted);
+    let checked = peer::check(&client, admitted).and_then(|()| {
+        let allowed = let_descriptors_pass(&client, true);
+        allowed.map_err(|errno| format!("setsockopt(SO_PASSRIGHTS): {errno}"))
+    });
     let client = Socket::new(client).map_err(|error| error.to_string())?;
     if let Err(reason) = checked {
         // Who is sent away without a word takes the host for dead.

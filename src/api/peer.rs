@@ -1,7 +1,7 @@
 //! Who has connected: a job must not pass for a client.
 //!
-//! Jobs of an ordinary user's host may be that very user outside, so the uid alone does not tell. What does is the PID
-//! namespace: a job's is below the host's, where it has a number in each.
+//! Jobs of an ordinary user's host may be that very user outside, so the uid alone does not tell: neither that user's host, nor
+//! root's, which may serve that user. What does is the PID namespace: a job's is below the host's, where it has a number in each.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -19,19 +19,28 @@ use crate::sys::process;
 pub(super) fn check(connection: &OwnedFd, admitted: &[u32]) -> Result<(), String> {
     let peer = getsockopt(connection, PeerCredentials).map_err(|e| format!("SO_PEERCRED: {e}"))?;
     let own = nix::unistd::geteuid().as_raw();
+    if is_without_id(peer.uid()).map_err(|e| format!("/proc/self/uid_map, overflowuid: {e}"))? {
+        return Err("its user has no id in this host's user namespace: an ordinary user's host serves that user alone".to_owned());
+    }
     if peer.uid() != 0 && peer.uid() != own && !admitted.contains(&peer.uid()) {
         return Err(format!(
-            "user {} is not admitted: this host serves root, its own user {own}, and those that --allow-uid names",
+            "user {} is not admitted: this host serves its own user, root, and those that --allow-uid names",
             peer.uid()
         ));
     }
+    let peer_uid = peer.uid();
     let peer = Peer::of(connection, peer.pid())?;
     let numbers = peer.numbers()?;
     let is_elsewhere = !matches!(numbers[..], [pid] if pid > 0);
-    if is_elsewhere && is_mapped_alone(own).map_err(|e| format!("/proc/self/uid_map: {e}"))? {
+    // No job is root. Any other user's jobs may be that user, if their host is an ordinary user's.
+    let may_be_job = || match peer_uid {
+        0 => is_mapped_alone(own).map_err(|e| format!("/proc/self/uid_map: {e}")),
+        _ => Ok(true),
+    };
+    if is_elsewhere && may_be_job()? {
         return Err("it is in another PID namespace, as jobs are".to_owned());
     }
-    // Where a uid tells, a container's client may come, or the machine's where the host is a container.
+    // As root a container's client may come, or the machine's where the host is a container.
     if is_descendant(numbers[0]) {
         return Err("it is a job of this host".to_owned());
     }
@@ -79,6 +88,15 @@ fn numbers(info: &str) -> Option<Vec<libc::pid_t>> {
     let numbers = line("NSpid:").or(line("Pid:"))?.split_whitespace();
     let numbers: Vec<_> = numbers.map(str::parse).collect::<Result<_, _>>().ok()?;
     (!numbers.is_empty()).then_some(numbers)
+}
+
+/// Whether a uid is what every user looks like who has none in this process's user namespace (`user_namespaces(7)`).
+fn is_without_id(uid: u32) -> std::io::Result<bool> {
+    const ALL: [&str; 3] = ["0", "0", "4294967295"];
+    let map = std::fs::read_to_string("/proc/self/uid_map")?;
+    let has_all = map.split_whitespace().eq(ALL);
+    let overflow = std::fs::read_to_string("/proc/sys/kernel/overflowuid")?;
+    Ok(!has_all && overflow.trim().parse() == Ok(uid))
 }
 
 /// Whether this process's user is mapped into its user namespace by itself, as a user who made the namespace for himself is

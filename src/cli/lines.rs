@@ -34,7 +34,11 @@ impl Descriptor {
     async fn read(&self, buffer: &mut [u8]) -> std::io::Result<usize> {
         loop {
             let result = match self {
-                Self::AlwaysReady(fd) => nix::unistd::read(fd, buffer),
+                Self::AlwaysReady(fd) => {
+                    // Nothing else would run for as long as there is more.
+                    tokio::task::yield_now().await;
+                    nix::unistd::read(fd, &mut *buffer)
+                }
                 Self::Watched(fd) => {
                     let mut ready = fd.readable().await?;
                     if !is_ready(fd.get_ref(), PollFlags::POLLIN)? {
@@ -54,7 +58,10 @@ impl Descriptor {
     async fn write(&self, bytes: &[u8]) -> std::io::Result<usize> {
         loop {
             let result = match self {
-                Self::AlwaysReady(fd) => nix::unistd::write(fd, bytes),
+                Self::AlwaysReady(fd) => {
+                    tokio::task::yield_now().await;
+                    nix::unistd::write(fd, bytes)
+                }
                 Self::Watched(fd) => {
                     let mut ready = fd.writable().await?;
                     if !is_ready(fd.get_ref(), PollFlags::POLLOUT)? {

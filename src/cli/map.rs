@@ -20,7 +20,7 @@ use crate::config::{self, Profile};
 use crate::pool::interrupt::Interrupt;
 use crate::pool::own::Own;
 use crate::pool::payload::{self, Job, JobLine, Stdin, Streams};
-use crate::pool::{Followed, JobReport, Outcome, Pool};
+use crate::pool::{Followed, JobReport, Outcome, Pool, plain_text};
 use crate::sandbox::assignment::Assignment;
 
 /// The longest line that is taken as a job.
@@ -30,6 +30,9 @@ const WAITING_PER_JOB: u64 = 64;
 /// With `--ordered`: how many bytes of results may wait for an earlier one before no more jobs begin. Those that run
 /// may still add theirs.
 const WAITING_BYTES: usize = 32 << 20;
+
+/// After so many rounds of the loop other tasks have their turn: lines that are no jobs have their results at once.
+const ROUNDS: u64 = 32;
 
 /// Run one job a line, each in a child of its own, and write one result a line.
 ///
@@ -215,7 +218,10 @@ pub(super) async fn map(
 
 impl Plan {
     fn job(&self, number: u64, line: &Line) -> Result<Job, Box<JobReport>> {
-        let invalid = |detail: String| Box::new(JobReport::not_run(Outcome::InvalidJob, detail));
+        let invalid = |detail: String| {
+            let detail = plain_text(detail.as_bytes());
+            Box::new(JobReport::not_run(Outcome::InvalidJob, detail))
+        };
         let failed = |error: std::io::Error| {
             Box::new(JobReport::not_run(
                 Outcome::SetupFailed,
@@ -348,8 +354,13 @@ struct Map<'a> {
 impl Map<'_> {
     async fn run(&mut self, interrupt: &Interrupt) -> anyhow::Result<End> {
         let mut more = true;
+        let mut round = 0u64;
         let mut ticks = tokio::time::interval(progress::TICK);
         while more || !self.running.is_empty() {
+            round += 1;
+            if round.is_multiple_of(ROUNDS) {
+                tokio::task::yield_now().await;
+            }
             let room = self.running.len() < self.jobs && !self.window_is_full();
             let finished = tokio::select! {
                 biased;

@@ -1,13 +1,14 @@
 //! `pyspawner run`: one job, connected to the terminal.
 
 use std::ffi::OsString;
-use std::io::Write;
+use std::os::fd::AsFd;
 
 use anyhow::Context;
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use super::lines::LineWriter;
 use super::{FAILED, JobOptions, terminal};
 use crate::config::Profile;
 use crate::pool::interrupt::Interrupt;
@@ -100,7 +101,12 @@ pub(super) async fn run(
     if let Some(result) = report.result.as_deref().map(RawValue::get)
         && result != "null"
     {
-        print_line(result)?;
+        let printed = tokio::select! {
+            printed = print_line(result) => printed,
+            // Whoever does not read it must not keep an interrupt waiting.
+            signal = interrupt.received() => return Ok(128 + signal),
+        };
+        printed?;
     }
     if report.outcome == Outcome::Cancelled {
         return Ok(128 + interrupt.received().await);
@@ -109,9 +115,12 @@ pub(super) async fn run(
 }
 
 /// Prints a line, unless nobody reads it any more.
-fn print_line(text: &str) -> anyhow::Result<()> {
-    let written = writeln!(std::io::stdout(), "{text}");
-    match written {
+async fn print_line(text: &str) -> anyhow::Result<()> {
+    let stdout = std::io::stdout().as_fd().try_clone_to_owned()?;
+    let mut output = LineWriter::new(stdout).context("standard output")?;
+    output.add(text.as_bytes());
+    output.add(b"\n");
+    match output.flush().await {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         other => other.context("writing the result"),
     }

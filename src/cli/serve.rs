@@ -4,7 +4,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
+use caps::{CapSet, Capability};
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
@@ -87,6 +88,12 @@ impl OwnArguments {
     }
 
     pub(super) fn into_command(self, file: &config::File) -> anyhow::Result<Command> {
+        let has_admin = caps::has_cap(None, CapSet::Effective, Capability::CAP_SYS_ADMIN)?;
+        ensure!(
+            has_admin || (self.socket_group.is_none() && self.allow_uid.is_empty()),
+            "--socket-group and --allow-uid need CAP_SYS_ADMIN: an ordinary user's host is in a user namespace, in which other \
+             users have no ids"
+        );
         let access = Access {
             mode: self.socket_mode.or(self.socket_group.map(|_| 0o660)),
             group: self.socket_group,

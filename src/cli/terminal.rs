@@ -7,11 +7,12 @@
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::stat::{Mode, fchmod, fstat};
 use nix::sys::termios::{FlowArg, SetArg, Termios, tcflow, tcgetattr, tcsetattr};
 
 /// The state of the three standard streams.
 pub(super) struct Streams {
-    saved: Vec<(BorrowedFd<'static>, OFlag, Option<Termios>)>,
+    saved: Vec<(BorrowedFd<'static>, OFlag, Mode, Option<Termios>)>,
 }
 
 impl Streams {
@@ -22,7 +23,8 @@ impl Streams {
                 // SAFETY: the standard streams stay open for as long as the process lives.
                 let stream = unsafe { BorrowedFd::borrow_raw(number) };
                 let flags = OFlag::from_bits_retain(fcntl(stream, FcntlArg::F_GETFL)?);
-                Ok((stream, flags, tcgetattr(stream).ok()))
+                let mode = Mode::from_bits_truncate(fstat(stream)?.st_mode);
+                Ok((stream, flags, mode, tcgetattr(stream).ok()))
             })
             .into_iter()
             .collect::<nix::Result<_>>()?;
@@ -31,8 +33,13 @@ impl Streams {
 
     /// Puts the state back, and lets a stopped terminal go on.
     pub(super) fn restore(&self) {
-        for (stream, flags, modes) in &self.saved {
+        for (stream, flags, mode, modes) in &self.saved {
             let mut result = fcntl(stream, FcntlArg::F_SETFL(*flags)).map(drop);
+            // A job that has no user of its own owns what its operator does.
+            let now = fstat(stream).map(|found| Mode::from_bits_truncate(found.st_mode));
+            if now != Ok(*mode) {
+                result = result.and_then(|()| fchmod(stream, *mode));
+            }
             if let Some(modes) = modes {
                 result = result
                     .and_then(|()| tcflow(stream, FlowArg::TCOON))

@@ -12,7 +12,7 @@ from collections.abc import ItemsView, Iterator, KeysView, Mapping, Sequence, Se
 _encode = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 
 # Ordinary readers stop beyond these: Python's decoder at some 1,000 levels and at 4,300 digits.
-_LEVELS = 900
+_LEVELS = 200
 _BOUND = 10**4300
 # Enough for a walk through so many levels, wherever the job has its own limit.
 _FRAMES = 4000

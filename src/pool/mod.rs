@@ -25,3 +25,4 @@ mod streams;
 pub(crate) use measured::Lap;
 pub(crate) use outcome::{JobReport, Outcome};
 pub(crate) use run_job::{Followed, Pool};
+pub(crate) use spoken::plain_text;

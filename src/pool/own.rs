@@ -59,6 +59,7 @@ impl Own {
             skip_layers: self.skip_layers.clone(),
             limits: self.limits.clone(),
             loopback,
+            has_network: self.network.as_ref().map(|own| *own != JobNetwork::None),
             covered,
         };
         let order = order.seal().map_err(|error| {

@@ -71,7 +71,7 @@ const LONGEST_TEXT: usize = 1000;
 
 /// Text that a child wrote, for people at a terminal: of bounded length, on one line, without characters
 /// that do something there.
-fn plain_text(bytes: &[u8]) -> String {
+pub(crate) fn plain_text(bytes: &[u8]) -> String {
     // A character has four bytes at most; more of them need not be looked at.
     let bytes = &bytes[..bytes.len().min(4 * LONGEST_TEXT)];
     let text = String::from_utf8_lossy(bytes);
@@ -137,10 +137,10 @@ fn has_lone_surrogate(json: &[u8]) -> bool {
     wants_low
 }
 
-/// What ordinary JSON readers stop at, though the grammar allows it: Python's raises RecursionError near 1,000 levels, and
+/// What ordinary JSON readers stop at, though the grammar allows it: Python's raises RecursionError near 1,000 levels, those of its caller included, and
 /// ValueError for a number of more than 4,300 digits; many refuse a number that becomes infinite, or pass that on.
 fn beyond_ordinary_readers(json: &[u8]) -> Option<&'static str> {
-    const LEVELS: usize = 900;
+    const LEVELS: usize = 200;
     const DIGITS: usize = 4300;
     let mut level = 0;
     for piece in outside_texts(json) {
@@ -151,7 +151,7 @@ fn beyond_ordinary_readers(json: &[u8]) -> Option<&'static str> {
                 _ => {}
             }
             if level > LEVELS {
-                return Some("more than 900 levels");
+                return Some("more than 200 levels");
             }
         }
         if piece
@@ -361,8 +361,8 @@ mod tests {
     #[test]
     fn only_what_readers_stop_at_is_beyond_them() {
         let nested = |levels| "[".repeat(levels) + &"]".repeat(levels);
-        assert_eq!(beyond(nested(900).as_bytes()), None);
-        assert!(beyond(nested(901).as_bytes()).is_some());
+        assert_eq!(beyond(nested(200).as_bytes()), None);
+        assert!(beyond(nested(201).as_bytes()).is_some());
         assert_eq!(beyond("1".repeat(4300).as_bytes()), None);
         assert!(beyond("1".repeat(4301).as_bytes()).is_some());
         for number in ["1e999", "[-1.5E+400,1]", r#"{"a\\": 1e309}"#] {

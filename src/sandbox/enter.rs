@@ -64,7 +64,10 @@ pub(crate) fn enter(
     capabilities::drop_all(layers)?;
     processes::refuse_new_privileges(layers)?;
     processes::tie_to_host()?;
-    sandbox.seccomp.install(layers)?;
+    let has_network = order.has_network.unwrap_or(sandbox.has_network());
+    sandbox
+        .seccomp
+        .install(layers, has_network || !layers.has(Layer::NetworkNamespace))?;
     read_back::check_promises(sandbox, layers, limits, in_cgroup)
 }
 

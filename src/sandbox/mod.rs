@@ -108,6 +108,11 @@ impl Sandbox {
         self.profile.network == Network::Loopback
     }
 
+    /// Whether children have a network of any kind, unless their order says otherwise.
+    fn has_network(&self) -> bool {
+        self.profile.network != Network::None
+    }
+
     /// The `CLONE_NEW*` flags of this sandbox, but for that of a network namespace if the child is
     /// born into one that is there.
     pub(crate) fn clone_flags(&self, has_network_namespace: bool) -> u64 {

@@ -22,6 +22,8 @@ pub(crate) struct Order {
     pub limits: Option<Limits>,
     /// Whether its loopback interface is up.
     pub loopback: Option<bool>,
+    /// Whether it has a network of any kind.
+    pub has_network: Option<bool>,
     /// Of a root of its own, the kernel's file systems in it.
     pub covered: Vec<Covered>,
 }

@@ -56,6 +56,9 @@ struct Entry {
     calls: Vec<String>,
     #[serde(default)]
     when: Vec<Condition>,
+    /// Whether it counts only for a job that has a network.
+    #[serde(default)]
+    network: bool,
 }
 
 #[derive(Deserialize)]
@@ -113,9 +116,10 @@ pub(crate) fn is_in_force() -> bool {
     sys::unlisted_call() == Err(Errno::ENOSYS)
 }
 
-/// The compiled filter.
+/// The compiled filters.
 pub(crate) struct Program {
-    instructions: Vec<libc::sock_filter>,
+    without_network: Vec<libc::sock_filter>,
+    with_network: Vec<libc::sock_filter>,
 }
 
 impl Program {
@@ -123,13 +127,15 @@ impl Program {
     pub(crate) fn compile() -> anyhow::Result<Self> {
         call_names();
         Ok(Self {
-            instructions: compile_for(ScmpArch::native())
+            without_network: compile_for(ScmpArch::native(), false)
+                .context("compiling the seccomp policy")?,
+            with_network: compile_for(ScmpArch::native(), true)
                 .context("compiling the seccomp policy")?,
         })
     }
 
     /// Installs handler and filter in the calling child.
-    pub(crate) fn install(&self, layers: &Layers) -> Result<(), SetupError> {
+    pub(crate) fn install(&self, layers: &Layers, has_network: bool) -> Result<(), SetupError> {
         if !layers.has(Layer::Seccomp) {
             return Ok(());
         }
@@ -137,12 +143,17 @@ impl Program {
         // that were filled in before the clone.
         unsafe { sys::set_sigsys_handler(report_and_end) }
             .map_err(at(Layer::Seccomp, "sigaction(SIGSYS)"))?;
-        sys::install(&self.instructions).map_err(at(Layer::Seccomp, "seccomp"))
+        let instructions = match has_network {
+            true => &self.with_network,
+            false => &self.without_network,
+        };
+        sys::install(instructions).map_err(at(Layer::Seccomp, "seccomp"))
     }
 }
 
-fn compile_for(arch: ScmpArch) -> anyhow::Result<Vec<libc::sock_filter>> {
-    let policy: Policy = toml::from_str(POLICY)?;
+fn compile_for(arch: ScmpArch, has_network: bool) -> anyhow::Result<Vec<libc::sock_filter>> {
+    let mut policy: Policy = toml::from_str(POLICY)?;
+    policy.allow.retain(|entry| has_network || !entry.network);
     let mut filter = ScmpFilterContext::new(ScmpAction::Errno(libc::ENOSYS))?;
     if arch != ScmpArch::native() {
         filter.add_arch(arch)?;
@@ -296,7 +307,7 @@ mod tests {
     #[test]
     fn both_architectures_compile() {
         for arch in [ScmpArch::X8664, ScmpArch::Aarch64] {
-            let program = compile_for(arch).expect("compiles");
+            let program = compile_for(arch, true).expect("compiles");
             assert!(
                 program.len() > 100,
                 "{arch:?}: {} instructions",

@@ -102,6 +102,18 @@ pub(crate) fn set_close_on_exec(fd: RawFd, on: bool) -> Result<(), Errno> {
     check(unsafe { libc::fcntl(fd, libc::F_SETFD, flags) }.into()).map(drop)
 }
 
+/// Whether a descriptor takes bytes without waiting, within so many milliseconds (`poll(2)`). What cannot be asked is taken to do so.
+pub(crate) fn has_room(fd: RawFd, milliseconds: u8) -> bool {
+    let mut poll = libc::pollfd {
+        fd,
+        events: libc::POLLOUT,
+        revents: 0,
+    };
+    // SAFETY: one structure, as is said.
+    let count = unsafe { libc::poll(&raw mut poll, 1, milliseconds.into()) };
+    count != 0
+}
+
 /// One `write(2)` that takes no lock, for log lines and signal handlers: both must be able
 /// to run at any moment of a clone. A short or failed write loses the rest of the line.
 pub(crate) fn write_once(fd: RawFd, bytes: &[u8]) -> isize {

@@ -199,7 +199,11 @@ impl Socket {
     }
 
     fn receive_now(&self) -> Result<Option<Message>> {
-        receive(self.fd.as_fd(), libc::MSG_DONTWAIT)
+        let message = receive(self.fd.as_fd(), libc::MSG_DONTWAIT)?;
+        if let Some(message) = &message {
+            message.descriptors.iter().for_each(do_not_linger);
+        }
+        Ok(message)
     }
 
     /// Sends a message, once the other side has room for it.
@@ -261,7 +265,7 @@ impl Socket {
 
 /// Has a descriptor that came from elsewhere close at once: what a socket of a network has not sent, its owner may have it
 /// wait for (SO_LINGER, `socket(7)`).
-pub(crate) fn do_not_linger(descriptor: &OwnedFd) {
+fn do_not_linger(descriptor: &OwnedFd) {
     let never = libc::linger {
         l_onoff: 0,
         l_linger: 0,
@@ -269,6 +273,33 @@ pub(crate) fn do_not_linger(descriptor: &OwnedFd) {
     match setsockopt(descriptor, Linger, &never) {
         Ok(()) | Err(Errno::ENOTSOCK | Errno::ENOPROTOOPT | Errno::EBADF) => {}
         Err(errno) => log::debug!("SO_LINGER of a client's socket: {errno}"),
+    }
+}
+
+/// Whether the other end of a socket may send descriptors (SO_PASSRIGHTS, Linux 6.16; a listening socket passes it on). Older kernels
+/// let everybody do so.
+///
+/// # Errors
+/// Of `setsockopt(2)`, but for a kernel that does not know it.
+pub(crate) fn let_descriptors_pass(socket: &OwnedFd, pass: bool) -> nix::Result<()> {
+    const SO_PASSRIGHTS: libc::c_int = 83;
+    let value = libc::c_int::from(pass);
+    // SAFETY: an int, and its size.
+    let result = check(
+        unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                SO_PASSRIGHTS,
+                (&raw const value).cast(),
+                size_of_val(&value) as libc::socklen_t,
+            )
+        }
+        .into(),
+    );
+    match result {
+        Err(Errno::ENOPROTOOPT) => Ok(()),
+        other => other.map(drop),
     }
 }
 
