@@ -252,6 +252,42 @@ def test_a_job_does_not_pass_for_a_client(user, open_folder, which):
     assert answer == "Permission denied" if user[0] == "subordinate" else refused, answer
 
 
+def test_a_job_does_not_pass_for_its_operator_at_anothers_host(pyspawner, user, open_folder):
+    """At root's, which serves that user by --allow-uid: the job may be the user. (The control is the user, who is served.)"""
+    _, prefix = user
+    socket, flags = open_folder / "socket", ["--socket-mode", "0666", "--allow-uid", str(USER), "--config", NO_SPARES]
+    open_folder.chmod(0o755)
+    with serving(socket, "connects.main", JOBS, *flags):
+        line = pyspawner.map("connects.main", [[str(socket), ""]], path=JOBS, prefix=prefix).lines[0]
+        answer = line["stdout"].splitlines()[-1]
+        assert "refused" in answer and "PID namespace" in answer or "is not admitted" in answer, line
+        connect = 'import socket, sys; s = socket.socket(1, 5); s.connect(sys.argv[1]); s.send(b\'{"type":"hello","version":1}\')'
+        command = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", "/usr/bin/python3", "-c"]
+        done = subprocess.run(
+            [*command, f"{connect}; print(s.recv(1000))", socket], capture_output=True, text=True, check=True
+        )
+        assert "ready" in done.stdout
+
+
+def test_an_ordinary_users_host_serves_that_user_alone(pyspawner, user, open_folder):
+    """Others have no ids there: all of them look like one, and it like nobody."""
+    _, prefix = user
+    os.chown(open_folder, USER, USER)
+    for flags in (["--allow-uid", "65534"], ["--allow-uid", "0"], ["--socket-group", "54322"]):
+        command = pyspawner.command(
+            "serve", "connects.main", "--socket", open_folder / "no", *flags, path=JOBS, prefix=prefix
+        )
+        done = pyspawner.finish(command, "", 60)
+        assert done.status == 125 and "need CAP_SYS_ADMIN" in done.stderr
+    socket = open_folder / "socket"
+    with serving(socket, "connects.main", JOBS, "--socket-mode", "0666", "--config", NO_SPARES, prefix=prefix):
+        for number in (0, 65534, 54399):
+            command = ["setpriv", f"--reuid={number}", f"--regid={number}", "--clear-groups", "/usr/bin/python3", "-c"]
+            code = "import socket, sys; s = socket.socket(1, 5); s.connect(sys.argv[1]); print(s.recv(1000))"
+            done = subprocess.run([*command, code, socket], capture_output=True, text=True, check=True)
+            assert "refused" in done.stdout and "serves that user alone" in done.stdout, done
+
+
 @pytest.mark.parametrize("user", ["single"], indirect=True)
 def test_a_job_that_takes_every_epoll_watch_costs_no_sibling_its_result(pyspawner, user):
     """The kernel counts them for the user, who is the host's own here."""

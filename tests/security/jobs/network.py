@@ -92,10 +92,15 @@ def interfaces():
 
     found = []
     with socket.socket() as probe:
-        for _, name in socket.if_nameindex():
-            flags = fcntl.ioctl(probe, 0x8913, struct.pack("16sH14s", name.encode(), 0, b""))
+        for index in range(1, 100):
+            try:
+                named = fcntl.ioctl(probe, 0x8910, struct.pack("16si12x", b"", index))  # SIOCGIFNAME
+            except OSError:
+                continue
+            name = named[:16]
+            flags = fcntl.ioctl(probe, 0x8913, struct.pack("16sH14s", name, 0, b""))  # SIOCGIFFLAGS
             if struct.unpack_from("16sH", flags)[1] & 1:
-                found.append(name)
+                found.append(name.rstrip(b"\0").decode())
     return found
 
 
