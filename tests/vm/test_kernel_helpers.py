@@ -63,3 +63,12 @@ def test_no_module_is_loaded(pyspawner, helper):
     assert started(record) == []
     attack(pyspawner, "quotas.odd_sockets", off=["seccomp"])  # the control
     assert started(record) != []
+
+
+def test_no_classifier_is_loaded_without_a_network(pyspawner, helper):
+    record = helper("modprobe", "{}")
+    assert attack(pyspawner, "quotas.ask_for_a_classifier", "flower") == "ENOSYS"
+    assert started(record) == []
+    # The control: with a network it is asked for, which no filter of system calls can tell apart.
+    attack(pyspawner, "quotas.ask_for_a_classifier", "flower", config='network = "loopback"\n')
+    assert any("cls" in line for line in started(record))
