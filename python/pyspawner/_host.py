@@ -19,6 +19,9 @@ from typing import Any, Optional, Union
 from ._errors import HostDied, ProtocolError, failure
 from ._protocol import LONGEST, VERSION, Launch, decode, encode, keep_from_copies, pair, say
 
+# Not in the module socket: Linux 6.5, <asm-generic/socket.h>.
+_SO_PEERPIDFD = 77
+
 PathLike = Union[str, "os.PathLike[str]"]
 
 CLOSE = encode("close")
@@ -233,11 +236,32 @@ def explained(error: OSError, path: PathLike) -> OSError:
 
 
 def check_listener(connection: socket.socket, path: PathLike) -> None:
-    """Refuse a host of another user, who could read arguments and make up outcomes."""
+    """Refuse a host of another user, and a job, which could read arguments and make up outcomes."""
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     _, uid, _ = struct.unpack("3i", credentials)
     if uid not in (0, os.geteuid()):
         raise PermissionError(errno.EACCES, f"user {uid} listens there, not this one or root", os.fspath(path))
+    # A job of an ordinary user's host may be that user; it is in a PID namespace below.
+    if uid != 0 and _is_in_a_namespace_below(connection):
+        raise PermissionError(
+            errno.EACCES, "a job or a container listens there, and no host of this user", os.fspath(path)
+        )
+
+
+def _is_in_a_namespace_below(connection: socket.socket) -> bool:
+    """Whether the other end has a number in another PID namespace besides (``proc_pid_fdinfo(5)``, ``NSpid``)."""
+    try:
+        pidfd = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
+    except OSError as error:
+        if error.errno == errno.ENOPROTOOPT:  # before Linux 6.5
+            return False
+        return True  # it has ended, as a job may have that left its socket
+    try:
+        with open(f"/proc/self/fdinfo/{pidfd}") as info:
+            numbers = [line.split()[1:] for line in info if line.startswith("NSpid:")]
+    finally:
+        os.close(pidfd)
+    return not numbers or len(numbers[0]) != 1
 
 
 def receive(connection: socket.socket) -> bytes:

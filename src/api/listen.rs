@@ -73,6 +73,13 @@ impl Listener {
         let mode = Mode::from_bits_truncate(access.mode.unwrap_or(0o600));
         fchmod(&fd, mode).with_context(|| step("fchmod"))?;
         bind_as(access.group, || bind(fd.as_raw_fd(), &address)).with_context(|| step("bind"))?;
+        // From here on an error removes it.
+        let listener = Self {
+            own: identity(path).with_context(|| step("stat"))?,
+            fd: watch(fd, Interest::READABLE)?,
+            path: path.to_owned(),
+            admitted: access.uids.clone(),
+        };
         set_mode(path, mode).with_context(|| step("chmod"))?;
         if let Some(group) = access.group {
             let found = std::fs::symlink_metadata(path).with_context(|| step("stat"))?;
@@ -83,16 +90,11 @@ impl Listener {
                 found.gid()
             );
         }
-        let own = identity(path).with_context(|| step("stat"))?;
+        let fd = listener.fd.get_ref();
         // What others send is closed in this thread, and a descriptor can make that wait (SO_LINGER): nobody's, until it is known whose.
-        let_descriptors_pass(&fd, false).with_context(|| step("setsockopt(SO_PASSRIGHTS)"))?;
-        listen(&fd, Backlog::MAXCONN).with_context(|| step("listen"))?;
-        Ok(Self {
-            fd: watch(fd, Interest::READABLE)?,
-            path: path.to_owned(),
-            admitted: access.uids.clone(),
-            own,
-        })
+        let_descriptors_pass(fd, false).with_context(|| step("setsockopt(SO_PASSRIGHTS)"))?;
+        listen(fd, Backlog::MAXCONN).with_context(|| step("listen"))?;
+        Ok(listener)
     }
 
     /// Serves every client that comes, for ever.

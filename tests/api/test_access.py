@@ -116,6 +116,28 @@ def test_values_of_a_wrong_kind():
             client.spawn_child(["echo"], sandbox_config=SandboxConfig(timeout="30s"))
 
 
+def test_a_start_that_fails_leaves_no_socket(open_folder):
+    """Here in a folder that gives what is made in it a group of its own."""
+    os.chown(open_folder, -1, GROUP)
+    open_folder.chmod(0o2755)
+    path = open_folder / "socket"
+    command = [
+        PYSPAWNER,
+        "serve",
+        "--child-main",
+        "client_jobs.main",
+        "--path",
+        JOBS,
+        "--socket",
+        path,
+        "--socket-group",
+        "54334",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 125 and "is of group" in done.stderr, done
+    assert not path.exists()
+
+
 def test_users_who_are_not_served_fill_no_log_and_keep_nobody_waiting(open_folder):
     open_folder.chmod(0o755)
     path = open_folder / "socket"

@@ -269,6 +269,53 @@ def test_a_job_does_not_pass_for_its_operator_at_anothers_host(pyspawner, user, 
         assert "ready" in done.stdout
 
 
+FORGER = """
+import os, socket
+def main(path):
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(path)
+    os.chmod(path, 0o777)
+    listener.listen()
+    print("listens", flush=True)
+    connection, _ = listener.accept()
+    connection.recv(1000)
+    connection.send(b'{"type": "ready", "version": 1, "pid": 1}')
+    connection.recv(1000)
+"""
+
+
+@pytest.mark.parametrize("user", ["single"], indirect=True)
+def test_a_job_does_not_pass_for_a_host(pyspawner, user, open_folder):
+    """Where it can write, it listens as the very user who connects. (The control: the credentials alone are the user's.)"""
+    _, prefix = user
+    os.chown(open_folder, USER, USER)
+    open_folder.chmod(0o755)
+    (open_folder / "code").mkdir()
+    (open_folder / "code/forger.py").write_text(FORGER)
+    shared = open_folder / "shared"
+    shared.mkdir()
+    shared.chmod(0o777)
+    config = f'[profile.default]\nbinds = [{{ source = "{shared}", writable = true }}]\n'
+    command = pyspawner.command("run", "forger.main", path=open_folder / "code", config=config, prefix=prefix)
+    client = (
+        "import os, socket, struct, sys\n"
+        "s = socket.socket(1, 5); s.connect(sys.argv[1])\n"
+        "print(struct.unpack('3i', s.getsockopt(1, 17, 12))[1] == os.getuid())\n"
+        "import pyspawner\n"
+        "try: pyspawner.Client(connect=sys.argv[1])\n"
+        "except PermissionError as error: print(error.strerror)\n"
+    )
+    with subprocess.Popen([*command, "--", shared / "socket"], stdout=subprocess.PIPE, text=True) as job:
+        assert job.stdout.readline() == "listens\n"
+        as_user = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", "/usr/bin/python3", "-c", client]
+        environment = {"PYTHONPATH": str(ROOT / "python")}
+        done = subprocess.run(
+            [*as_user, shared / "socket"], env=environment, capture_output=True, text=True, timeout=30, check=False
+        )
+        job.terminate()
+    assert done.stdout == "True\na job or a container listens there, and no host of this user\n", done
+
+
 def test_an_ordinary_users_host_serves_that_user_alone(pyspawner, user, open_folder):
     """Others have no ids there: all of them look like one, and it like nobody."""
     _, prefix = user
