@@ -9,7 +9,7 @@ from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, Optional, TypeVar
 
 from . import _host
-from ._child import Outcome, ended, result_or_error, started
+from ._child import KEPT, Outcome, Tail, ended, result_or_error, started
 from ._config import SandboxConfig
 from ._host import Joined, Link, PathLike, Wanted
 from ._protocol import LONGEST, Launch, kill, spawn_request
@@ -36,6 +36,7 @@ class AsyncChildProcess:
         self._control = control
         self._ended = _start(self._listen())
         self._exchanged: Optional[asyncio.Task[tuple[bytes, bytes]]] = None
+        self._kept: Optional[int] = None
 
     async def _listen(self) -> Outcome:
         with self._control:
@@ -73,9 +74,16 @@ class AsyncChildProcess:
         return await asyncio.shield(self._exchanged)
 
     async def _exchange(self, data: Optional[bytes]) -> tuple[bytes, bytes]:
-        _, out, err = await asyncio.gather(self._feed(data), self.stdout.read(), self.stderr.read())
+        tails = Tail(self._kept), Tail(self._kept)
+        streams = ((self.stdout, tails[0]), (self.stderr, tails[1]))
+        await asyncio.gather(self._feed(data), *(_read_into(stream, tail) for stream, tail in streams))
         await self.outcome()
-        return out, err
+        out, err = tails
+        return out.join(), err.join()
+
+    def _keep_tails(self) -> None:
+        """Have communicate() keep the last megabyte of each stream, and throw away what came before."""
+        self._kept = KEPT
 
     async def _feed(self, data: Optional[bytes]) -> None:
         try:
@@ -179,6 +187,7 @@ class AsyncClient(Joined):
         """Call ``child_main(*args, **kwargs)`` in a child of its own, and return what it returns: see
         `pyspawner.Client.call`. If it is cancelled, the child is ended."""
         child = await self.spawn_child(args, kwargs, result=True)
+        child._keep_tails()
         try:
             out, err = await child.communicate()
         except BaseException:
@@ -237,6 +246,11 @@ async def _connect(path: PathLike) -> socket.socket:
     except BaseException:
         connection.close()
         raise
+
+
+async def _read_into(stream: asyncio.StreamReader, tail: Tail) -> None:
+    while chunk := await stream.read(64 << 10):
+        tail.append(chunk)
 
 
 async def _receive(connection: socket.socket) -> bytes:

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import threading
 import time
+from collections import deque
 from dataclasses import dataclass, field
 from io import BufferedReader, BufferedWriter, FileIO
 from typing import Any, Optional
@@ -18,6 +19,9 @@ from ._host import receive, receive_with_files
 from ._protocol import Launch, decode, kill
 
 _NOT_ASKED: Any = object()
+
+# Of what a child writes, bytes of each stream that call() keeps for an error.
+KEPT = 1 << 20
 
 # A pipe that is ready takes so many bytes without making the writer wait.
 _ROOM = select.PIPE_BUF
@@ -217,11 +221,15 @@ class ChildProcess:
         elif input:
             raise ValueError("the input has been given to an earlier communicate(), which sends it")
         self._exchange.go_on(self, deadline)
-        out, err = b"".join(self._exchange.out), b"".join(self._exchange.err)
+        out, err = self._exchange.out.join(), self._exchange.err.join()
         remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
         if self._await(remaining) is None:
             raise subprocess.TimeoutExpired(f"child {self.pid}", timeout or 0.0, out, err)
         return out, err
+
+    def _keep_tails(self) -> None:
+        """Have communicate() keep the last megabyte of each stream, and throw away what came before."""
+        self._exchange = _Exchange(b"", KEPT)
 
     def _await(self, timeout: Optional[float]) -> Optional[Outcome]:
         """The outcome, once it is known."""
@@ -260,13 +268,31 @@ def _is_readable(control: socket.socket, deadline: Optional[float]) -> bool:
             return False
 
 
+class Tail:
+    """What a stream has brought: all of it, or about the last ``most`` bytes."""
+
+    def __init__(self, most: Optional[int]) -> None:
+        self._chunks: deque[bytes] = deque()
+        self._length = 0
+        self._most = most
+
+    def append(self, chunk: bytes) -> None:
+        self._chunks.append(chunk)
+        self._length += len(chunk)
+        while self._most is not None and self._length - len(self._chunks[0]) >= self._most:
+            self._length -= len(self._chunks.popleft())
+
+    def join(self) -> bytes:
+        return b"".join(self._chunks)
+
+
 class _Exchange:
     """What communicate() has to write yet, and what the child has written so far."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, most: Optional[int] = None) -> None:
         self.rest = memoryview(data)
-        self.out: list[bytes] = []
-        self.err: list[bytes] = []
+        self.out = Tail(most)
+        self.err = Tail(most)
 
     def go_on(self, child: ChildProcess, deadline: Optional[float]) -> None:
         """Feed and drain the child's pipes at once, until all are closed or the deadline is over."""

@@ -98,7 +98,7 @@ class Client(Joined):
     def call(self, /, *args: Any, **kwargs: Any) -> Any:
         """Call ``child_main(*args, **kwargs)`` in a child of its own, and return what it returns, as decoded JSON.
 
-        What the child prints is thrown away, unless the call fails. For limits of this child, or its output, use
+        What the child prints is thrown away, unless the call fails: then the error has the last megabyte of each stream. For limits of this child, or its output, use
         `spawn_child` with ``result=True``.
 
         :raises JobError: if the outcome is not ``ok``; its subclass says which it is, and it has the child's outcome, standard
@@ -107,6 +107,7 @@ class Client(Joined):
         :raises HostDied: likewise.
         """
         with self.spawn_child(args, kwargs, result=True) as child:
+            child._keep_tails()
             try:
                 out, err = child.communicate()
             except BaseException:

@@ -6,6 +6,7 @@ import os
 import pickle
 import socket
 import threading
+import tracemalloc
 
 import pyspawner
 import pytest
@@ -183,3 +184,33 @@ def test_a_long_result_is_a_sealed_file(tmp_path):
         assert json.loads(content.read()) == "x" * 100_000
         with pytest.raises(PermissionError):
             content.truncate(1)
+
+
+@pytest.mark.parametrize("kind", ["threads", "asyncio"])
+def test_a_child_that_writes_much_does_not_grow_its_caller(kind):
+    """The last of it is what an error shows. The control: communicate() keeps all."""
+
+    tracemalloc.start()
+    with pytest.raises(pyspawner.JobExited) as caught:
+        if kind == "threads":
+            with open_client(child_main="calls.main") as client:
+                client.call("flood", 100)
+        else:
+            asyncio.run(_call_with_asyncio("flood", 100))
+    assert len(caught.value.stdout) < 2 << 20 and caught.value.stderr.endswith(b"ValueError: in the end\n")
+    assert tracemalloc.get_traced_memory()[1] < 30 << 20
+    with open_client(child_main="calls.main") as client:
+        assert len(client.spawn_child(["flood", 100]).communicate()[0]) == 100 << 20
+    assert tracemalloc.get_traced_memory()[1] > 100 << 20
+    tracemalloc.stop()
+
+
+async def _call_with_asyncio(*args):
+    before = os.getcwd()
+    os.chdir(JOBS)
+    try:
+        client = pyspawner.AsyncClient(child_main="calls.main")
+        async with client:
+            await client.call(*args)
+    finally:
+        os.chdir(before)

@@ -52,3 +52,10 @@ def span(seconds):
     begun = time.monotonic()
     time.sleep(seconds)
     return [begun, time.monotonic()]
+
+
+def flood(mebibytes):
+    for _ in range(mebibytes):
+        os.write(1, b"x" * (1 << 20))
+        os.write(2, b"y" * (1 << 20))
+    raise ValueError("in the end")
