@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 use super::capture::{Capture, Overflow};
 use super::child::Child;
 use super::interrupt::Interrupt;
-use super::outcome::{JobReport, Outcome, Stop};
+use super::outcome::{JobReport, Stop};
 use super::overdue::PATIENCE_AFTER_KILL;
 use super::streams::Ends;
 use crate::sandbox::cgroup::{OutOfMemory, Usage};
@@ -18,9 +18,6 @@ use crate::sys::process::Reaped;
 /// How long output is waited for after a child's end. It is over at once where the PID
 /// namespace ended with the child; without that layer, others may hold the pipes.
 const LAST_OUTPUT: Duration = Duration::from_secs(1);
-
-/// What the kernel counted, whatever the job makes of it.
-const REACHED_PIDS: &str = "it reached its limit of processes and threads (limits.pids)";
 
 /// When a job came, and how long it may take.
 #[derive(Clone, Copy)]
@@ -132,7 +129,6 @@ pub(super) struct Used {
     pub(super) cpu: Duration,
     pub(super) peak_memory: u64,
     pub(super) out_of_memory: Option<OutOfMemory>,
-    pub(super) reached_pids: bool,
     pub(super) unenforced: Vec<&'static str>,
 }
 
@@ -149,15 +145,11 @@ impl Used {
             cpu: usage.cpu.unwrap_or(cpu),
             peak_memory: usage.peak_memory.unwrap_or(grown),
             out_of_memory: usage.out_of_memory,
-            reached_pids: usage.reached_pids,
             unenforced: child.unenforced.clone(),
         }
     }
 
     pub(super) fn tell(self, report: &mut JobReport) {
-        if report.outcome != Outcome::Ok && self.reached_pids {
-            report.add_detail(Some(REACHED_PIDS.to_owned()));
-        }
         report.cpu = self.cpu;
         report.peak_memory = self.peak_memory;
         report.unenforced = self.unenforced;

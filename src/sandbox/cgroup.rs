@@ -242,8 +242,6 @@ pub(crate) struct Usage {
     pub cpu: Option<Duration>,
     /// Whose memory was at its end, if the kernel ended a process of the job for that.
     pub out_of_memory: Option<OutOfMemory>,
-    /// Whether the job was refused a process for its limit of them.
-    pub reached_pids: bool,
 }
 
 /// Whose memory was at its end.
@@ -289,7 +287,6 @@ impl JobCgroup {
                     false => OutOfMemory::Above,
                 }
             }),
-            reached_pids: happened("pids.events", "max "),
         }
     }
 

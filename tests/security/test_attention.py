@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pyspawner
 import pytest
-from conftest import wait_until
+from conftest import IN_VM, wait_until
 from pyspawner import SandboxConfig
 
 API = Path(__file__).parents[1] / "api"
@@ -100,6 +100,7 @@ def passes_rights_by_permission():
     return True
 
 
+@pytest.mark.skipif(IN_VM, reason="NOT TESTED: strangers need an interpreter that they can reach, which is not there")
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_strangers_who_connect_in_a_loop(host, count):
     with pyspawner.Client(connect=host) as client:

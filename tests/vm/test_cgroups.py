@@ -54,15 +54,6 @@ def test_pids(pyspawner):
     assert run(pyspawner, [["fork_bomb", 60]])["1"]["result"] == [60, None]
 
 
-def test_a_job_that_fails_for_want_of_processes_is_told_of_the_limit(pyspawner):
-    line = run(pyspawner, [["fork_too_much", 60]], pids=32)["1"]
-    assert (
-        line["outcome"] == "exited" and line["detail"] == "it reached its limit of processes and threads (limits.pids)"
-    )
-    # The control: it may fail for another reason.
-    assert run(pyspawner, [["fork_too_much", "many"]], pids=32)["1"]["detail"] is None
-
-
 def test_cpu(pyspawner):
     """A fifth of a processor, measured by the job's own clock of processor time."""
     limited = run(pyspawner, [["spin", 4]], cpu=0.2)["1"]

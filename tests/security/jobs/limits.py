@@ -180,9 +180,3 @@ def group():
 def main(what, *args):
     """Several kinds of jobs in one run."""
     return globals()[what](*args)
-
-
-def fork_too_much(count):
-    for _ in range(count):
-        if os.fork() == 0:
-            time.sleep(60)
