@@ -10,7 +10,7 @@ import time
 import pyte
 import pytest
 
-ROWS, COLUMNS = 40, 120
+ROWS, COLUMNS = 40, 400
 JOBS = (
     "import sys, time\n"
     "def main(what):\n"
