@@ -18,10 +18,19 @@ use nix::unistd::{ForkResult, User, fork, getgid, getpid, getuid, pipe};
 
 use crate::sys::process;
 
+/// Whether this process may do without a user namespace.
+pub(crate) fn has_privilege() -> anyhow::Result<bool> {
+    Ok(caps::has_cap(
+        None,
+        CapSet::Effective,
+        Capability::CAP_SYS_ADMIN,
+    )?)
+}
+
 /// Enters a user namespace unless this process may do without one. Must be called while the
 /// process has one thread.
 pub(crate) fn gain_capabilities() -> anyhow::Result<()> {
-    if caps::has_cap(None, CapSet::Effective, Capability::CAP_SYS_ADMIN)? {
+    if has_privilege()? {
         return Ok(());
     }
     let maps = IdMaps::choose()?;

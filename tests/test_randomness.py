@@ -1,7 +1,7 @@
 """No two children draw the same, nor their own children, whatever the host drew before."""
 
 import ast
-import os
+import contextlib
 import random
 import subprocess
 import sys
@@ -86,12 +86,8 @@ def test_what_seeds_itself_does_so_in_each_child(pyspawner, module):
 def test_the_same_without_a_device_for_random_numbers(open_folder):
     """In a chroot SQLite would take the time and the process id for a seed."""
     open_folder.chmod(0o755)
-    before = os.getcwd()
-    os.chdir(JOBS)
-    try:
+    with contextlib.chdir(JOBS):
         client = pyspawner_client.Client(child_main="seeded.in_a_chroot")
-    finally:
-        os.chdir(before)
     config = pyspawner_client.SandboxConfig(chroot_dir=open_folder)
     with client:
         children = [client.spawn_child(sandbox_config=config) for _ in range(6)]

@@ -17,8 +17,9 @@ use nix::unistd::{Gid, geteuid, setfsgid};
 use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 
+use super::peer::Admission;
 use super::protocol::Event;
-use super::{Service, attend, peer};
+use super::{Service, attend};
 use crate::sys::files::{Interest, watch};
 use crate::sys::messages::{Socket, let_descriptors_pass};
 
@@ -40,7 +41,7 @@ const BETWEEN_WARNINGS: Duration = Duration::from_secs(5);
 pub(crate) struct Listener {
     fd: AsyncFd<OwnedFd>,
     path: PathBuf,
-    admitted: Vec<u32>,
+    admission: Admission,
     /// Device and inode of what was made at the path.
     own: (u64, u64),
 }
@@ -48,7 +49,7 @@ pub(crate) struct Listener {
 impl Drop for Listener {
     fn drop(&mut self) {
         // Another host may have replaced it.
-        if identity(&self.path).is_ok_and(|found| found == self.own)
+        if self.is_at_its_path()
             && let Err(error) = std::fs::remove_file(&self.path)
         {
             log::debug!("removing {}: {error}", self.path.display());
@@ -66,6 +67,7 @@ impl Listener {
     /// nobody listens any more, is replaced.
     pub(crate) fn open(path: &Path, access: &Access) -> anyhow::Result<Self> {
         let step = |what: &str| format!("{what} {}", path.display());
+        let admission = Admission::new(access.uids.clone())?;
         let address = UnixAddr::new(path).with_context(|| step("the socket's path"))?;
         remove_stale(path, &address)?;
         let fd = new_socket()?;
@@ -78,7 +80,7 @@ impl Listener {
             own: identity(path).with_context(|| step("stat"))?,
             fd: watch(fd, Interest::READABLE)?,
             path: path.to_owned(),
-            admitted: access.uids.clone(),
+            admission,
         };
         set_mode(path, mode).with_context(|| step("chmod"))?;
         if let Some(group) = access.group {
@@ -94,7 +96,17 @@ impl Listener {
         // What others send is closed in this thread, and a descriptor can make that wait (SO_LINGER): nobody's, until it is known whose.
         let_descriptors_pass(fd, false).with_context(|| step("setsockopt(SO_PASSRIGHTS)"))?;
         listen(fd, Backlog::MAXCONN).with_context(|| step("listen"))?;
+        // A host that started at the same moment has found this socket while nobody listened at it.
+        ensure!(
+            listener.is_at_its_path(),
+            "another host has taken {} at the same moment",
+            path.display()
+        );
         Ok(listener)
+    }
+
+    fn is_at_its_path(&self) -> bool {
+        identity(&self.path).is_ok_and(|found| found == self.own)
     }
 
     /// Serves every client that comes, for ever.
@@ -104,7 +116,7 @@ impl Listener {
             let client = self.accept().await?;
             // While there is always one more, a time limit and a signal must be heard.
             tokio::task::yield_now().await;
-            if let Err(reason) = admit(service, client, &self.admitted) {
+            if let Err(reason) = admit(service, client, &self.admission) {
                 // Whoever may connect must not fill the log.
                 let is_due = warned.is_none_or(|last| last.elapsed() > BETWEEN_WARNINGS);
                 let level = match is_due {
@@ -155,8 +167,8 @@ impl Listener {
 }
 
 /// Begins to serve a client, if it may be one.
-fn admit(service: &Rc<Service>, client: OwnedFd, admitted: &[u32]) -> Result<(), String> {
-    let checked = peer::check(&client, admitted).and_then(|()| {
+fn admit(service: &Rc<Service>, client: OwnedFd, admission: &Admission) -> Result<(), String> {
+    let checked = admission.check(&client).and_then(|()| {
         let allowed = let_descriptors_pass(&client, true);
         allowed.map_err(|errno| format!("setsockopt(SO_PASSRIGHTS): {errno}"))
     });

@@ -5,47 +5,75 @@
 
 use std::os::fd::{AsRawFd, OwnedFd};
 
+use anyhow::Context;
 use nix::errno::Errno;
 use nix::sys::socket::getsockopt;
 use nix::sys::socket::sockopt::{PeerCredentials, PeerPidfd};
 
 use crate::sys::process;
 
-/// Whether the other end of a connection may be a client: a process of this user, of root, or of one of the users in `admitted`,
-/// which is there still, and is no job of this host or of another.
-///
-/// # Errors
-/// The reason why not, for the log and for the peer.
-pub(super) fn check(connection: &OwnedFd, admitted: &[u32]) -> Result<(), String> {
-    let peer = getsockopt(connection, PeerCredentials).map_err(|e| format!("SO_PEERCRED: {e}"))?;
-    let own = nix::unistd::geteuid().as_raw();
-    if is_without_id(peer.uid()).map_err(|e| format!("/proc/self/uid_map, overflowuid: {e}"))? {
-        return Err("its user has no id in this host's user namespace: an ordinary user's host serves that user alone".to_owned());
+/// Who may be a client.
+pub(super) struct Admission {
+    own: u32,
+    /// Users besides this process's own and root.
+    uids: Vec<u32>,
+    /// Whether this process's user is mapped into its user namespace by itself, as a user who made the namespace for himself is
+    /// (`user_namespaces(7)`): then it is an ordinary user outside, as the jobs of another host of his may be.
+    is_mapped_alone: bool,
+    /// What every user looks like who has no id in this process's user namespace, if there are such users.
+    overflow: Option<u32>,
+}
+
+impl Admission {
+    /// # Errors
+    /// If the map of this process's ids, which does not change any more, cannot be read.
+    pub(super) fn new(uids: Vec<u32>) -> anyhow::Result<Self> {
+        const ALL: [&str; 3] = ["0", "0", "4294967295"];
+        const MAP: &str = "/proc/self/uid_map";
+        const OVERFLOW: &str = "/proc/sys/kernel/overflowuid";
+        let own = nix::unistd::geteuid().as_raw();
+        let map = std::fs::read_to_string(MAP).context(MAP)?;
+        let overflow = std::fs::read_to_string(OVERFLOW).context(OVERFLOW)?;
+        let overflow = overflow.trim().parse().context(OVERFLOW)?;
+        Ok(Self {
+            own,
+            uids,
+            is_mapped_alone: is_mapped_alone(&map, own),
+            overflow: (!map.split_whitespace().eq(ALL)).then_some(overflow),
+        })
     }
-    if peer.uid() != 0 && peer.uid() != own && !admitted.contains(&peer.uid()) {
-        return Err(format!(
-            "user {} is not admitted: this host serves its own user, root, and those that --allow-uid names",
-            peer.uid()
-        ));
+
+    /// Whether the other end of a connection may be a client: a process of this user, of root, or of one of the users that are
+    /// admitted, which is there still, and is no job of this host or of another.
+    ///
+    /// # Errors
+    /// The reason why not, for the log and for the peer.
+    pub(super) fn check(&self, connection: &OwnedFd) -> Result<(), String> {
+        let credentials = getsockopt(connection, PeerCredentials);
+        let credentials = credentials.map_err(|e| format!("SO_PEERCRED: {e}"))?;
+        let uid = credentials.uid();
+        if self.overflow == Some(uid) {
+            return Err("its user has no id in this host's user namespace: an ordinary user's host serves that user alone".to_owned());
+        }
+        if uid != 0 && uid != self.own && !self.uids.contains(&uid) {
+            return Err(format!(
+                "user {uid} is not admitted: this host serves its own user, root, and those that --allow-uid names"
+            ));
+        }
+        let peer = Peer::of(connection, credentials.pid())?;
+        let numbers = peer.numbers()?;
+        let is_elsewhere = !matches!(numbers[..], [pid] if pid > 0);
+        // No job is root. Any other user's jobs may be that user, if their host is an ordinary user's.
+        if is_elsewhere && (uid != 0 || self.is_mapped_alone) {
+            return Err("it is in another PID namespace, as jobs are".to_owned());
+        }
+        // As root a container's client may come, or the machine's where the host is a container.
+        if is_descendant(numbers[0]) {
+            return Err("it is a job of this host".to_owned());
+        }
+        // Its number was still its own, then.
+        peer.numbers().map(drop)
     }
-    let peer_uid = peer.uid();
-    let peer = Peer::of(connection, peer.pid())?;
-    let numbers = peer.numbers()?;
-    let is_elsewhere = !matches!(numbers[..], [pid] if pid > 0);
-    // No job is root. Any other user's jobs may be that user, if their host is an ordinary user's.
-    let may_be_job = || match peer_uid {
-        0 => is_mapped_alone(own).map_err(|e| format!("/proc/self/uid_map: {e}")),
-        _ => Ok(true),
-    };
-    if is_elsewhere && may_be_job()? {
-        return Err("it is in another PID namespace, as jobs are".to_owned());
-    }
-    // As root a container's client may come, or the machine's where the host is a container.
-    if is_descendant(numbers[0]) {
-        return Err("it is a job of this host".to_owned());
-    }
-    // Its number was still its own, then.
-    peer.numbers().map(drop)
 }
 
 const GONE: &str = "its process has ended";
@@ -90,24 +118,12 @@ fn numbers(info: &str) -> Option<Vec<libc::pid_t>> {
     (!numbers.is_empty()).then_some(numbers)
 }
 
-/// Whether a uid is what every user looks like who has none in this process's user namespace (`user_namespaces(7)`).
-fn is_without_id(uid: u32) -> std::io::Result<bool> {
-    const ALL: [&str; 3] = ["0", "0", "4294967295"];
-    let map = std::fs::read_to_string("/proc/self/uid_map")?;
-    let has_all = map.split_whitespace().eq(ALL);
-    let overflow = std::fs::read_to_string("/proc/sys/kernel/overflowuid")?;
-    Ok(!has_all && overflow.trim().parse() == Ok(uid))
-}
-
-/// Whether this process's user is mapped into its user namespace by itself, as a user who made the namespace for himself is
-/// (`user_namespaces(7)`): then it is an ordinary user outside, as the jobs of another host of his may be.
-fn is_mapped_alone(own: u32) -> std::io::Result<bool> {
-    let map = std::fs::read_to_string("/proc/self/uid_map")?;
-    Ok(map.lines().any(|line| {
+fn is_mapped_alone(map: &str, own: u32) -> bool {
+    map.lines().any(|line| {
         let mut numbers = line.split_whitespace().map(str::parse::<u32>);
         let (first, length) = (numbers.next(), numbers.nth(1));
         first == Some(Ok(own)) && length == Some(Ok(1))
-    }))
+    })
 }
 
 /// Whether a process is below this one (`proc_pid_stat(5)`).

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use serde::Deserialize;
 
 /// The ids of the jobs that were `ok`, and how many bytes of the file are whole lines.
@@ -34,10 +34,8 @@ pub(super) fn read(file: &File) -> anyhow::Result<EarlierResults> {
         if text.last() != Some(&b'\n') {
             break;
         }
-        let line: Result<Line, _> = serde_json::from_slice(&text);
-        let line = line
-            .map_err(|error| format!("line {number} is no result of map: {error}"))
-            .map_err(anyhow::Error::msg)?;
+        let line: Line = serde_json::from_slice(&text)
+            .map_err(|error| anyhow!("line {number} is no result of map: {error}"))?;
         whole += length as u64;
         match line.outcome.as_str() {
             "ok" => done.insert(line.id),

@@ -320,11 +320,12 @@ struct Finished {
 }
 
 impl Finished {
-    fn of(number: u64, id: String, report: &JobReport) -> Self {
+    /// `tells`: whether the reason is for somebody, since it takes a look through all that the job wrote.
+    fn of(number: u64, id: String, report: &JobReport, tells: bool) -> Self {
         Self {
             number,
             outcome: report.outcome,
-            reason: report.reason(),
+            reason: tells.then(|| report.reason()).flatten(),
             line: report.to_line(number, &id),
             id,
         }
@@ -418,7 +419,7 @@ impl Map<'_> {
         let (number, id) = job.expect("each task's job is noted as it begins");
         let detail = "internal error of pyspawner, see its log; the job may have run";
         let report = JobReport::not_run(Outcome::SetupFailed, detail);
-        Finished::of(number, id, &report)
+        Finished::of(number, id, &report, self.progress.is_shown())
     }
 
     /// Whether so many results wait for an earlier one that no more jobs may begin.
@@ -432,10 +433,11 @@ impl Map<'_> {
         self.read += 1;
         self.progress.has_read(self.input.position);
         let number = self.read;
+        let tells = self.progress.is_shown();
         let job = match self.plan.job(number, &line) {
             Ok(job) => job,
             Err(report) => {
-                return Some(Finished::of(number, number.to_string(), &report));
+                return Some(Finished::of(number, number.to_string(), &report, tells));
             }
         };
         if self.done.contains(&job.id) {
@@ -455,7 +457,7 @@ impl Map<'_> {
                 report = plan.retry(&pool, number, &line, report).await;
             }
             log::debug!("job {id:?}: {:?} in {:.1?}", report.outcome, report.wall);
-            Finished::of(number, id, &report)
+            Finished::of(number, id, &report, tells)
         });
         self.jobs_of_tasks.insert(task.id(), noted);
         None

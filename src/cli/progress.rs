@@ -2,13 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::os::fd::BorrowedFd;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use console::Term;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle, TermLike};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::logging;
 use crate::pool::Outcome;
@@ -59,6 +57,14 @@ impl Terminal {
         Ok(())
     }
 
+    /// By so many places; 0 would be 1 to a terminal.
+    fn move_cursor(&self, places: usize, direction: char) -> std::io::Result<()> {
+        match places {
+            0 => Ok(()),
+            _ => self.add(format_args!("\x1b[{places}{direction}")),
+        }
+    }
+
     /// One without lines or columns, as a pseudoterminal may be, is taken for an ordinary one.
     fn size() -> (u16, u16) {
         match Term::stderr().size() {
@@ -79,31 +85,19 @@ impl TermLike for Terminal {
     }
 
     fn move_cursor_up(&self, n: usize) -> std::io::Result<()> {
-        match n {
-            0 => Ok(()),
-            _ => self.add(format_args!("\x1b[{n}A")),
-        }
+        self.move_cursor(n, 'A')
     }
 
     fn move_cursor_down(&self, n: usize) -> std::io::Result<()> {
-        match n {
-            0 => Ok(()),
-            _ => self.add(format_args!("\x1b[{n}B")),
-        }
+        self.move_cursor(n, 'B')
     }
 
     fn move_cursor_right(&self, n: usize) -> std::io::Result<()> {
-        match n {
-            0 => Ok(()),
-            _ => self.add(format_args!("\x1b[{n}C")),
-        }
+        self.move_cursor(n, 'C')
     }
 
     fn move_cursor_left(&self, n: usize) -> std::io::Result<()> {
-        match n {
-            0 => Ok(()),
-            _ => self.add(format_args!("\x1b[{n}D")),
-        }
+        self.move_cursor(n, 'D')
     }
 
     fn write_line(&self, text: &str) -> std::io::Result<()> {
@@ -120,11 +114,8 @@ impl TermLike for Terminal {
 
     fn flush(&self) -> std::io::Result<()> {
         let drawing = std::mem::take(&mut *self.drawing.lock().expect("nobody panics with it"));
-        // SAFETY: standard error stays open for as long as the process lives.
-        let stderr = unsafe { BorrowedFd::borrow_raw(libc::STDERR_FILENO) };
-        let mut ready = [PollFd::new(stderr, PollFlags::POLLOUT)];
         // A stopped terminal (Ctrl-S) must not stop jobs.
-        if poll(&mut ready, PollTimeout::ZERO) == Ok(1) {
+        if files::has_room(libc::STDERR_FILENO, 0) {
             files::write_once(libc::STDERR_FILENO, drawing.as_bytes());
             logging::set_bar(true);
         }

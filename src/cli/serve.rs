@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use anyhow::{Context, ensure};
-use caps::{CapSet, Capability};
 use clap::Args;
+use nix::unistd::{Group, User};
 use serde::{Deserialize, Serialize};
 
 use super::JobOptions;
@@ -18,6 +18,7 @@ use crate::pool::Pool;
 use crate::pool::interrupt::Interrupt;
 use crate::sys::files;
 use crate::sys::messages::{self, Socket};
+use crate::unprivileged;
 
 /// Start children for clients of the Python package, until they have gone.
 ///
@@ -88,9 +89,9 @@ impl OwnArguments {
     }
 
     pub(super) fn into_command(self, file: &config::File) -> anyhow::Result<Command> {
-        let has_admin = caps::has_cap(None, CapSet::Effective, Capability::CAP_SYS_ADMIN)?;
         ensure!(
-            has_admin || (self.socket_group.is_none() && self.allow_uid.is_empty()),
+            unprivileged::has_privilege()?
+                || (self.socket_group.is_none() && self.allow_uid.is_empty()),
             "--socket-group and --allow-uid need CAP_SYS_ADMIN: an ordinary user's host is in a user namespace, in which other \
              users have no ids"
         );
@@ -122,24 +123,28 @@ fn parse_mode(text: &str) -> Result<u32, String> {
 }
 
 fn parse_group(text: &str) -> Result<u32, String> {
-    match text.parse() {
-        Ok(gid) => Ok(gid),
-        Err(_) => match nix::unistd::Group::from_name(text) {
-            Ok(Some(group)) => Ok(group.gid.as_raw()),
-            Ok(None) => Err("there is no such group".to_owned()),
-            Err(errno) => Err(errno.to_string()),
-        },
-    }
+    let gid = |name: &str| Ok(Group::from_name(name)?.map(|group| group.gid.as_raw()));
+    parse_id(text, "group", gid)
 }
 
 fn parse_user(text: &str) -> Result<u32, String> {
-    match text.parse() {
-        Ok(uid) => Ok(uid),
-        Err(_) => match nix::unistd::User::from_name(text) {
-            Ok(Some(user)) => Ok(user.uid.as_raw()),
-            Ok(None) => Err("there is no such user".to_owned()),
-            Err(errno) => Err(errno.to_string()),
-        },
+    let uid = |name: &str| Ok(User::from_name(name)?.map(|user| user.uid.as_raw()));
+    parse_id(text, "user", uid)
+}
+
+/// A number, or the name of somebody who has one.
+fn parse_id(
+    text: &str,
+    kind: &str,
+    by_name: impl FnOnce(&str) -> nix::Result<Option<u32>>,
+) -> Result<u32, String> {
+    if let Ok(id) = text.parse() {
+        return Ok(id);
+    }
+    match by_name(text) {
+        Ok(Some(id)) => Ok(id),
+        Ok(None) => Err(format!("there is no such {kind}")),
+        Err(errno) => Err(errno.to_string()),
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use crate::config::Limits;
 use crate::network::JobNetwork;
-use crate::sandbox::order::Order;
+use crate::sandbox::order::{ChildNetwork, Order};
 use crate::sandbox::root::{Folder, OwnRoot};
 use crate::sandbox::{Layer, SetupError};
 
@@ -42,12 +42,12 @@ impl Own {
     /// If the chroot cannot be had, with the call that failed.
     pub(crate) fn enclose(&self) -> Result<Enclosed, SetupError> {
         let root = self.chroot.as_deref().map(OwnRoot::take).transpose()?;
-        let loopback = self
-            .network
-            .as_ref()
-            .map(|own| *own == JobNetwork::Loopback);
-        let is_profiles =
-            self.limits.is_none() && self.skip_layers.is_empty() && loopback.is_none();
+        let network = self.network.as_ref().map(|own| match own {
+            JobNetwork::None => ChildNetwork::None,
+            JobNetwork::Loopback => ChildNetwork::Loopback,
+            JobNetwork::Veth(_) | JobNetwork::Egress => ChildNetwork::Interfaces,
+        });
+        let is_profiles = self.limits.is_none() && self.skip_layers.is_empty() && network.is_none();
         if root.is_none() && is_profiles {
             return Ok(Enclosed::default());
         }
@@ -58,8 +58,7 @@ impl Own {
         let order = Order {
             skip_layers: self.skip_layers.clone(),
             limits: self.limits.clone(),
-            loopback,
-            has_network: self.network.as_ref().map(|own| *own != JobNetwork::None),
+            network,
             covered,
         };
         let order = order.seal().map_err(|error| {

@@ -12,7 +12,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 
 use super::handshake::{ChildReport, GO};
 use super::layer::{Layer, SetupError};
-use super::order::Order;
+use super::order::{ChildNetwork, Order};
 use super::{
     Sandbox, at, capabilities, identity, landlock, namespaces, processes, read_back, root,
 };
@@ -43,7 +43,8 @@ pub(crate) fn enter(
     };
     Control::of(descriptors).wait_for_host()?;
     identity::become_sandbox_user(layers, sandbox.may_set_groups)?;
-    if order.loopback.unwrap_or(sandbox.has_loopback()) {
+    let network = order.network.unwrap_or(sandbox.network());
+    if network == ChildNetwork::Loopback {
         namespaces::raise_loopback(layers)?;
     }
     match (descriptors.root, &sandbox.root) {
@@ -64,10 +65,8 @@ pub(crate) fn enter(
     capabilities::drop_all(layers)?;
     processes::refuse_new_privileges(layers)?;
     processes::tie_to_host()?;
-    let has_network = order.has_network.unwrap_or(sandbox.has_network());
-    sandbox
-        .seccomp
-        .install(layers, has_network || !layers.has(Layer::NetworkNamespace))?;
+    let has_network = network != ChildNetwork::None || !layers.has(Layer::NetworkNamespace);
+    sandbox.seccomp.install(layers, has_network)?;
     read_back::check_promises(sandbox, layers, limits, in_cgroup)
 }
 

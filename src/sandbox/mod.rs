@@ -25,6 +25,7 @@ use nix::errno::Errno;
 
 use crate::config::{Network, Profile};
 pub(crate) use layer::{Layer, Layers, SetupError};
+use order::ChildNetwork;
 
 /// A profile made ready: everything that does not depend on the single job is done.
 pub(crate) struct Sandbox {
@@ -103,14 +104,13 @@ impl Sandbox {
         self.root.as_mut().map_or(Ok(()), root::PreparedRoot::renew)
     }
 
-    /// Whether the loopback interface of each child is up, unless its order says otherwise.
-    fn has_loopback(&self) -> bool {
-        self.profile.network == Network::Loopback
-    }
-
-    /// Whether children have a network of any kind, unless their order says otherwise.
-    fn has_network(&self) -> bool {
-        self.profile.network != Network::None
+    /// The network of each child, unless its order says otherwise.
+    fn network(&self) -> ChildNetwork {
+        match self.profile.network {
+            Network::None => ChildNetwork::None,
+            Network::Loopback => ChildNetwork::Loopback,
+            Network::Egress(_) => ChildNetwork::Interfaces,
+        }
     }
 
     /// The `CLONE_NEW*` flags of this sandbox, but for that of a network namespace if the child is

@@ -20,12 +20,19 @@ pub(crate) struct Order {
     /// Layers that are left out, besides the profile's. For tests.
     pub skip_layers: Vec<Layer>,
     pub limits: Option<Limits>,
-    /// Whether its loopback interface is up.
-    pub loopback: Option<bool>,
-    /// Whether it has a network of any kind.
-    pub has_network: Option<bool>,
+    pub network: Option<ChildNetwork>,
     /// Of a root of its own, the kernel's file systems in it.
     pub covered: Vec<Covered>,
+}
+
+/// What a child itself must know of its network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum ChildNetwork {
+    None,
+    /// Its loopback interface is to be up.
+    Loopback,
+    /// Interfaces that the host makes.
+    Interfaces,
 }
 
 impl Order {

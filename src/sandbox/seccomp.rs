@@ -307,7 +307,9 @@ mod tests {
     #[test]
     fn both_architectures_compile() {
         for arch in [ScmpArch::X8664, ScmpArch::Aarch64] {
-            let program = compile_for(arch, true).expect("compiles");
+            let [program, without_network] =
+                [true, false].map(|network| compile_for(arch, network).expect("compiles"));
+            assert!(without_network.len() < program.len());
             assert!(
                 program.len() > 100,
                 "{arch:?}: {} instructions",

@@ -1,11 +1,10 @@
 """What the tests of clients share."""
 
-import os
 import signal
 import socket
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from pathlib import Path
 
 import pyspawner
@@ -17,12 +16,8 @@ NO_SPARES = JOBS / "no_spares.toml"
 
 
 def open_client(**options):
-    before = os.getcwd()
-    os.chdir(JOBS)
-    try:
+    with chdir(JOBS):
         return pyspawner.Client(**{"child_main": "client_jobs.main", **options})
-    finally:
-        os.chdir(before)
 
 
 @pytest.fixture(scope="module")

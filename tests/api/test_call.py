@@ -1,6 +1,7 @@
 """What ``child_main`` returns, for clients."""
 
 import asyncio
+import contextlib
 import json
 import os
 import pickle
@@ -143,12 +144,8 @@ def test_the_same_for_asyncio():
                 await task
             return await client.call("back", k=1)
 
-    before = os.getcwd()
-    os.chdir(JOBS)
-    try:
+    with contextlib.chdir(JOBS):
         assert asyncio.run(run()) == [[], {"k": 1}]
-    finally:
-        os.chdir(before)
 
 
 @pytest.mark.parametrize(
@@ -206,11 +203,6 @@ def test_a_child_that_writes_much_does_not_grow_its_caller(kind):
 
 
 async def _call_with_asyncio(*args):
-    before = os.getcwd()
-    os.chdir(JOBS)
-    try:
-        client = pyspawner.AsyncClient(child_main="calls.main")
-        async with client:
+    with contextlib.chdir(JOBS):
+        async with pyspawner.AsyncClient(child_main="calls.main") as client:
             await client.call(*args)
-    finally:
-        os.chdir(before)

@@ -1,6 +1,7 @@
 """Values that cannot be sent to a host."""
 
 import asyncio
+import contextlib
 import os
 import sys
 import warnings
@@ -116,9 +117,5 @@ def test_the_same_for_asyncio():
             assert (warning.filename, warning.lineno) == (__file__, line)
             return await child.communicate()
 
-    before = os.getcwd()
-    os.chdir(JOBS)
-    try:
+    with contextlib.chdir(JOBS):
         assert asyncio.run(spawn())[0] == b"x\n"
-    finally:
-        os.chdir(before)

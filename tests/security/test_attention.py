@@ -3,6 +3,7 @@
 The control is the same host, quiet: its limits hold to a few hundredths of a second.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -123,7 +124,8 @@ def test_what_a_stranger_sends_along_is_closed_by_nobody(host):
         with subprocess.Popen([*STRANGER, LINGER, host], stdout=subprocess.PIPE, text=True) as stranger:
             outcome = child.outcome()
             assert outcome.name == "timed_out" and outcome.wall_ms < LATE * 1000, outcome
-            assert stranger.communicate()[0] == "Operation not permitted\n"
+            # Refused by the kernel, or sent away before.
+            assert stranger.communicate()[0] in ("Operation not permitted\n", "Broken pipe\n")
 
 
 # ---- what is read ------------------------------------------------------------------------------
@@ -225,12 +227,8 @@ def test_the_text_of_a_jobs_error_steers_no_terminal(open_folder):
     source = "import sys\ndef main(): sys.exit('\\x1b]0;title\\x07\\x9b31m\\u202e' + 'A' * 500)\n"
     (open_folder / "steers.py").write_text(source)
     open_folder.chmod(0o755)
-    before = os.getcwd()
-    os.chdir(open_folder)
-    try:
+    with contextlib.chdir(open_folder):
         client = pyspawner.Client(child_main="steers.main")
-    finally:
-        os.chdir(before)
     with client, pytest.raises(pyspawner.JobExited) as caught:
         client.call()
     text = str(caught.value)

@@ -438,19 +438,7 @@ fn report() -> impl Strategy<Value = JobReport> {
         (1..65i32).prop_map(Ending::Signaled),
         Just(Ending::Lost),
     ]);
-    let outcome = select(vec![
-        Outcome::Ok,
-        Outcome::Exited,
-        Outcome::InvalidResult,
-        Outcome::Signaled,
-        Outcome::BlockedSyscall,
-        Outcome::TimedOut,
-        Outcome::OutOfMemory,
-        Outcome::OutputLimit,
-        Outcome::InvalidJob,
-        Outcome::SetupFailed,
-        Outcome::Cancelled,
-    ]);
+    let outcome = select(&Outcome::ALL[..]);
     let layers = [
         Layer::SKIPPABLE,
         &[Layer::Descriptors, Layer::Limits, Layer::Network],
