@@ -11,9 +11,13 @@
 //! program from another thread is rid of it, since that thread takes the first one's place
 //! (`execve(2)`). What a dead host leaves comes to this process (`PR_SET_CHILD_SUBREAPER(2const)`),
 //! which ends it; and if this process is ended, the host is told to stop its jobs.
+//!
+//! Since it has the time, it also looks after what no limit of a job counts: [`file_locks`].
+
+mod file_locks;
 
 use std::os::fd::OwnedFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use nix::errno::Errno;
@@ -21,12 +25,15 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, getpid};
 
+use self::file_locks::FileLocks;
 use crate::activity::{self, Last};
 use crate::sys::clone3::{Birth, Side, ThreadState, clone3};
 use crate::sys::process::{self, Ending};
 
 /// Process ids below this one are too easy to reach by forking.
 const LOWEST_HOST_PID: libc::pid_t = 4096;
+/// How often it looks after its host's jobs.
+const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
 
 /// Returns in the process that is to become the host, a child of this one, with the pipe by which that tells what it does. Must
 /// be called while the process has one thread.
@@ -150,8 +157,15 @@ fn explain(ending: Ending, last: &Last) -> i32 {
 
 /// Reaps all, passes signals on to the host, and returns how that has ended.
 fn attend(host: Pid) -> Ending {
+    let mut file_locks = FileLocks::of_jobs_of(host.as_raw());
+    let mut last_look = Instant::now();
     loop {
-        match process::wait_for_signal() {
+        // Also while one signal comes after the other.
+        if last_look.elapsed() >= BETWEEN_LOOKS {
+            file_locks.look();
+            last_look = Instant::now();
+        }
+        match process::wait_for_signal(BETWEEN_LOOKS) {
             Ok((libc::SIGCHLD, _)) => {
                 if let Some(ending) = reap_all(host) {
                     end_what_is_left();

@@ -185,6 +185,12 @@ pub(crate) fn print_error(error: &anyhow::Error) {
     logging::write(logging::without_controls(&text).as_bytes());
 }
 
+/// What the init has to say while the host runs.
+pub(crate) fn print_warning(text: &str) {
+    let text = format!("pyspawner: {text}\n");
+    logging::write(logging::without_controls(&text).as_bytes());
+}
+
 /// The command as the user started it: read, check, execute the host.
 pub(crate) fn start() -> anyhow::Result<ExitCode> {
     crate::sys::process::keep_child_statuses();

@@ -107,6 +107,8 @@ fn prepare_children(
         &needed,
         settings,
     )?);
+    // Their limit for core dumps does not hold where a socket takes them (`core(5)`, since Linux 6.16), and it would have the warm image.
+    process::keep_memory_from_core_dumps().context("/proc/self/coredump_filter")?;
     let sandbox = Sandbox::prepare(&settings.profile, &needed)?;
     Python::attach(|py| tell_interpreter(py, &sandbox, settings.sets_home))
         .context("after the warm-up")?;

@@ -5,6 +5,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::sys::time::TimeSpec;
 
 use super::{check, files};
 
@@ -150,15 +151,20 @@ pub(crate) fn take_child_statuses() -> Result<Option<Disposition>, Errno> {
     Ok(loses.then_some(present))
 }
 
-/// Waits for any signal (all must be blocked): its number, and whether the kernel sent it, as it
-/// does for a key at the terminal (`sigwaitinfo(2)`, `SI_KERNEL`).
-pub(crate) fn wait_for_signal() -> Result<(i32, bool), Errno> {
-    // SAFETY: both structures are plain data, filled in before they are read.
+/// Waits so long for any signal (all must be blocked): its number, and whether the kernel sent it, as it
+/// does for a key at the terminal (`sigtimedwait(2)`, `SI_KERNEL`).
+///
+/// # Errors
+/// EAGAIN if none has come.
+pub(crate) fn wait_for_signal(patience: Duration) -> Result<(i32, bool), Errno> {
+    let patience = TimeSpec::from_duration(patience);
+    // SAFETY: the structures are plain data, filled in before they are read.
     unsafe {
         let mut set: libc::sigset_t = std::mem::zeroed();
         let mut info: libc::siginfo_t = std::mem::zeroed();
         libc::sigfillset(&raw mut set);
-        let signal = check(libc::sigwaitinfo(&raw const set, &raw mut info).into())?;
+        let signal = libc::sigtimedwait(&raw const set, &raw mut info, patience.as_ref());
+        let signal = check(signal.into())?;
         Ok((signal as i32, info.si_code == libc::SI_KERNEL))
     }
 }
@@ -186,6 +192,24 @@ pub(crate) fn open_pidfd(child: libc::pid_t) -> Result<OwnedFd, Errno> {
     unsafe {
         let fd = check(libc::syscall(libc::SYS_pidfd_open, child, 0))?;
         Ok(OwnedFd::from_raw_fd(fd as RawFd))
+    }
+}
+
+/// Has core dumps of this process, and of those that are cloned from it from now on, hold no memory (`core(5)`).
+///
+/// # Errors
+/// Of opening, writing and reading `/proc/self/coredump_filter`; InvalidData if it does not hold what was written.
+pub(crate) fn keep_memory_from_core_dumps() -> std::io::Result<()> {
+    const FILTER: &str = "/proc/self/coredump_filter";
+    match std::fs::write(FILTER, "0") {
+        // A kernel without core dumps (CONFIG_ELF_CORE).
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    }
+    let kept = std::fs::read_to_string(FILTER)?;
+    match kept.trim().bytes().all(|digit| digit == b'0') {
+        true => Ok(()),
+        false => Err(std::io::ErrorKind::InvalidData.into()),
     }
 }
 

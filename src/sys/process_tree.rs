@@ -11,13 +11,12 @@ use super::{check, memory};
 /// Whether a process or one below it has memory. What has ended as far as that keeps it only in name
 /// (`proc_pid_statm(5)` of a task without an address space).
 pub(crate) fn has_memory(first: libc::pid_t) -> bool {
-    let mut tree = Tree::below(first);
-    tree.any(|pid| memory::resident(pid).is_ok_and(|bytes| bytes > 0))
+    below(first).any(|pid| memory::resident(pid).is_ok_and(|bytes| bytes > 0))
 }
 
 /// Has all threads of a process, and of those below it, run only when others leave the processors (`setpriority(2)`).
 pub(crate) fn make_nice(first: libc::pid_t) {
-    for thread in Tree::below(first).flat_map(threads) {
+    for thread in below(first).flat_map(threads) {
         // SAFETY: plain integers.
         let done = check(unsafe {
             libc::setpriority(libc::PRIO_PROCESS, thread as libc::id_t, LEAST_URGENT)
@@ -32,14 +31,21 @@ pub(crate) fn make_nice(first: libc::pid_t) {
 
 const LEAST_URGENT: libc::c_int = 19;
 
-/// A process and all below it, in no order.
-struct Tree(Vec<libc::pid_t>);
-
-impl Tree {
-    fn below(first: libc::pid_t) -> Self {
-        Self(vec![first])
-    }
+/// The parent of a process, if that is there (`proc_pid_stat(5)`).
+pub(crate) fn parent(pid: libc::pid_t) -> Option<libc::pid_t> {
+    let text = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    // Behind the name, which may hold anything: the state, then the parent.
+    let name_ends = text.iter().rposition(|byte| *byte == b')')?;
+    let rest = str::from_utf8(&text[name_ends + 1..]).ok()?;
+    rest.split_whitespace().nth(1)?.parse().ok()
 }
+
+/// A process and all below it, in no order.
+pub(crate) fn below(first: libc::pid_t) -> impl Iterator<Item = libc::pid_t> {
+    Tree(vec![first])
+}
+
+struct Tree(Vec<libc::pid_t>);
 
 impl Iterator for Tree {
     type Item = libc::pid_t;
@@ -81,10 +87,16 @@ mod tests {
             .spawn()
             .expect("a shell");
         let own = shell.id() as libc::pid_t;
-        let all = || Tree::below(own).collect::<Vec<_>>();
+        let all = || below(own).collect::<Vec<_>>();
         while all().len() < 2 {
             std::thread::yield_now();
         }
+        let parents: Vec<_> = all().into_iter().map(parent).collect();
+        assert_eq!(
+            parents,
+            [Some(std::process::id() as libc::pid_t), Some(own)]
+        );
+        assert_eq!(parent(1), Some(0));
         assert!(has_memory(own));
         let niceness = |pid: libc::pid_t| {
             // SAFETY: plain integers.
@@ -104,7 +116,7 @@ mod tests {
         while has_memory(own) {
             std::thread::yield_now();
         }
-        assert_eq!(Tree::below(own).next(), Some(own));
+        assert_eq!(below(own).next(), Some(own));
         shell.wait().expect("it was started here");
     }
 }

@@ -1,6 +1,7 @@
 """What the kernel counts for the host's user, or does outside of every limit, if a job asks for it."""
 
 import os
+import signal
 
 import pytest
 from attacking import ATTACKS, attack, verdict
@@ -21,6 +22,13 @@ def test_limits_of_what_is_counted_for_the_hosts_user(pyspawner):
     assert set(attack(pyspawner, "quotas.raise_limits").values()) == {"ValueError"}
 
 
+def test_core_dumps_hold_no_memory(pyspawner):
+    """For those that a socket takes (`core_pattern`), the kernel looks at no limit."""
+    assert attack(pyspawner, "quotas.core_filters") == [0, 0]
+    with open("/proc/self/coredump_filter") as file:
+        assert int(file.read(), 16) != 0, "the control: others' do"
+
+
 def test_memory_is_locked_in_small_amounts(pyspawner):
     assert attack(pyspawner, "quotas.lock_memory", 32 << 10) == "ok"
     assert attack(pyspawner, "quotas.lock_memory", 1 << 20) == "ENOMEM"
@@ -39,7 +47,26 @@ def test_no_filter_can_be_attached_to_a_socket(pyspawner):
 def test_ordinary_options_of_sockets_work(pyspawner):
     found = attack(pyspawner, "quotas.ordinary_options")
     assert found == attack(pyspawner, "quotas.ordinary_options", off=["seccomp"])
-    assert list(found.values()).count("ok") >= len(found) - 2, found
+    ordinary = {name: word for name, word in found.items() if not name.startswith("IPv6 ")}
+    assert list(ordinary.values()).count("ok") >= len(ordinary) - 2, ordinary
+
+
+def test_no_flow_label_is_taken(pyspawner):
+    assert attack(pyspawner, "quotas.flow_labels") == ["EPERM"] * 2
+    assert attack(pyspawner, "quotas.flow_labels", off=["seccomp"])[0] == "ok"
+
+
+@pytest.mark.parametrize("where", ["its own files", "a file of the host's"])
+def test_locks_on_files_are_few(pyspawner, where):
+    """No limit counts them, and they slow whoever locks or closes the same file."""
+    path = [] if where == "its own files" else ["/etc/passwd"]
+    jobs = [[3500, 60, *path], [400, 6, *path]]
+    done = pyspawner.map("quotas.lock_ranges", jobs, "-j", "2", "--ordered", path=ATTACKS)
+    too_many, few = done.lines
+    assert (too_many["outcome"], too_many["signal"]) == ("signaled", signal.SIGKILL), too_many
+    assert "locks on files" in done.stderr
+    # The control: one with fewer is not ended beside it.
+    assert few["result"] == "not ended", few
 
 
 def test_no_protocol_makes_the_kernel_look_for_a_module(pyspawner):

@@ -81,8 +81,39 @@ def ordinary_options():
                 option = getattr(socket, f"SO_{name}", 20)
                 found[f"{family} {name}"] = attempt(one.setsockopt, socket.SOL_SOCKET, option, size)
             found[f"{family} zerocopy"] = attempt(one.setsockopt, socket.SOL_SOCKET, 60, 1)
+            if family == socket.AF_INET6:
+                for option in range(128):
+                    if option != 32:
+                        found[f"IPv6 {option}"] = attempt(one.setsockopt, socket.IPPROTO_IPV6, option, 1)
             found[f"{family} nodelay"] = attempt(one.setsockopt, socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return found
+
+
+def flow_labels():
+    """A label of IPv6, of which all network namespaces share some thousands."""
+    request = socket.inet_pton(socket.AF_INET6, "fd00::1234:5678") + struct.pack(">I", 0x12345)
+    request += struct.pack("BBHHHI", 0, 255, 1, 0, 6, 0)  # get, anybody's, create; linger
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as one:
+        return [
+            attempt(one.setsockopt, socket.IPPROTO_IPV6, 32, request),
+            call("setsockopt", one.fileno(), 41 | 1 << 32, 32 | 1 << 32, request, len(request)),
+        ]
+
+
+def lock_ranges(ranges, seconds, path=None):
+    """So many, in each of several processes. Holds them for a while."""
+    for process in range(8):
+        if os.fork() == 0:
+            files = [
+                open(path) if path else open(f"/tmp/{process}.{number}", "w") for number in range(1 if path else 4)
+            ]
+            for place in range(ranges):
+                # Next to each other they would become one.
+                lock = struct.pack("hhqqi4x", fcntl.F_RDLCK if path else fcntl.F_WRLCK, 0, place * 2, 1, 0)
+                fcntl.fcntl(files[place % len(files)], fcntl.F_SETLK, lock)
+            time.sleep(1000)
+    time.sleep(seconds)
+    return "not ended"
 
 
 def odd_sockets():
@@ -175,6 +206,14 @@ def become_urgent():
 def spin(*_):
     while True:
         pass
+
+
+def core_filters():
+    """What core dumps would hold: of this process, and of a program that it executes."""
+    command = "print(open('/proc/self/coredump_filter').read())"
+    executed = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
+    with open("/proc/self/coredump_filter") as file:
+        return [int(text, 16) for text in (file.read(), executed.stdout)]
 
 
 def crash_processes():
