@@ -8,7 +8,6 @@ import sys
 import time
 
 LOOPBACK = 1
-IPV6_FLOWLABEL_MGR = 32
 SO_COOKIE = 57
 
 
@@ -41,19 +40,6 @@ def raise_counter():
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
             client.connect_ex(("10.0.0.1", 9))
     return counter()
-
-
-def labels():
-    return len(read("/proc/self/net/ip6_flowlabel").splitlines()) - 1
-
-
-def lease_label():
-    """It lasts a minute, and holds an address, that is 16 bytes for whoever comes next."""
-    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as client:
-        request = socket.inet_pton(socket.AF_INET6, "fd00::1234:5678") + struct.pack(">I", 0x12345)
-        request += struct.pack("BBHHHI", 0, 255, 1, 0, 60, 0)  # get, anybody's, create; linger
-        client.setsockopt(socket.IPPROTO_IPV6, IPV6_FLOWLABEL_MGR, request)
-    return labels()
 
 
 def listener():
