@@ -1,4 +1,6 @@
 //! What tests with random input share.
+//!
+//! Runs on: tests.
 
 use std::time::{Duration, Instant};
 

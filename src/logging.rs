@@ -1,11 +1,14 @@
 //! The log: lines on standard error, each one `write(2)`.
 //!
+//! Runs on: any process.
+//!
 //! Not through `std::io::stderr`, whose lock a clone could inherit as taken.
 
 use std::borrow::Cow;
 use std::cell::Cell;
 use std::io::Write;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use log::{LevelFilter, Log, Metadata, Record};

@@ -1,52 +1,53 @@
 //! pyspawner: import slow Python modules once, then run every job in a sandboxed clone of
 //! the warm interpreter.
 //!
+//! Runs on: every process, first of all.
+//!
 //! # The story of one job
 //!
-//! 1. [`cli`] reads flags and configuration, and [`launch`] executes this program once more
-//!    with exactly the configured environment.
-//! 2. [`host`] starts the I/O thread on memory of its own ([`clone::private_memory`]), makes
-//!    the interpreter warm ([`interpreter::warm`]) and prepares the sandbox
-//!    ([`sandbox::Sandbox::prepare`]).
-//! 3. A job arrives at the I/O thread ([`cli::map`], [`pool`]): its arguments go into a sealed
-//!    memory file, and the main thread is asked for a clone.
-//! 4. [`clone::Cloner`] makes it: fork handlers, `clone3`, fork handlers.
-//! 5. The child goes through [`sandbox::enter`], reports, decodes its arguments and calls
-//!    `child_main` ([`interpreter::call`]).
-//! 6. The I/O thread collects what it wrote, reaps it, and says how it ended
-//!    ([`pool::outcome`]).
+//! 1. The **launcher** ([`launcher`]) reads flags and configuration, leaves an **init** ([`init`]) in front, and executes
+//!    this program once more with exactly the configured environment: the host.
+//! 2. The host's **main thread** ([`main_thread`]) starts the **I/O thread** ([`io`]) on memory that clones do not receive
+//!    ([`clone::private_memory`]). It makes the interpreter warm ([`interpreter::warm`]) and prepares the sandbox
+//!    ([`sandbox::Sandbox::prepare`]). From then on it only clones.
+//! 3. A job reaches the I/O thread as a line of input ([`io::commands::map`]) or as a client's request ([`io::api`]). If a spare
+//!    child waits in a sandbox like the one that is wanted ([`io::pool`]), it gets the job at once: go on with step 6.
+//! 4. Otherwise the I/O thread asks the main thread for a clone ([`wire::clone_channel`]). [`clone::Cloner`] makes it: fork
+//!    handlers, `clone3`, fork handlers. The I/O thread gives it ids, a control group and a network.
+//! 5. The **child** goes into its sandbox ([`child::enter`]), reads back from the kernel that it is there, and reports.
+//! 6. It takes its job ([`child::assigned`]), decodes the arguments, closes the control socket and calls `child_main`
+//!    ([`interpreter::call`]).
+//! 7. The I/O thread collects what it writes, ends it at a limit, reaps it, and says how it ended ([`io::pool::outcome`]).
+//!
+//! Each file says in its first lines what it runs on, since the laws differ: `docs/architecture.md` has them.
 
-mod activity;
-mod api;
-mod bench;
-mod call;
-mod cli;
+mod child;
 mod clone;
 mod config;
+mod failure;
 #[cfg(test)]
 mod fuzzing;
-mod host;
 mod init;
 mod interpreter;
-mod launch;
+mod io;
+mod launcher;
+mod layer;
 mod logging;
-mod network;
-mod pool;
-mod record;
-mod result_channel;
+mod main_thread;
 mod sandbox;
+mod stop_signals;
 mod sys;
-mod unprivileged;
+mod wire;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let done = match launch::host_descriptors() {
-        Some(descriptors) => cli::become_host(descriptors),
-        None => cli::start(),
+    let done = match wire::host_descriptors::host_descriptors() {
+        Some(descriptors) => main_thread::become_host(descriptors),
+        None => launcher::start(),
     };
     done.unwrap_or_else(|error| {
-        cli::print_error(&error);
-        ExitCode::from(cli::FAILED)
+        failure::print_error(&error);
+        ExitCode::from(failure::FAILED)
     })
 }

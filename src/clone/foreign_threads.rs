@@ -1,5 +1,7 @@
 //! The threads that preloaded modules started, and the proof that they slept.
 //!
+//! Runs on: the main thread.
+//!
 //! A clone copies the locks that other threads hold, and the child would wait for them for
 //! ever. A thread that waits for others in a system call holds none of the C library's that a child
 //! could not release. That it was so at the very moment of the clone is shown afterwards: if a

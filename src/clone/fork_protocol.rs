@@ -1,5 +1,7 @@
 //! The `pthread_atfork` handlers of every loaded library, recorded as they are registered.
 //!
+//! Runs on: the main thread, and a child that it has just cloned.
+//!
 //! OpenBLAS stops its threads in such a handler, Arrow and jemalloc reset their locks.
 //! glibc has no call that runs them outside `fork(3)`. But libraries register through
 //! `__register_atfork` and announce their unloading through `__cxa_finalize`, and the

@@ -1,6 +1,8 @@
 //! Cloning the host: one `clone3(2)` that leaves both sides in a state in which any
 //! code may run.
 //!
+//! Runs on: the main thread, and a child that it has just cloned.
+//!
 //! `fork(3)` cannot give namespaces or a pidfd, so what it does around the system call is
 //! done here: Python's hooks, the registered `pthread_atfork` handlers, the thread id that
 //! glibc caches, the robust list. And since a clone copies locks in whatever state they
@@ -11,6 +13,7 @@ pub(crate) mod clone_lock;
 pub(crate) mod foreign_threads;
 pub(crate) mod fork_protocol;
 pub(crate) mod inherited;
+pub(crate) mod namespace_fingerprint;
 pub(crate) mod network_namespace;
 pub(crate) mod openmp;
 pub(crate) mod private_memory;
@@ -25,12 +28,13 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use pyo3::prelude::*;
 
-use crate::sandbox::{Layer, SetupError};
+use crate::layer::{Layer, SetupError};
 use crate::sys::clone3::{Birth, Side, ThreadState, ThreadStateError, clone3};
-use crate::sys::process::Disposition;
-use crate::sys::{process, stdio};
+use crate::sys::process::{self, Disposition};
+use crate::sys::stdio;
+use crate::wire::child_descriptors::ChildDescriptors;
 use foreign_threads::{ForeignThread, ForeignThreads, Sleeper};
-use inherited::{ChildDescriptors, Inherited};
+use inherited::Inherited;
 use network_namespace::Home;
 
 /// How long a clone waits for the threads of preloaded modules to fall asleep.

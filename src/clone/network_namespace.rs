@@ -1,8 +1,10 @@
 //! Network namespaces that clones are born into, made and entered by the thread that clones.
 //!
+//! Runs on: the main thread.
+//!
 //! Such a namespace belongs to the user namespace of the host, not to that of a child, so that no
 //! child has a capability over it, not even before it drops its own. Which child is born where, and
-//! when a namespace is used again, is decided elsewhere: [`crate::network::slots`].
+//! when a namespace is used again, is decided elsewhere: [`crate::io::network::slots`].
 
 use std::cell::RefMut;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
@@ -11,9 +13,9 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
 
+use super::namespace_fingerprint;
 use super::scratch::Scratch;
-use crate::network::traces;
-use crate::sandbox::{Layer, SetupError};
+use crate::layer::{Layer, SetupError};
 use crate::sys::{interfaces, process};
 
 /// The host's exit status if its main thread is lost.
@@ -21,17 +23,6 @@ const LOST: i32 = 125;
 
 /// Too little for packets of IP: the kernel's least are 68 bytes for IPv4, 1,280 for IPv6.
 const TOO_LITTLE_FOR_IP: libc::c_int = 67;
-
-/// The network namespace of a clone.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Birth<Namespace> {
-    /// Made by the clone itself, if the sandbox has one.
-    Own,
-    /// Made before the clone, to be kept.
-    New,
-    /// Made for an earlier clone; a new one if that left a trace in it.
-    In(Namespace),
-}
 
 /// The way back: the network namespace of the thread that clones.
 pub(crate) struct Home {
@@ -57,7 +48,7 @@ impl Home {
             namespace: open_namespace(&thread)?,
             thread,
             none: Vec::new(),
-            scratch: Scratch::new(traces::ROOM)?,
+            scratch: Scratch::new(namespace_fingerprint::ROOM)?,
         };
         enter(home.namespace.as_raw_fd())?;
         let new = home.make_namespace().map_err(|error| error.errno)?;
@@ -95,7 +86,7 @@ impl Home {
     fn traces_in(&self, namespace: RawFd) -> nix::Result<RefMut<'_, [u8]>> {
         enter(namespace)?;
         let mut room = self.scratch.borrow();
-        let length = traces::read(self.thread.as_fd(), &mut room);
+        let length = namespace_fingerprint::read(self.thread.as_fd(), &mut room);
         self.come_back();
         let length = length?;
         Ok(RefMut::map(room, |room| &mut room[..length]))

@@ -1,5 +1,7 @@
 //! Ends the threads of OpenMP's runtimes before clones are made.
 //!
+//! Runs on: the main thread.
+//!
 //! A clone has none of them, but GNU's runtime takes them for there and waits for ever (scikit-learn, XGBoost, LightGBM,
 //! PyTorch, faiss). Each program region starts them anew where they were ended in order: OpenMP 5.0,
 //! `omp_pause_resource_all`. A wheel brings a runtime of its own, so there may be several.

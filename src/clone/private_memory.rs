@@ -1,5 +1,7 @@
 //! Memory that clones do not receive.
 //!
+//! Runs on: the main thread, the I/O thread.
+//!
 //! The host's I/O thread handles the arguments, output and names of all jobs; a child
 //! inherits the host's memory. So whatever that thread allocates, and the stack it runs
 //! on, live in mappings marked `MADV_DONTFORK`. The process's global allocator tells the

@@ -1,5 +1,7 @@
 //! Room for what the thread that clones reads before each clone and after it.
 //!
+//! Runs on: the main thread.
+//!
 //! Clones do not receive it. What they receive is theirs too, and the kernel copies it page by page when
 //! it is next written to here: reading a file of 4 KiB costs two page faults then.
 

@@ -1,4 +1,6 @@
 //! Tells whose code a thread runs: the library that the return addresses on its stack lie in.
+//!
+//! Runs on: the main thread.
 
 use std::fs::File;
 use std::io;

@@ -1,4 +1,6 @@
 //! `network = { egress = { … } }`: where children may connect to.
+//!
+//! Runs on: any process.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
@@ -7,7 +9,7 @@ use anyhow::{bail, ensure};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::network::destinations;
+use super::destinations;
 
 /// The C library reads no more (`resolv.conf(5)`, MAXNS).
 const MOST_NAMESERVERS: usize = 3;
@@ -73,7 +75,7 @@ impl Egress {
 
     fn check_resolver(&self) -> anyhow::Result<()> {
         if let Some(path) = &self.resolv_conf {
-            super::profile::check_path("network: resolv_conf", path)?;
+            crate::config::profile::check_path("network: resolv_conf", path)?;
             ensure!(
                 path.is_file(),
                 "network: resolv_conf: {} is not a file",

@@ -1,4 +1,6 @@
 //! `[profile.NAME]`: how a sandbox is built, and what may not be combined.
+//!
+//! Runs on: any process.
 
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
@@ -8,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::egress::Egress;
 use super::units::{as_text, optional_duration, optional_size, size};
-use crate::sandbox::layer::{Layer, Layers};
+use crate::layer::{Layer, Layers};
 
 /// `[profile.NAME]`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]

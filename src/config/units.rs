@@ -1,4 +1,6 @@
 //! Sizes and durations, as people write them.
+//!
+//! Runs on: any process.
 
 use std::time::Duration;
 

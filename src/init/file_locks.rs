@@ -1,5 +1,7 @@
 //! Ends jobs that hold locks on files by the thousand.
 //!
+//! Runs on: the init.
+//!
 //! A process may lock any number of ranges of a file that it can only read (`fcntl_locking(2)`). No limit counts them: RLIMIT_LOCKS
 //! is of Linux 2.4, and the memory, some 200 bytes each, is charged to no control group (kernel commit 3754707bcc3e took that back).
 //! And whoever locks or closes that file, on the whole machine, waits while the kernel walks through all of them.
@@ -125,7 +127,7 @@ impl FileLocks {
 }
 
 fn log(text: &str) {
-    crate::cli::print_warning(text);
+    crate::failure::print_warning(text);
 }
 
 /// The memory that the kernel has for small objects and cannot give back at will, in bytes (`proc_meminfo(5)`).

@@ -1,4 +1,6 @@
 //! The call of `child_main` in a child.
+//!
+//! Runs on: the main thread, a child.
 
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
@@ -6,8 +8,8 @@ use pyo3::types::PyBytes;
 
 use super::random_states::RandomStates;
 use super::{describe, host_module, job_module, settle};
-use crate::call::{Call, ClientForm};
-use crate::result_channel;
+use crate::wire::payload::{Call, ClientForm};
+use crate::wire::result_channel;
 
 /// The functions that a child needs, resolved in the host.
 pub(crate) struct Entry {

@@ -1,4 +1,6 @@
 //! Has a preloaded module that crashes the host leave its stack on standard error.
+//!
+//! Runs on: the main thread.
 
 use nix::errno::Errno;
 use pyo3::prelude::*;

@@ -1,4 +1,6 @@
 //! What modules hold open, by name. `held.py` is its Python half.
+//!
+//! Runs on: the main thread.
 
 use std::collections::HashMap;
 use std::os::fd::RawFd;

@@ -1,5 +1,7 @@
 //! The module `pyspawner_host`, which preloaded modules and children can import.
 //!
+//! Runs on: the main thread, a child.
+//!
 //! Typed, with stand-ins for use outside a host, in `python-stubs/`; a test holds the two
 //! against each other.
 
@@ -11,7 +13,7 @@ use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
 use crate::sys::files::write_once;
-use crate::{record, result_channel};
+use crate::wire::{record, result_channel};
 
 static STATE: Mutex<State> = Mutex::new(State {
     before_clone: Vec::new(),
@@ -124,7 +126,7 @@ fn reseed(py: Python<'_>, generator: &Bound<'_, PyAny>) -> PyResult<()> {
 pub(crate) fn run_before_clone(py: Python<'_>) -> PyResult<()> {
     run(py, |state| &state.before_clone)?;
     match has_before_clone() {
-        true => super::settle::flush(py),
+        true => crate::interpreter::settle::flush(py),
         false => Ok(()),
     }
 }

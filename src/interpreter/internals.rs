@@ -1,5 +1,7 @@
 //! What this program relies on in CPython beyond its documented interfaces, version by version.
 //!
+//! Runs on: the main thread.
+//!
 //! `check` compares the running interpreter with its version's entry, once, after the warm-up. What
 //! only makes children faster is done without, and the log says so; what a job's end cannot do
 //! without is an error. A new version gets an entry here once `make test-pythons` has passed on it.

@@ -1,4 +1,6 @@
 //! The embedded interpreter: made warm once, called in every child.
+//!
+//! Runs on: the main thread, a child.
 
 pub(crate) mod call;
 pub(crate) mod crash_stacks;

@@ -1,4 +1,6 @@
 //! Random states that are renewed in a child without a step of Python code.
+//!
+//! Runs on: the main thread, a child.
 
 use nix::errno::Errno;
 use pyo3::prelude::*;

@@ -1,5 +1,7 @@
 //! What the interpreter knows of the place that children are in: their home, and where modules lie.
 //!
+//! Runs on: the main thread, a child.
+//!
 //! It is told once, in the host, so that it costs children nothing. That comes after the last import and
 //! after the warm-up: in the host the home's name belongs to whoever makes a folder of that name, and a
 //! library must not look for its settings there.

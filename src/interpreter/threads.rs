@@ -1,4 +1,6 @@
 //! Threads of preloaded modules, in words for the operator. `threads.py` is its Python half.
+//!
+//! Runs on: the main thread, a child.
 
 use std::collections::BTreeMap;
 use std::os::fd::RawFd;

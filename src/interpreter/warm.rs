@@ -1,4 +1,6 @@
 //! From nothing to a warm interpreter: initialise, import, warm up, freeze.
+//!
+//! Runs on: the main thread.
 
 use std::ffi::{CStr, CString};
 use std::os::unix::ffi::OsStrExt;
@@ -17,7 +19,13 @@ use super::random_states::RandomStates;
 use super::{describe, held, host_module, internals, job_module, settle};
 use crate::clone::warm_image;
 use crate::config::{Callable, HostSettings, Profile, Root};
-use crate::sandbox::import_roots::ImportRoot;
+
+/// A folder or file that modules are imported from, and on account of what.
+#[derive(Clone, Debug)]
+pub(crate) struct ImportRoot {
+    pub path: PathBuf,
+    pub of: String,
+}
 
 /// The warm interpreter, and what became of the process on the way.
 pub(crate) struct Warm {
@@ -166,7 +174,7 @@ fn extend_path(py: Python<'_>, folders: &[PathBuf]) -> anyhow::Result<()> {
         path.call_method1("insert", (0, folder.as_os_str()))?;
     }
     path.call_method1("insert", (0, ""))?;
-    for (name, source) in super::PYTHON_MODULES {
+    for (name, source) in crate::interpreter::PYTHON_MODULES {
         let source = CString::new(*source).expect("source code without null bytes");
         PyModule::from_code(py, &source, c"<pyspawner>", name)?
             .setattr("__file__", "<pyspawner>")?;

@@ -1,10 +1,11 @@
 //! No capability, and no way back to one.
+//!
+//! Runs on: a child.
 
 use caps::CapSet;
 use nix::errno::Errno;
 
-use super::at;
-use super::layer::{Layer, Layers, SetupError};
+use crate::layer::{Layer, Layers, SetupError, at};
 use crate::sys::process::prctl;
 
 /// Every securebit set and locked, except KEEP_CAPS, which is locked as off: user id 0 means

@@ -1,7 +1,8 @@
 //! The child's user and group.
+//!
+//! Runs on: the main thread, a child.
 
-use super::at;
-use super::layer::{Layer, Layers, SetupError};
+use crate::layer::{Layer, Layers, SetupError, at};
 use crate::sys::identity::{clear_groups, set_gid, set_uid};
 use crate::sys::process::prctl;
 

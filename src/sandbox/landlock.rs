@@ -1,19 +1,21 @@
 //! Landlock (`landlock(7)`), on top of the mounts: a mistake in a mount alone does not open the
 //! host. Writing is confined to the child's own places, FIFOs of the host included, and where
 //! the kernel knows how, so are signals and Unix sockets.
+//!
+//! Runs on: the main thread, a child.
 
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
+
+use super::root::{DEVICES, PRIVATE_PLACES};
+use crate::config::{Profile, Root};
+use crate::layer::{Layer, Layers, SetupError};
 use landlock::{
     ABI, Access, AccessFs, BitFlags, CompatLevel, Compatible, LandlockStatus, PathBeneath, PathFd,
     PathFdError, RestrictionStatus, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError,
     RulesetStatus, Scope,
 };
-use nix::errno::Errno;
-
-use super::layer::{Layer, Layers, SetupError};
-use super::root::{DEVICES, PRIVATE_PLACES};
-use crate::config::{Profile, Root};
 
 /// The newest interface that this code knows; an older kernel enforces what it has.
 const KNOWN: ABI = ABI::V10;
@@ -41,7 +43,7 @@ impl Rules {
             };
             rules.push((bind.target().to_owned(), of_kind));
         }
-        // It is on a mount of its own (`crate::launch`), which is below no other rule's path.
+        // It is on a mount of its own (`crate::launcher::execute`), which is below no other rule's path.
         rules.push((
             "/proc/self/exe".into(),
             AccessFs::Execute | AccessFs::ReadFile,

@@ -1,11 +1,12 @@
 //! Resource limits of the process (`setrlimit(2)`). Control groups count what a job uses
 //! together; these hold for each of its processes, and everywhere.
+//!
+//! Runs on: the main thread, a child.
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use super::at;
-use super::layer::{Layer, Layers, SetupError};
 use crate::config::Limits;
+use crate::layer::{Layer, Layers, SetupError, at};
 
 // What the kernel counts for each user it counts in all user namespaces above, too, so for the host's user
 // (`inc_rlimit_get_ucounts`): one job must not use up what root's daemons need, for whom `setuid(2)` fails half-way then.

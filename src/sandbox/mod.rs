@@ -1,42 +1,34 @@
-//! The sandbox: what is prepared once in the host, what the host does for each child, and
-//! the page of steps that each child goes through before any of the job's code runs.
+//! The sandbox's layers, one file each: what the main thread prepares once, and what each child applies to itself.
+//!
+//! Runs on: the main thread, a child.
+//!
+//! The order in which a child applies them is in [`crate::child::enter`].
 
-pub(crate) mod assignment;
 pub(crate) mod capabilities;
-pub(crate) mod cgroup;
-pub(crate) mod enter;
-pub(crate) mod from_host;
-pub(crate) mod handshake;
-pub(crate) mod hidden;
 pub(crate) mod identity;
-pub(crate) mod import_roots;
 pub(crate) mod landlock;
-pub(crate) mod layer;
 pub(crate) mod limits;
 pub(crate) mod namespaces;
-pub(crate) mod order;
 pub(crate) mod processes;
-pub(crate) mod read_back;
 pub(crate) mod root;
 pub(crate) mod seccomp;
 
 use anyhow::Context;
-use nix::errno::Errno;
 
 use crate::config::{Network, Profile};
-pub(crate) use layer::{Layer, Layers, SetupError};
-use order::ChildNetwork;
+use crate::layer::{Layer, Layers, SetupError};
+use crate::wire::child_spec::ChildNetwork;
 
 /// A profile made ready: everything that does not depend on the single job is done.
 pub(crate) struct Sandbox {
     pub profile: Profile,
     pub layers: Layers,
     /// `None`: the layer is skipped.
-    root: Option<root::PreparedRoot>,
-    seccomp: seccomp::Program,
-    may_set_groups: bool,
-    landlock: landlock::Rules,
-    limits: limits::ResourceLimits,
+    pub root: Option<root::PreparedRoot>,
+    pub seccomp: seccomp::Program,
+    pub may_set_groups: bool,
+    pub landlock: landlock::Rules,
+    pub limits: limits::ResourceLimits,
 }
 
 impl Sandbox {
@@ -105,7 +97,7 @@ impl Sandbox {
     }
 
     /// The network of each child, unless its order says otherwise.
-    fn network(&self) -> ChildNetwork {
+    pub(crate) fn network(&self) -> ChildNetwork {
         match self.profile.network {
             Network::None => ChildNetwork::None,
             Network::Loopback => ChildNetwork::Loopback,
@@ -122,9 +114,4 @@ impl Sandbox {
             false => flags,
         }
     }
-}
-
-/// Attaches layer and step to an errno.
-fn at(layer: Layer, step: &'static str) -> impl Fn(Errno) -> SetupError {
-    move |errno| SetupError::new(layer, step, errno)
 }

@@ -1,9 +1,10 @@
 //! Which namespaces a child is born into, and the one that it enters later.
+//!
+//! Runs on: the main thread, a child.
 
 use nix::errno::Errno;
 
-use super::at;
-use super::layer::{Layer, Layers, SetupError};
+use crate::layer::{Layer, Layers, SetupError, at};
 use crate::sys::interfaces;
 use crate::sys::process::unshare;
 

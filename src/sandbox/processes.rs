@@ -1,11 +1,12 @@
 //! What the kernel does with the child as a process: session, privileges, and its end when
 //! the host ends.
+//!
+//! Runs on: a child.
 
 use nix::errno::Errno;
 use nix::unistd::setsid;
 
-use super::at;
-use super::layer::{Layer, Layers, SetupError};
+use crate::layer::{Layer, Layers, SetupError, at};
 use crate::sys::process::prctl;
 
 /// A session of its own: without a controlling terminal, TIOCSTI cannot type into the

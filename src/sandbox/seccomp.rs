@@ -1,5 +1,7 @@
 //! The system call filter: an allow-list compiled from `seccomp_policy.toml`.
 //!
+//! Runs on: the main thread, a child.
+//!
 //! A call on the kill list is trapped, so that a handler can write its name, and then the
 //! process ends with SIGSYS by a second, reserved call that the filter answers with
 //! `RET_KILL_PROCESS`. That second call is needed: the default action of a signal does not
@@ -17,10 +19,9 @@ use libseccomp::{
 use nix::errno::Errno;
 use serde::Deserialize;
 
-use super::at;
-use super::layer::{Layer, Layers, SetupError};
+use crate::layer::{Layer, Layers, SetupError, at};
 use crate::sys::seccomp as sys;
-use crate::{record, result_channel};
+use crate::wire::{record, result_channel};
 
 const POLICY: &str = include_str!("seccomp_policy.toml");
 

@@ -1,4 +1,6 @@
 //! `clone3(2)`, without the C library's knowledge.
+//!
+//! Runs on: any process.
 
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 

@@ -1,4 +1,6 @@
 //! Descriptors that are no files: comparing open files, timers, close-on-exec moves.
+//!
+//! Runs on: any process.
 
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 

@@ -1,8 +1,11 @@
 //! Descriptors: sealed memory files, descriptor ranges, the handful of raw writes.
+//!
+//! Runs on: any process.
 
 use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl, openat};
@@ -129,4 +132,27 @@ where
     // SAFETY: `owner` is an I/O-safe type (it has AsFd, a bare number has not), which keeps its
     // one descriptor open while the AsyncFd owns it.
     Ok(unsafe { AsyncFd::register_with_interest(owner, interest) }?)
+}
+
+/// The name of an open descriptor, such as `/dev/stdin` or a shell's `/dev/fd/63`, as one of the calling thread's: in `/proc/self`
+/// they are the main thread's, which has others.
+pub(crate) fn name_on_this_thread(path: &Path) -> PathBuf {
+    match number_in_name(path) {
+        Some(number) => PathBuf::from(format!("/proc/thread-self/fd/{number}")),
+        None => path.to_owned(),
+    }
+}
+
+/// The number of the open descriptor that a path names, if it names one.
+pub(crate) fn number_in_name(path: &Path) -> Option<RawFd> {
+    let path = path.to_str()?;
+    match path {
+        "/dev/stdin" => Some(0),
+        "/dev/stdout" => Some(1),
+        "/dev/stderr" => Some(2),
+        _ => ["/dev/fd/", "/proc/self/fd/"]
+            .into_iter()
+            .find_map(|folder| path.strip_prefix(folder))
+            .and_then(|number| number.parse().ok()),
+    }
 }

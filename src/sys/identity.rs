@@ -1,5 +1,7 @@
 //! User and group ids, by raw system calls.
 //!
+//! Runs on: any process.
+//!
 //! glibc's wrappers pass every change on to all threads that it knows, by signal
 //! (nptl(7)); in a clone it knows threads that no longer exist.
 

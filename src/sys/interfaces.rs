@@ -1,4 +1,6 @@
 //! Interfaces of the calling thread's network namespace (`netdevice(7)`).
+//!
+//! Runs on: any process.
 
 use std::ffi::CStr;
 use std::os::fd::AsRawFd;

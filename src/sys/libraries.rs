@@ -1,4 +1,6 @@
 //! Loaded libraries: who among them exports a function.
+//!
+//! Runs on: any process.
 
 use std::ffi::{CStr, CString, c_int, c_void};
 

@@ -1,4 +1,6 @@
 //! Mappings: of which clones receive nothing, and of which they receive much.
+//!
+//! Runs on: any process.
 
 use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};

@@ -1,4 +1,6 @@
 //! Unix sockets that keep messages apart (`SOCK_SEQPACKET`, `unix(7)`), with descriptors.
+//!
+//! Runs on: any process.
 
 use std::future::poll_fn;
 use std::io::{Error, ErrorKind, IoSlice, Result};

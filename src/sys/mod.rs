@@ -1,5 +1,7 @@
 //! Thin, typed wrappers around system calls that neither `libc` nor `nix` offers
 //! in the form needed here. Nothing in this module decides anything.
+//!
+//! Runs on: any process.
 
 pub(crate) mod clone3;
 pub(crate) mod descriptors;

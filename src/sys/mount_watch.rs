@@ -1,4 +1,6 @@
 //! The kernel's word on whether anything was mounted or unmounted.
+//!
+//! Runs on: any process.
 
 use std::cell::Cell;
 use std::fs::File;

@@ -1,4 +1,6 @@
 //! The file-descriptor mount interface (Linux 5.2, `mount_setattr` 5.12).
+//!
+//! Runs on: any process.
 
 use std::ffi::{CStr, CString};
 use std::mem::MaybeUninit;

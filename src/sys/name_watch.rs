@@ -1,4 +1,6 @@
 //! The kernel's word on whether names may lead elsewhere than they did.
+//!
+//! Runs on: any process.
 
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};

@@ -1,4 +1,6 @@
 //! Processes: pidfds, exit statuses with their resource use, `prctl` switches.
+//!
+//! Runs on: any process.
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};

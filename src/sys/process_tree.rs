@@ -1,5 +1,7 @@
 //! A child's processes, as `/proc` shows them: it, and whatever it has forked.
 //!
+//! Runs on: any process.
+//!
 //! In a PID namespace all descend from the first (`pid_namespaces(7)`).
 
 use std::fs;

@@ -1,4 +1,6 @@
 //! Who runs first: policy and priorities of the calling thread (`sched(7)`, `ioprio_set(2)`).
+//!
+//! Runs on: any process.
 
 use nix::errno::Errno;
 

@@ -1,5 +1,7 @@
 //! The random generators of SQLite, of which a process may have several: the system's library, and the
 //! copies that wheels bring.
+//!
+//! Runs on: any process.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 
@@ -32,7 +34,7 @@ pub(crate) struct Sqlite {
 /// By themselves they read `/dev/urandom`, and where there is none, as in a chroot, they take the time
 /// and the process id, which is 1 in every child.
 pub(crate) fn find() -> Vec<Sqlite> {
-    let libraries = super::libraries::loaded();
+    let libraries = crate::sys::libraries::loaded();
     libraries.iter().filter_map(|name| load(name)).collect()
 }
 

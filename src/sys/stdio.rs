@@ -1,5 +1,7 @@
 //! The C library's streams: flushing them, and renewing their locks in a clone.
 //!
+//! Runs on: any process.
+//!
 //! Source: glibc `posix/fork.c` (reset_locks), `libio/libioP.h`; `struct _IO_FILE` is part of its ABI
 //! (`bits/types/struct_FILE.h`).
 

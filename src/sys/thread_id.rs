@@ -1,5 +1,7 @@
 //! Where the C library keeps the calling thread's id.
 //!
+//! Runs on: any process.
+//!
 //! `fork(3)` renews that copy in the child, and so must a clone: mutexes record their owner by it,
 //! and `raise(3)` signals by it. Up to glibc 2.42 it is the address that the kernel clears at the
 //! thread's end (`set_tid_address(2)`). Since glibc 2.43 the kernel clears another field of the

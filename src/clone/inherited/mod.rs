@@ -1,5 +1,7 @@
 //! What a clone receives of preloaded objects besides private memory: descriptors and shared memory. None of it
 //! may stay common to jobs, or to a job and the host.
+//!
+//! Runs on: the main thread, and a child that it has just cloned.
 
 mod pairs;
 mod read_only;
@@ -16,6 +18,10 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use nix::unistd::{Whence, lseek};
 
+use crate::layer::{Layer, SetupError};
+use crate::sys::descriptors::offset;
+use crate::sys::files::{close_all_but, duplicate_onto};
+use crate::wire::child_descriptors::{ChildDescriptors, StreamCopy};
 use read_only::restricted;
 use shared_memory::SharedMemory;
 pub(crate) use shared_memory::SharedRange;
@@ -23,10 +29,6 @@ use stand_ins::StandIn;
 pub(crate) use survey::Held;
 use survey::{Survey, WATCH_OF_NAMES};
 use table::Table;
-
-use crate::sandbox::{Layer, SetupError};
-use crate::sys::descriptors::offset;
-use crate::sys::files::{close_all_but, duplicate_onto};
 
 /// What preloaded objects hold, and what children get in its place.
 pub(crate) struct Inherited {
@@ -37,25 +39,6 @@ pub(crate) struct Inherited {
     own: Vec<RawFd>,
     survey: RefCell<Survey>,
     shared: RefCell<SharedMemory>,
-}
-
-/// A number of the child at which it finds one of the job's standard streams.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct StreamCopy {
-    pub number: RawFd,
-    pub stream: RawFd,
-}
-
-/// pyspawner's own descriptors in a child. Numbers, not owners: the clone holds copies of them all.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct ChildDescriptors {
-    /// Stands in for the job's standard input.
-    pub null: RawFd,
-    pub control: RawFd,
-    /// What this child is to get otherwise than its profile says.
-    pub order: Option<RawFd>,
-    /// A detached tree, as `open_tree(2)` gives it: a root of the child's own.
-    pub root: Option<RawFd>,
 }
 
 impl ChildDescriptors {

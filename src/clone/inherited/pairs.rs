@@ -1,4 +1,6 @@
 //! Which descriptors are the two ends of one pipe, or of one pair of sockets.
+//!
+//! Runs on: the main thread.
 
 use std::collections::HashMap;
 use std::os::fd::RawFd;

@@ -1,4 +1,6 @@
 //! Ways by which children open a file that the host holds, and come to no more than that file.
+//!
+//! Runs on: the main thread.
 
 use std::io::Write;
 use std::os::fd::{BorrowedFd, OwnedFd};

@@ -1,5 +1,7 @@
 //! Gives each child a private copy of the memory that a clone would share with the host.
 //!
+//! Runs on: the main thread, and a child that it has just cloned.
+//!
 //! A lock of `multiprocessing` lies in such memory: a job that took it and ended would stop every later one.
 //! What is not plain memory (a device's registers, the rings of io_uring) is out of a child's reach.
 

@@ -1,5 +1,7 @@
 //! What a child has in place of descriptors of the host's, and how it is put there, in a child that has just been cloned.
 //!
+//! Runs on: a child that has just been cloned.
+//!
 //! That comes before any fork handler, since handlers close and reopen what they know (libuv does). Nothing here
 //! may take a lock. New descriptors take numbers that nobody holds, since those that are held are open.
 

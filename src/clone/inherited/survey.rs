@@ -1,5 +1,7 @@
 //! Finds what preloaded objects hold open, and chooses what takes its place in a child.
 //!
+//! Runs on: the main thread.
+//!
 //! Such an object keeps a number and uses it in every child. If the child closed the descriptor, the number
 //! would soon be another file's, and the object would write into that. So each number stays taken, by a
 //! stand-in that carries nothing from one job to another or to the host. The table of kinds is in

@@ -1,4 +1,6 @@
 //! The table of open descriptors, as the kernel describes it in `/proc`.
+//!
+//! Runs on: the main thread.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 

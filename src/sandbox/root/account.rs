@@ -1,5 +1,7 @@
 //! The one user that children have: what `/etc/passwd` and `/etc/group` say of it, and its home.
 //!
+//! Runs on: the main thread.
+//!
 //! The host may have another user with the id that children have inside, or none. And no other
 //! account of the host's means anything to a child: its user namespace has one id, and to it every
 //! file of another owner belongs to nobody. So the two files name the sandbox's user, nobody, and root,
@@ -13,8 +15,8 @@ use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 
 use super::steps::{error, io_error};
+use crate::layer::SetupError;
 use crate::sandbox::identity::INSIDE_ID;
-use crate::sandbox::layer::SetupError;
 
 const NAME: &str = "sandbox";
 /// What the kernel shows of an id that a user namespace does not have (`/proc/sys/kernel/overflowuid`).

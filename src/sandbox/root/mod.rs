@@ -1,5 +1,7 @@
 //! The children's root file system.
 //!
+//! Runs on: the main thread, a child.
+//!
 //! Prepared once, in a mount namespace that only the cloning thread is in: the host's tree
 //! read-only, a chroot, or nothing, with what the profile binds into it and without what it
 //! hides. A clone inherits it, locked by the kernel since the child's user namespace is a
@@ -8,10 +10,10 @@
 //! clone.
 
 mod account;
-mod covers;
-mod kernel;
+mod client_chroot;
+mod kernel_filesystems;
+mod masks;
 mod mountinfo;
-mod own;
 mod resolver;
 mod steps;
 mod way;
@@ -26,16 +28,15 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::Mode;
 use nix::unistd::{chdir, fchdir, mkdir};
 
-pub(crate) use self::kernel::DEVICES;
-pub(crate) use self::own::{Covered, Folder, OwnRoot, enter_own};
-
-use self::covers::{Covers, is_closed};
-use self::kernel::Devices;
+pub(crate) use self::client_chroot::{Folder, OwnRoot, enter_own};
+pub(crate) use self::kernel_filesystems::DEVICES;
+use self::kernel_filesystems::Devices;
+use self::masks::{Masks, is_closed};
 use self::resolver::Resolver;
 use self::steps::{create_link, create_mount_point, error, mount_tmpfs};
 use self::way::{ANYTHING, FOLDER, open_kept};
-use super::layer::{Layer, Layers, SetupError};
 use crate::config::{Proc, Profile, Root};
+use crate::layer::{Layer, Layers, SetupError};
 use crate::sys::mounts::{
     attach_tree, copy_found, copy_tree, pivot_to_working_directory, set_attributes,
 };
@@ -61,7 +62,7 @@ pub(crate) struct PreparedRoot {
     working_directory: PathBuf,
     /// The caller's working directory, where children do not start in it, but can reach it.
     import_directory: Option<PathBuf>,
-    covers: Covers,
+    masks: Masks,
 }
 
 /// A bind of the profile, taken from the host's tree.
@@ -97,7 +98,7 @@ impl PreparedRoot {
             copy_tree(Path::new("/proc"), true).map_err(|e| error("open_tree /proc".into(), e))?;
         let writable = binds.iter().filter(|bind| bind.writable);
         let untrusted = writable.map(|bind| bind.source.clone()).collect();
-        let mut covers = match &profile.root {
+        let mut masks = match &profile.root {
             Root::ReadOnly => {
                 let needed = with_working_directory(needed, &working_directory, &hidden);
                 enter_host_tree(&hidden, &needed, untrusted, account, &hosts_proc)?
@@ -109,33 +110,33 @@ impl PreparedRoot {
                 )?;
                 let mut folders = binds.iter().filter(|bind| bind.is_folder);
                 let place = folders.next().map(|bind| bind.target.as_path());
-                let mut covers = Covers::new(&[], Vec::new());
+                let mut masks = Masks::new(&[], Vec::new());
                 if let Some(place) = place {
-                    covers.keep_shelf_at(place, &[])?;
+                    masks.keep_shelf_at(place, &[])?;
                 }
-                kernel::remove_from_chroot(&mut covers, &hosts_proc, profile.proc())?;
-                covers
+                kernel_filesystems::remove_from_chroot(&mut masks, &hosts_proc, profile.proc())?;
+                masks
             }
             Root::Empty => enter_empty_tree(home.as_deref())?,
         };
         if profile.proc() == Proc::Private {
-            kernel::mount_visible_proc(&hosts_proc)?;
+            kernel_filesystems::mount_visible_proc(&hosts_proc)?;
         }
         // A chroot is the operator's own folder, and a job may have left links in it.
         let may_create = !matches!(profile.root, Root::Chroot(_));
         mount_binds(&binds, may_create)?;
         resolver.mount(may_create)?;
         let targets: Vec<_> = binds.iter().map(|bind| bind.target.as_path()).collect();
-        kernel::remove_from_binds(&targets, &mut covers, &hosts_proc)?;
+        kernel_filesystems::remove_from_binds(&targets, &mut masks, &hosts_proc)?;
         if profile.shows_host_tree() && profile.proc() == Proc::None {
-            covers.cover(Path::new("/proc"), &[])?;
+            masks.cover(Path::new("/proc"), &[])?;
         }
         let kept = Kept::find(needed, &binds);
         let reached = reached_directory(profile, working_directory, &kept);
         for bind in binds {
-            covers.hide_in_bind(bind, &hidden)?;
+            masks.hide_in_bind(bind, &hidden)?;
         }
-        covers.seal(&hosts_proc)?;
+        masks.seal(&hosts_proc)?;
 
         let (starting, import_directory) = match &home {
             Some(home) if profile.starts_in_home() => {
@@ -151,13 +152,13 @@ impl PreparedRoot {
             import_directory,
             kept,
             home,
-            covers,
+            masks,
         })
     }
 
     /// The names that each clone hides anew if need be, as the host knows them.
     pub(crate) fn hidden_names(&self) -> Vec<PathBuf> {
-        self.covers.names_on_host()
+        self.masks.names_on_host()
     }
 
     /// The folder that each child has for itself, in its private `/tmp`.
@@ -173,13 +174,13 @@ impl PreparedRoot {
     /// Before each clone: hides again what the host has shown since, by replacing a file or
     /// making one.
     pub(crate) fn renew(&mut self) -> Result<(), SetupError> {
-        self.covers.renew()
+        self.masks.renew()
     }
 }
 
 /// The names of what is to be hidden, and what they lead to now: a bind may show it by that name.
 /// Where jobs can write, they choose what a name leads to, and only the name counts.
-pub(super) fn by_all_names(profile: &Profile) -> Vec<PathBuf> {
+pub(crate) fn by_all_names(profile: &Profile) -> Vec<PathBuf> {
     let is_jobs = |path: &Path| {
         let mut binds = profile.binds.iter();
         binds.any(|bind| bind.writable && path.starts_with(&bind.source))
@@ -265,49 +266,49 @@ fn enter_host_tree(
     untrusted: Vec<PathBuf>,
     account: &[(&str, String)],
     hosts_proc: &OwnedFd,
-) -> Result<Covers, SetupError> {
+) -> Result<Masks, SetupError> {
     let devices = Devices::take()?;
     enter_tree(&take_tree(Path::new("/"), FOLDER, READ_ONLY)?, "/")?;
-    let mut covers = Covers::new(needed, untrusted);
-    cover_tmp(&mut covers, needed, account)?;
-    kernel::remove_from_host_tree(&mut covers, hosts_proc)?;
+    let mut masks = Masks::new(needed, untrusted);
+    cover_tmp(&mut masks, needed, account)?;
+    kernel_filesystems::remove_from_host_tree(&mut masks, hosts_proc)?;
     devices.mount()?;
-    covers.open_the_way_to(needed)?;
+    masks.open_the_way_to(needed)?;
     for path in hidden {
-        covers.hide(path, needed)?;
+        masks.hide(path, needed)?;
     }
     for (name, _) in account {
-        covers.replace(&Path::new("/etc").join(name), name);
+        masks.replace(&Path::new("/etc").join(name), name);
     }
-    Ok(covers)
+    Ok(masks)
 }
 
 /// An empty tree with `/dev`, `/proc`, `/tmp`, and the names of its user.
-fn enter_empty_tree(home: Option<&Path>) -> Result<Covers, SetupError> {
+fn enter_empty_tree(home: Option<&Path>) -> Result<Masks, SetupError> {
     let devices = Devices::take()?;
-    let root = covers::tmpfs()?;
+    let root = masks::tmpfs()?;
     enter_tree(&root, "an empty tree")?;
     for folder in ["/dev", "/proc", "/tmp"] {
         create_mount_point(Path::new(folder), true)?;
     }
     home.map_or(Ok(()), account::create_files)?;
     devices.mount()?;
-    let mut covers = Covers::new(&[], Vec::new());
-    cover_tmp(&mut covers, &[], &[])?;
-    covers.adopt(root)?;
-    Ok(covers)
+    let mut masks = Masks::new(&[], Vec::new());
+    cover_tmp(&mut masks, &[], &[])?;
+    masks.adopt(root)?;
+    Ok(masks)
 }
 
 /// Each child mounts its own over it. Covered here too, the host's is never in sight.
 fn cover_tmp(
-    covers: &mut Covers,
+    masks: &mut Masks,
     needed: &[PathBuf],
     files: &[(&str, String)],
 ) -> Result<(), SetupError> {
-    covers.cover(Path::new("/tmp"), needed)?;
+    masks.cover(Path::new("/tmp"), needed)?;
     let shelf = Path::new("/tmp/.shelf");
     create_mount_point(shelf, true)?;
-    covers.keep_shelf_at(shelf, files)
+    masks.keep_shelf_at(shelf, files)
 }
 
 /// Makes a detached tree the root and detaches the old one.

@@ -1,4 +1,6 @@
 //! What is mounted where, as `proc_pid_mountinfo(5)` tells it, and which of it is the kernel's own.
+//!
+//! Runs on: the main thread, the I/O thread, a child.
 
 use std::fs;
 use std::io::Read;
@@ -9,7 +11,7 @@ use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
 
 use super::steps::io_error;
-use crate::sandbox::layer::SetupError;
+use crate::layer::SetupError;
 
 /// The step that fails where a root would be one of them.
 pub(super) const IN_A_KERNELS: &str = "a chroot in a file system of the kernel's own";

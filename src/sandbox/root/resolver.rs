@@ -1,4 +1,6 @@
 //! The children's `/etc/resolv.conf`, where the profile has one of its own.
+//!
+//! Runs on: the main thread.
 
 use std::fs::{self, Permissions};
 use std::os::fd::OwnedFd;
@@ -7,7 +9,7 @@ use std::path::Path;
 
 use super::steps::{create_mount_point, detach_top, error, io_error, mount_tmpfs};
 use crate::config::{Network, Profile};
-use crate::sandbox::layer::SetupError;
+use crate::layer::SetupError;
 use crate::sys::mounts::{attach_tree, copy_tree, set_attributes};
 
 const PLACE: &str = "/etc/resolv.conf";

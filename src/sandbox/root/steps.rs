@@ -1,4 +1,6 @@
 //! The mount calls that this layer is made of, with errors that name it.
+//!
+//! Runs on: the main thread, a child.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -8,7 +10,7 @@ use std::path::Path;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-use crate::sandbox::layer::{Layer, SetupError};
+use crate::layer::{Layer, SetupError};
 
 pub(super) fn error(step: String, errno: Errno) -> SetupError {
     SetupError::new(Layer::Root, step, errno)

@@ -1,4 +1,6 @@
 //! The way to what the host shows to children, past the links that others may have made on it.
+//!
+//! Runs on: the main thread, the I/O thread.
 
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
@@ -9,7 +11,7 @@ use nix::fcntl::{OFlag, open, openat, readlinkat};
 use nix::sys::stat::{Mode, fstat};
 
 use super::steps::{error, io_error};
-use crate::sandbox::layer::SetupError;
+use crate::layer::SetupError;
 
 /// What is open for its place alone.
 pub(super) const ANYTHING: OFlag = OFlag::O_PATH.union(OFlag::O_CLOEXEC);

@@ -1,0 +1,20 @@
+//! pyspawner's own failure: its exit status, and what it says.
+//!
+//! Runs on: any process.
+
+use crate::logging;
+
+/// The exit status if pyspawner itself failed.
+pub(crate) const FAILED: u8 = 125;
+
+/// Prints an error, once.
+pub(crate) fn print_error(error: &anyhow::Error) {
+    let text = format!("pyspawner: error: {error:#}\n");
+    logging::write(logging::without_controls(&text).as_bytes());
+}
+
+/// What the init has to say while the host runs.
+pub(crate) fn print_warning(text: &str) {
+    let text = format!("pyspawner: {text}\n");
+    logging::write(logging::without_controls(&text).as_bytes());
+}
