@@ -11,9 +11,11 @@ use nix::errno::Errno;
 
 use crate::layer::{Layer, SetupError, at};
 use crate::sandbox::processes;
+use crate::sys::descriptors::standard_streams;
 use crate::sys::{files, messages};
-use crate::wire::assignment::{Assignment, Handed, LONGEST};
+use crate::wire::assignment::{Assignment, LONGEST, Received};
 use crate::wire::child_descriptors::StreamCopy;
+use crate::wire::fd_set::{FdSet, Role};
 use crate::wire::payload::{Call, Payload};
 use crate::wire::result_channel;
 
@@ -39,16 +41,15 @@ pub(crate) fn wait(
 /// [`end_rehearsal`].
 pub(crate) fn rehearse(copies: &[StreamCopy]) -> Result<Option<Assigned>, SetupError> {
     let (mouth, ear) = messages::pair().map_err(|error| failed("socketpair", &error))?;
-    let null = libc::STDIN_FILENO; // as the clone has left it
-    let handed = Handed {
-        stdin: null,
-        stdout: null,
-        stderr: libc::STDERR_FILENO,
-        payload: None,
-        result: Some(null),
-    };
-    let assignment = Assignment::default().encode(&Payload::Inline(Vec::new()));
-    messages::send(mouth.as_fd(), &assignment, &handed.numbers())
+    let [null, _, stderr] = standard_streams(); // as the clone has left them
+    let descriptors = FdSet::default()
+        .with(Role::Stdin, null)
+        .with(Role::Stdout, null)
+        .with(Role::Stderr, stderr)
+        .with(Role::Result, null);
+    let nothing = Payload::Inline(Vec::new());
+    let assignment = Assignment::default().encode(&nothing, descriptors.roles());
+    messages::send(mouth.as_fd(), &assignment, &descriptors.numbers())
         .map_err(at(Layer::Descriptors, "sendmsg(rehearsal)"))?;
     take(ear.as_fd(), copies)
 }
@@ -63,34 +64,27 @@ pub(crate) fn end_rehearsal(copies: &[StreamCopy]) -> Result<(), SetupError> {
 }
 
 fn take(control: BorrowedFd<'_>, copies: &[StreamCopy]) -> Result<Option<Assigned>, SetupError> {
-    let failed = at(Layer::Descriptors, "decoding the assignment");
     let received = messages::receive_up_to(LONGEST, control, 0);
-    let Some(message) = received.map_err(|error| self::failed("recvmsg(assignment)", &error))?
-    else {
+    let Some(message) = received.map_err(|error| failed("recvmsg(assignment)", &error))? else {
         return Ok(None);
     };
-    let (text, attached) = messages::split_attached(&message.bytes);
-    let assignment: Assignment =
-        serde_json::from_slice(text).map_err(|_| failed(Errno::EBADMSG))?;
-    if message.is_cut {
-        let errno = match message.lost_descriptors() {
-            true => Errno::EMFILE,
-            false => Errno::EMSGSIZE,
-        };
-        return Err(at(Layer::Descriptors, "recvmsg(assignment)")(errno));
+    let decoding = at(Layer::Descriptors, "decoding the assignment");
+    let Received {
+        assignment,
+        mut descriptors,
+        arguments,
+    } = Received::decode(message).map_err(&decoding)?;
+    let mut needed = |role| descriptors.take(role).ok_or_else(|| decoding(Errno::EBADF));
+    let streams = [Role::Stdin, Role::Stdout, Role::Stderr];
+    for (role, number) in streams.into_iter().zip(0..) {
+        place(needed(role)?.as_raw_fd(), number, copies)?;
     }
-    let mut descriptors = message.descriptors.into_iter();
-    let mut next = || descriptors.next().ok_or(failed(Errno::EBADF));
-    let (stdin, stdout, stderr) = (next()?, next()?, next()?);
-    let payload = match attached {
-        Some(bytes) => Payload::Inline(bytes.to_vec()),
-        None => Payload::File(next()?),
+    let payload = match arguments {
+        Some(bytes) => Payload::Inline(bytes),
+        None => Payload::File(needed(Role::Arguments)?),
     };
-    let result = descriptors.next().map(raise).transpose()?;
+    let result = descriptors.take(Role::Result).map(raise).transpose()?;
     result_channel::set(result);
-    for (source, number) in [(&stdin, 0), (&stdout, 1), (&stderr, 2)] {
-        place(source.as_raw_fd(), number, copies)?;
-    }
     processes::take_name(assignment.process_name.as_deref())?;
     Ok(Some(Assigned {
         call: assignment.call,

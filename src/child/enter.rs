@@ -30,25 +30,25 @@ pub(crate) fn enter(
 ) -> Result<(), SetupError> {
     unblock_signals()?;
     processes::leave_terminal()?;
-    let order = match descriptors.order {
+    let spec = match descriptors.spec {
         Some(number) => ChildSpec::take(number)?,
         None => ChildSpec::default(),
     };
-    let layers = &order.layers(&sandbox.layers);
-    let limits = match &order.limits {
+    let layers = &spec.layers(&sandbox.layers);
+    let limits = match &spec.limits {
         Some(limits) => &sandbox.limits.with(limits.clone()),
         None => &sandbox.limits,
     };
     Control::of(descriptors).wait_for_host()?;
     identity::become_sandbox_user(layers, sandbox.may_set_groups)?;
-    let network = order.network.unwrap_or(sandbox.network());
+    let network = spec.network.unwrap_or(sandbox.network());
     if network == ChildNetwork::Loopback {
         namespaces::raise_loopback(layers)?;
     }
     match (descriptors.root, &sandbox.root) {
-        (Some(tree), _) => root::enter_own(tree, &order.covered, layers)?,
+        (Some(tree), _) => root::enter_own(tree, &spec.covered, layers)?,
         (None, Some(root)) => {
-            root::mount_private_places(root, layers, !order.skip_layers.is_empty())?;
+            root::mount_private_places(root, layers, !spec.skip_layers.is_empty())?;
         }
         (None, None) => {}
     }

@@ -50,7 +50,7 @@ impl<'a> Child<'a> {
     ) -> Self {
         Self {
             inheritance,
-            control: Control::of(&request.descriptors),
+            control: Control::of(&request.own),
             stream_copies,
         }
     }
@@ -58,10 +58,10 @@ impl<'a> Child<'a> {
     /// Its whole life. Returns its exit status.
     pub(crate) fn live(&self, py: Python<'_>, request: &CloneRequest) -> i32 {
         let sandbox = &self.inheritance.sandbox;
-        if let Err(error) = enter::enter(sandbox, &request.descriptors, request.cgroup.is_some()) {
+        if let Err(error) = enter::enter(sandbox, &request.own, request.cgroup().is_some()) {
             return self.refuse(&ChildReport::SetupFailed(error));
         }
-        if request.descriptors.root.is_some()
+        if request.own.root.is_some()
             && let Err(error) = forget_hosts_places(py, sandbox)
         {
             let text = interpreter::describe(py, &error);

@@ -124,9 +124,9 @@ impl Children {
             py,
             &CloneSpec {
                 flags: self.inheritance.sandbox.clone_flags(network.is_some()),
-                cgroup: request.cgroup,
+                cgroup: request.cgroup(),
                 network,
-                descriptors: &request.descriptors,
+                descriptors: &request.own,
                 own: &own,
             },
         );
@@ -179,10 +179,10 @@ impl Children {
         &self,
         request: &CloneRequest,
     ) -> Result<(Option<RawFd>, Option<OwnedFd>), String> {
-        match request.network {
-            Birth::Own => return Ok((None, None)),
-            Birth::In(slot) if self.cloner.is_as_new(slot) => return Ok((Some(slot), None)),
-            Birth::In(_) | Birth::New => {}
+        match (request.birth, request.slot()) {
+            (Birth::Own, _) => return Ok((None, None)),
+            (_, Some(slot)) if self.cloner.is_as_new(slot) => return Ok((Some(slot), None)),
+            (Birth::InSlot | Birth::New, _) => {}
         }
         let new = self.cloner.make_network_namespace();
         let new = new.map_err(|error| error.to_string())?;

@@ -92,3 +92,9 @@ pub(crate) unsafe fn borrow<'a>(number: RawFd) -> BorrowedFd<'a> {
     // SAFETY: as this function.
     unsafe { BorrowedFd::borrow_raw(number) }
 }
+
+/// The standard streams, which are open as long as this process lives: Rust's runtime opens what is missing of them at its start.
+pub(crate) fn standard_streams() -> [BorrowedFd<'static>; 3] {
+    // SAFETY: they are replaced (`dup3(2)`), and never closed.
+    [0, 1, 2].map(|number| unsafe { borrow(number) })
+}

@@ -5,15 +5,16 @@
 //! It is one message at the control socket: JSON, then the arguments, with the descriptors of the job's streams. The child takes it
 //! in [`crate::child::assigned`].
 
-use std::os::fd::RawFd;
+use std::os::fd::OwnedFd;
 
+use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
+use super::fd_set::{FdSet, Roles};
 use super::payload::{Call, Payload};
-use crate::sys::messages;
+use crate::sys::messages::{self, Message};
 
-/// What the host says of a job. With it come the arguments, unless they are in a file, and the
-/// descriptors of [`Handed`].
+/// What the host says of a job. With it come the arguments, unless they are in a file, and the descriptors.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Assignment {
     /// What `ps` shows for the child; the kernel cuts it at 15 bytes.
@@ -21,34 +22,59 @@ pub(crate) struct Assignment {
     pub call: Call,
 }
 
+/// The same as it is sent.
+#[derive(Serialize, Deserialize)]
+struct Head<A> {
+    assignment: A,
+    roles: Roles,
+}
+
+/// A job as its child takes it.
+pub(crate) struct Received {
+    pub assignment: Assignment,
+    pub descriptors: FdSet<OwnedFd>,
+    /// The arguments, if they are not in a file.
+    pub arguments: Option<Vec<u8>>,
+}
+
 /// The longest message in bytes: what a client may say, in some words more.
 pub(crate) const LONGEST: usize = messages::LONGEST + (1 << 10);
 
-/// The host's descriptors that become the job's. Numbers, not owners: a message holds copies.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Handed {
-    pub stdin: RawFd,
-    pub stdout: RawFd,
-    pub stderr: RawFd,
-    pub payload: Option<RawFd>,
-    pub result: Option<RawFd>,
-}
-
-impl Handed {
-    /// In the order in which they are sent.
-    pub(crate) fn numbers(&self) -> Vec<RawFd> {
-        let always = [self.stdin, self.stdout, self.stderr];
-        let others = self.payload.into_iter().chain(self.result);
-        always.into_iter().chain(others).collect()
-    }
-}
-
 impl Assignment {
-    pub(crate) fn encode(&self, payload: &Payload) -> Vec<u8> {
-        let mut message = serde_json::to_vec(self).expect("an assignment is valid JSON");
+    /// As bytes, with which these descriptors are sent.
+    pub(crate) fn encode(&self, payload: &Payload, roles: Roles) -> Vec<u8> {
+        let head = Head {
+            assignment: self,
+            roles,
+        };
+        let mut message = serde_json::to_vec(&head).expect("an assignment is valid JSON");
         if let Payload::Inline(bytes) = payload {
             messages::attach(&mut message, bytes);
         }
         message
+    }
+}
+
+impl Received {
+    /// Reads a message.
+    ///
+    /// # Errors
+    /// EBADMSG if it is none; EMFILE, EMSGSIZE if it was cut; EBADF if descriptors are missing.
+    pub(crate) fn decode(message: Message) -> Result<Self, Errno> {
+        if message.is_cut {
+            return Err(match message.lost_descriptors() {
+                true => Errno::EMFILE,
+                false => Errno::EMSGSIZE,
+            });
+        }
+        let (text, attached) = messages::split_attached(&message.bytes);
+        let head: Head<Assignment> = serde_json::from_slice(text).map_err(|_| Errno::EBADMSG)?;
+        let arguments = attached.map(<[u8]>::to_vec);
+        let descriptors = FdSet::received(head.roles, message.descriptors);
+        Ok(Self {
+            assignment: head.assignment,
+            descriptors: descriptors.map_err(|_| Errno::EBADF)?,
+            arguments,
+        })
     }
 }

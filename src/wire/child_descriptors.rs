@@ -16,20 +16,19 @@ pub(crate) struct StreamCopy {
 pub(crate) struct ChildDescriptors {
     /// Stands in for the job's standard input.
     pub null: RawFd,
+    /// The others are as [`super::fd_set::Role`] says.
     pub control: RawFd,
-    /// What this child is to get otherwise than its profile says.
-    pub order: Option<RawFd>,
-    /// A detached tree, as `open_tree(2)` gives it: a root of the child's own.
+    pub spec: Option<RawFd>,
     pub root: Option<RawFd>,
 }
 
 /// The network namespace of a clone.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Birth<Namespace> {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Birth {
     /// Made by the clone itself, if the sandbox has one.
     Own,
     /// Made before the clone, to be kept.
     New,
     /// Made for an earlier clone; a new one if that left a trace in it.
-    In(Namespace),
+    InSlot,
 }

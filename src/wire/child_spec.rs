@@ -48,8 +48,8 @@ pub(crate) enum ChildNetwork {
 impl ChildSpec {
     /// Puts it into a memory file.
     pub(crate) fn seal(&self) -> std::io::Result<OwnedFd> {
-        let json = serde_json::to_vec(self).expect("an order is valid JSON");
-        files::sealed_memfd("pyspawner-order", &[&json])
+        let json = serde_json::to_vec(self).expect("a spec is valid JSON");
+        files::sealed_memfd("pyspawner-child-spec", &[&json])
     }
 
     /// Reads it in the child, and closes it.
@@ -57,9 +57,9 @@ impl ChildSpec {
         // SAFETY: the child has just put it there, and nothing else owns it.
         let fd = unsafe { OwnedFd::from_raw_fd(number) };
         let json = files::read_to_end(fd)
-            .map_err(|error| SetupError::from_io(Layer::Descriptors, "read(order)", &error))?;
+            .map_err(|error| SetupError::from_io(Layer::Descriptors, "read(child spec)", &error))?;
         serde_json::from_slice(&json)
-            .map_err(|_| at(Layer::Descriptors, "decoding the order")(Errno::EBADMSG))
+            .map_err(|_| at(Layer::Descriptors, "decoding the child spec")(Errno::EBADMSG))
     }
 
     pub(crate) fn layers(&self, of_profile: &Layers) -> Layers {

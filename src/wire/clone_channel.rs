@@ -10,7 +10,7 @@
 //! holds. What a child is to get goes through a socket between the two.
 
 use std::cmp::Ordering;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
@@ -21,6 +21,7 @@ use nix::sys::stat::Mode;
 
 use super::activity;
 use super::child_descriptors::{Birth, ChildDescriptors};
+use super::fd_set::{FdSet, Role, Roles, WrongCount};
 use crate::failure::FAILED;
 use crate::sys::{messages, process};
 
@@ -48,64 +49,28 @@ pub(crate) enum Purpose {
     BareClone,
 }
 
-/// What a child is to get of the I/O thread's descriptors.
-pub(crate) struct Wanted<'a> {
-    pub control: BorrowedFd<'a>,
-    /// As [`ChildDescriptors`] has them.
-    pub order: Option<BorrowedFd<'a>>,
-    pub root: Option<BorrowedFd<'a>>,
-    /// The folder of its control group.
-    pub cgroup: Option<BorrowedFd<'a>>,
-    pub network: Birth<BorrowedFd<'a>>,
-}
-
-impl Wanted<'_> {
-    /// In the order in which [`MainEnd::take`] finds them.
-    pub(crate) fn all(&self) -> [Option<RawFd>; WANTED] {
-        let network = match self.network {
-            Birth::In(namespace) => Some(namespace),
-            Birth::Own | Birth::New => None,
-        };
-        let control = Some(self.control);
-        [control, self.order, self.root, self.cgroup, network]
-            .map(|descriptor| descriptor.map(|descriptor| descriptor.as_raw_fd()))
-    }
-}
-
-/// How many descriptors a child may get.
-pub(crate) const WANTED: usize = 5;
-
 /// What goes with the descriptors of one request.
 pub(crate) struct Label {
     pub number: u64,
-    /// Which of them there are: a bit for each of [`Wanted::all`].
-    pub present: u8,
+    pub roles: Roles,
 }
 
 impl Label {
-    pub(crate) const LENGTH: usize = size_of::<u64>() + 1;
-
-    pub(crate) fn of(number: u64, wanted: &[Option<RawFd>; WANTED]) -> Self {
-        let bits = wanted.iter().enumerate();
-        let present = bits.map(|(place, descriptor)| u8::from(descriptor.is_some()) << place);
-        Self {
-            number,
-            present: present.sum(),
-        }
-    }
+    const LENGTH: usize = size_of::<u64>() + Roles::LENGTH;
 
     pub(crate) fn encode(&self) -> [u8; Self::LENGTH] {
-        let mut bytes = [self.present; Self::LENGTH];
-        bytes[..size_of::<u64>()].copy_from_slice(&self.number.to_le_bytes());
+        let mut bytes = [0; Self::LENGTH];
+        let (number, roles) = bytes.split_at_mut(size_of::<u64>());
+        number.copy_from_slice(&self.number.to_le_bytes());
+        roles.copy_from_slice(&self.roles.encode());
         bytes
     }
 
     fn decode(bytes: &[u8]) -> Option<Self> {
-        let (number, rest) = bytes.split_first_chunk()?;
-        let &[present] = rest else { return None };
+        let (number, roles) = bytes.split_first_chunk()?;
         Some(Self {
             number: u64::from_le_bytes(*number),
-            present,
+            roles: Roles::decode(roles.try_into().ok()?),
         })
     }
 }
@@ -114,24 +79,34 @@ impl Label {
 #[derive(Clone, Copy)]
 pub(crate) struct CloneTicket {
     pub number: u64,
-    pub network: Birth<()>,
+    pub birth: Birth,
     pub purpose: Purpose,
 }
 
 /// The same with the descriptors, as the main thread has them.
 pub(crate) struct CloneRequest {
-    pub descriptors: ChildDescriptors,
-    pub cgroup: Option<RawFd>,
-    pub network: Birth<RawFd>,
+    pub birth: Birth,
     pub purpose: Purpose,
+    /// The child's.
+    pub own: ChildDescriptors,
     /// They are open until the clone has copies.
-    owned: Vec<OwnedFd>,
+    sent: FdSet<OwnedFd>,
 }
 
 impl CloneRequest {
+    /// The folder of the child's control group.
+    pub(crate) fn cgroup(&self) -> Option<RawFd> {
+        self.sent.number(Role::Cgroup)
+    }
+
+    /// The network namespace of [`Birth::InSlot`].
+    pub(crate) fn slot(&self) -> Option<RawFd> {
+        self.sent.number(Role::Network)
+    }
+
     /// The numbers that are open for this clone alone.
     pub(crate) fn numbers(&self) -> Vec<RawFd> {
-        self.owned.iter().map(AsRawFd::as_raw_fd).collect()
+        self.sent.numbers()
     }
 }
 
@@ -222,56 +197,44 @@ impl MainEnd {
     }
 
     /// Takes what was sent along with a request, and nothing else. The error is for the reply.
-    pub(crate) fn take(&self, request: CloneTicket) -> Result<CloneRequest, String> {
-        let (label, owned) = loop {
-            let (label, owned) = self.receive()?;
-            match label.number.cmp(&request.number) {
+    pub(crate) fn take(&self, ticket: CloneTicket) -> Result<CloneRequest, String> {
+        let sent = loop {
+            let (number, sent) = self.receive()?;
+            match number.cmp(&ticket.number) {
                 // Of a request that was never made: nobody waits for it.
                 Ordering::Less => {}
-                Ordering::Equal => break (label, owned),
+                Ordering::Equal => break sent.map_err(|error| error.to_string())?,
                 Ordering::Greater => return Err("its descriptors were not sent".to_owned()),
             }
         };
-        let mut numbers = owned.iter().map(AsRawFd::as_raw_fd);
-        let [control, order, root, cgroup, network] = std::array::from_fn(|place| {
-            let is_present = label.present & 1 << place != 0;
-            is_present.then(|| numbers.next()).flatten()
-        });
-        let network = match (request.network, network) {
-            (Birth::Own, None) => Birth::Own,
-            (Birth::New, None) => Birth::New,
-            (Birth::In(()), Some(namespace)) => Birth::In(namespace),
-            _ => return Err("it has another network namespace than was sent".to_owned()),
-        };
+        if (ticket.birth == Birth::InSlot) != sent.get(Role::Network).is_some() {
+            return Err("it has another network namespace than was sent".to_owned());
+        }
+        let control = sent.number(Role::Control);
         Ok(CloneRequest {
-            descriptors: ChildDescriptors {
+            birth: ticket.birth,
+            purpose: ticket.purpose,
+            own: ChildDescriptors {
                 null: self.null.as_raw_fd(),
                 control: control.ok_or("its control socket was not sent")?,
-                order,
-                root,
+                spec: sent.number(Role::Spec),
+                root: sent.number(Role::Root),
             },
-            cgroup,
-            network,
-            purpose: request.purpose,
-            owned,
+            sent,
         })
     }
 
-    /// The next descriptors, of which none is missing.
-    fn receive(&self) -> Result<(Label, Vec<OwnedFd>), String> {
+    /// The next descriptors, with their request's number.
+    fn receive(&self) -> Result<(u64, Result<FdSet<OwnedFd>, WrongCount>), String> {
         let received =
             messages::receive_up_to(Label::LENGTH, self.descriptors.as_fd(), libc::MSG_DONTWAIT);
         let message = received.map_err(|error| format!("recvmsg(descriptors): {error}"))?;
         let message = message.ok_or("the socket for descriptors is closed")?;
         let label = Label::decode(&message.bytes).ok_or("descriptors without their label")?;
-        let count = label.present.count_ones() as usize;
-        if message.is_cut || message.descriptors.len() != count {
-            return Err(format!(
-                "{} of {count} descriptors came; hint: RLIMIT_NOFILE, fs.file-max",
-                message.descriptors.len(),
-            ));
-        }
-        Ok((label, message.descriptors))
+        Ok((
+            label.number,
+            FdSet::received(label.roles, message.descriptors),
+        ))
     }
 
     /// Tells the init in front of the host what this thread is about to do.
@@ -381,17 +344,16 @@ mod tests {
 
     use super::*;
 
-    /// Sends a file's descriptor as the control socket of that request; what it is called with tells
-    /// them apart.
-    fn send(io: &IoEnd, number: u64, present: u8, descriptors: &[RawFd]) {
-        let label = Label { number, present }.encode();
+    fn send(io: &IoEnd, number: u64, roles: &[Role], descriptors: &[RawFd]) {
+        let roles = Roles::of(roles);
+        let label = Label { number, roles }.encode();
         messages::send(io.descriptors.as_fd(), &label, descriptors).expect("there is room");
     }
 
-    fn request(number: u64) -> CloneTicket {
+    fn ticket(number: u64) -> CloneTicket {
         CloneTicket {
             number,
-            network: Birth::Own,
+            birth: Birth::Own,
             purpose: Purpose::Job,
         }
     }
@@ -409,32 +371,38 @@ mod tests {
     #[test]
     fn a_request_gets_its_own_descriptors_alone() {
         let (main, io) = new_channels();
-        let [old, own, order] = std::array::from_fn(|_| tempfile::tempfile().expect("a file"));
-        send(&io, 6, 0b1, &[old.as_raw_fd()]);
-        send(&io, 7, 0b11, &[own.as_raw_fd(), order.as_raw_fd()]);
-        let taken = main.take(request(7)).expect("it was sent");
-        assert_eq!(inode(taken.descriptors.control), inode(own.as_raw_fd()));
-        let has_order = taken.descriptors.order.expect("it was sent");
-        assert_eq!(inode(has_order), inode(order.as_raw_fd()));
-        assert_eq!((taken.descriptors.root, taken.cgroup), (None, None));
+        let [old, control, spec] = std::array::from_fn(|_| tempfile::tempfile().expect("a file"));
+        send(&io, 6, &[Role::Control], &[old.as_raw_fd()]);
+        let both = [control.as_raw_fd(), spec.as_raw_fd()];
+        send(&io, 7, &[Role::Spec, Role::Control], &both);
+        let taken = main.take(ticket(7)).expect("it was sent");
+        assert_eq!(inode(taken.own.control), inode(control.as_raw_fd()));
+        let own_spec = taken.own.spec.expect("it was sent");
+        assert_eq!(inode(own_spec), inode(spec.as_raw_fd()));
+        assert_eq!(
+            (taken.own.root, taken.cgroup(), taken.slot()),
+            (None, None, None)
+        );
     }
 
     #[test]
     fn a_request_without_its_own_descriptors_gets_none() {
+        use Role::{Control, Network, Spec};
         let (main, io) = new_channels();
         let file = tempfile::tempfile().expect("a file");
-        for (number, present, count, words) in [
-            (9, 0b1, 1, "not sent"),              // a later one's
-            (8, 0b10, 1, "control socket"),       // no control socket
-            (8, 0b11, 1, "1 of 2"),               // fewer than were meant
-            (8, 0b1, 2, "2 of 1"),                // more
-            (8, 0b10001, 2, "network namespace"), // one that it does not want
-        ] {
-            send(&io, number, present, &vec![file.as_raw_fd(); count]);
-            let error = main.take(request(8)).err().expect("it is refused");
+        let cases: [(u64, &[Role], usize, &str); 5] = [
+            (9, &[Control], 1, "not sent"),                   // a later one's
+            (8, &[Spec], 1, "control socket"),                // no control socket
+            (8, &[Control, Spec], 1, "1 of 2"),               // fewer than were meant
+            (8, &[Control], 2, "2 of 1"),                     // more
+            (8, &[Control, Network], 2, "network namespace"), // one that it does not want
+        ];
+        for (number, roles, count, words) in cases {
+            send(&io, number, roles, &vec![file.as_raw_fd(); count]);
+            let error = main.take(ticket(8)).err().expect("it is refused");
             assert!(error.contains(words), "{error}");
         }
-        let error = main.take(request(8)).err().expect("it is refused");
+        let error = main.take(ticket(8)).err().expect("it is refused");
         assert!(
             error.contains("EAGAIN") || error.contains("unavailable"),
             "{error}"

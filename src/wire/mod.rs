@@ -7,6 +7,7 @@ pub(crate) mod assignment;
 pub(crate) mod child_descriptors;
 pub(crate) mod child_spec;
 pub(crate) mod clone_channel;
+pub(crate) mod fd_set;
 pub(crate) mod handshake;
 pub(crate) mod host_descriptors;
 pub(crate) mod payload;

@@ -69,7 +69,7 @@ WAY_IN = [
 LONG = "x" * 20_000
 REPORT = "write(control)"  # the second: before it comes "ready"
 
-# The same for a client's child with an order of its own.
+# The same for a client's child with overrides.
 OWN_ROOT = (
     "root",
     "root",
@@ -78,7 +78,7 @@ OWN_ROOT = (
 )
 OWN_WAY_IN = [
     *WAY_IN[:2],
-    ("order", "descriptors", "read(order)", ""),
+    ("spec", "descriptors", "read(spec)", ""),
     *(OWN_ROOT if row[0] == "root" else row for row in WAY_IN[2:-2]),
     ("name", "descriptors", "PR_SET_NAME", ""),
     *WAY_IN[-2:],
@@ -176,13 +176,13 @@ class Host:
 
     def learn_roles(self):
         """The host's numbers are its own matter. A child's first word goes to its control socket, and what it reads
-        first, if not that, is its order."""
+        first, if not that, is its child spec."""
         report, calls = self.job_under("trace")
         assert self.is_whole(report), report
         control = next(call for call in calls if call.startswith("write("))
         self.roles[number_of(control)] = "control"
         first = number_of(next(call for call in calls if call.startswith("read(")))
-        self.roles.setdefault(first, "order")
+        self.roles.setdefault(first, "spec")
 
     def way_in(self):
         """A child's calls from its first to its report, which are the same each time."""
@@ -218,7 +218,7 @@ class LoopbackHost(Host):
 
 @dataclass(repr=False)
 class ClientHost(Host):
-    """A running `serve`, and a client whose children have an order of their own."""
+    """A running `serve`, and a client whose children have overrides."""
 
     client: Client = None
     root: Path = None

@@ -44,7 +44,7 @@ pub(crate) struct Inherited {
 impl ChildDescriptors {
     /// Those that the child keeps for its way in.
     fn kept(&self) -> impl Iterator<Item = RawFd> {
-        [Some(self.control), self.order, self.root]
+        [Some(self.control), self.spec, self.root]
             .into_iter()
             .flatten()
     }

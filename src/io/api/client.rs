@@ -11,6 +11,7 @@ use tokio::sync::Notify;
 use super::protocol::{Event, Handover, Request, Spawn, VERSION};
 use super::{Service, client_child};
 use crate::sys::messages::{LONGEST, MOST_DESCRIPTORS, Message, Socket, split_attached};
+use crate::wire::fd_set::Role;
 
 /// Serves a client until it goes. One that goes without a word has its children ended: it has been
 /// killed, or has failed. What a client sends, and when it stops, is its own matter alone.
@@ -108,7 +109,9 @@ impl Client {
                 self.say(Event::Closing { children }).await.ok();
                 return Ok(Some(Farewell::Said));
             }
-            (Err(reason), Some(handover)) => client_child::refuse(handover.control, reason),
+            (Err(reason), Some(mut handover)) => {
+                client_child::refuse(handover.take_one(Role::Control), reason);
+            }
             (Err(reason), None) => return Err(reason),
         }
         Ok(None)
@@ -119,10 +122,12 @@ impl Client {
         sent.map_err(|error| error.to_string())
     }
 
-    fn begin(&mut self, spawn: Spawn, handover: Handover) {
+    fn begin(&mut self, spawn: Spawn, mut handover: Handover) {
         let counted = match self.service.admit_child() {
             Ok(counted) => counted,
-            Err(reason) => return client_child::refuse(handover.control, reason),
+            Err(reason) => {
+                return client_child::refuse(handover.take_one(Role::Control), reason);
+            }
         };
         self.spawned += 1;
         let (place, kill) = self.children.add(self.spawned);

@@ -20,23 +20,24 @@ use crate::layer::Layer;
 use crate::sys::files::sealed_memfd;
 use crate::sys::messages::{Socket, is_unix_socket};
 use crate::wire::assignment::Assignment;
+use crate::wire::fd_set::Role;
 use crate::wire::payload::{Call, LONGEST_INLINE, Payload};
 
 /// Of a child whose turn had not come.
 const STILL_WAITED: &str = "it still waited for a place (pool.concurrency)";
 
 /// Runs the child, and tells the client on its control socket how it goes.
-pub(super) async fn attend(service: &Service, spawn: Spawn, handover: Handover, kill: Rc<Notify>) {
-    let Handover {
-        arguments,
-        streams,
-        control,
-    } = handover;
-    let control = match Socket::new(control) {
+pub(super) async fn attend(
+    service: &Service,
+    spawn: Spawn,
+    mut handover: Handover,
+    kill: Rc<Notify>,
+) {
+    let control = match Socket::new(handover.take_one(Role::Control)) {
         Ok(control) => control,
         Err(error) => return log::warn!("a client's control socket: {error}"),
     };
-    match job(service, spawn, arguments, streams) {
+    match job(service, spawn, handover) {
         Ok(job) => follow(service, job, &control, kill).await,
         Err(event) => tell(&control, &event),
     }
@@ -121,13 +122,9 @@ fn tell_end(control: &Socket, mut report: JobReport, is_started: bool, wants_res
 }
 
 /// Makes a job of a request.
-fn job(
-    service: &Service,
-    spawn: Spawn,
-    arguments: Payload,
-    streams: [OwnedFd; 3],
-) -> Result<Job, ChildEvent> {
-    check_arguments(&arguments).map_err(ChildEvent::bad_request)?;
+fn job(service: &Service, spawn: Spawn, mut handover: Handover) -> Result<Job, ChildEvent> {
+    check_arguments(&handover.arguments).map_err(ChildEvent::bad_request)?;
+    let streams = [Role::Stdin, Role::Stdout, Role::Stderr].map(|role| handover.take_one(role));
     for (stream, name) in streams.iter().zip(["stdin", "stdout", "stderr"]) {
         check_stream(stream, name).map_err(ChildEvent::bad_request)?;
     }
@@ -161,7 +158,7 @@ fn job(
             process_name: spawn.process_name,
             call,
         },
-        payload: arguments,
+        payload: handover.arguments,
         stdin: Stdin::Private(stdin),
         streams: Streams::Given { stdout, stderr },
         wants_result: spawn.result,

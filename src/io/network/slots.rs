@@ -37,11 +37,19 @@ pub(crate) enum Place {
 
 impl Place {
     /// The same for the main thread.
-    pub(crate) fn birth(&self) -> Birth<BorrowedFd<'_>> {
+    pub(crate) fn birth(&self) -> Birth {
         match self {
             Self::Own => Birth::Own,
             Self::NewSlot => Birth::New,
-            Self::Slot(slot) => Birth::In(slot.0.as_fd()),
+            Self::Slot(_) => Birth::InSlot,
+        }
+    }
+
+    /// The namespace of [`Birth::InSlot`].
+    pub(crate) fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Self::Own | Self::NewSlot => None,
+            Self::Slot(slot) => Some(slot.0.as_fd()),
         }
     }
 

@@ -3,7 +3,7 @@
 //! Runs on: the I/O thread.
 
 use std::future::poll_fn;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::task::{Context, Poll, ready};
 
 use nix::errno::Errno;
@@ -15,7 +15,6 @@ use crate::io::network::Connection;
 use crate::io::network::slots::Slot;
 use crate::sys::messages::Socket;
 use crate::sys::process::{self, Reaped};
-use crate::wire::assignment::Handed;
 use crate::wire::handshake::ChildReport;
 
 pub(crate) struct Child {
@@ -68,8 +67,8 @@ impl Child {
     ///
     /// # Errors
     /// EPIPE, ECONNRESET if it has ended.
-    pub(crate) fn assign(&self, assignment: &[u8], handed: &Handed) -> nix::Result<()> {
-        self.control.send_now(assignment, &handed.numbers())
+    pub(crate) fn assign(&self, assignment: &[u8], descriptors: &[RawFd]) -> nix::Result<()> {
+        self.control.send_now(assignment, descriptors)
     }
 
     /// From here on nobody is woken when it reports something. What it has is heard without waiting.

@@ -20,7 +20,8 @@ use crate::io::network::{JobNetwork, Networks};
 use crate::layer::{Layer, Layers, SetupError};
 use crate::sys::memory;
 use crate::sys::messages::{self, Socket};
-use crate::wire::clone_channel::{Purpose, Wanted};
+use crate::wire::clone_channel::Purpose;
+use crate::wire::fd_set::{FdSet, Role};
 use crate::wire::handshake::{ChildReport, GO};
 
 /// Makes children of one profile.
@@ -140,14 +141,13 @@ impl ChildFactory {
         let cgroup =
             self.create_cgroup(overrides.limits.as_ref().unwrap_or(&self.profile.limits))?;
         let place = self.place(overrides);
-        let wanted = Wanted {
-            control: childs_end.as_fd(),
-            order: prepared.order(),
-            root: prepared.root(),
-            cgroup: cgroup.as_ref().map(JobCgroup::descriptor),
-            network: place.birth(),
-        };
-        let cloned = self.clones.clone(wanted, purpose).await;
+        let descriptors = FdSet::default()
+            .with(Role::Control, childs_end.as_fd())
+            .with(Role::Spec, prepared.spec())
+            .with(Role::Root, prepared.root())
+            .with(Role::Cgroup, cgroup.as_ref().map(JobCgroup::descriptor))
+            .with(Role::Network, place.descriptor());
+        let cloned = self.clones.clone(descriptors, place.birth(), purpose).await;
         drop((childs_end, prepared));
         match cloned {
             Ok(cloned) => {
@@ -166,14 +166,13 @@ impl ChildFactory {
     /// Makes a child that ends at once; its slot is given back once it was reaped.
     pub(super) async fn make_bare(&self) -> Result<(ClonedChild, Option<Slot>), String> {
         let place = self.place(&Overrides::default());
-        let wanted = Wanted {
-            control: self.null.as_fd(),
-            order: None,
-            root: None,
-            cgroup: None,
-            network: place.birth(),
-        };
-        let mut cloned = self.clones.clone(wanted, Purpose::BareClone).await?;
+        let descriptors = FdSet::default()
+            .with(Role::Control, self.null.as_fd())
+            .with(Role::Network, place.descriptor());
+        let cloned = self
+            .clones
+            .clone(descriptors, place.birth(), Purpose::BareClone);
+        let mut cloned = cloned.await?;
         let slot = place.taken(cloned.new_network.take());
         Ok((cloned, slot))
     }

@@ -4,7 +4,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,8 +22,8 @@ use crate::sys::process;
 use crate::wire::child_descriptors::Birth;
 use crate::wire::clone_channel::{
     AT_ONCE, CloneTicket, Cloned, Failure, FromMain, IoEnd, Label, Prepared, Purpose, ToMain,
-    WANTED, Wanted,
 };
+use crate::wire::fd_set::FdSet;
 
 /// How often a child without a descriptor is asked whether it has ended.
 const LOOK: Duration = Duration::from_millis(100);
@@ -104,31 +104,28 @@ impl CloneService {
         Ok((service, is_ready))
     }
 
-    /// Has one clone made. The child has copies of what is wanted; the caller closes its own.
+    /// Has one clone made. The child has copies of the descriptors; the caller closes its own.
     pub(crate) async fn clone(
         &self,
-        wanted: Wanted<'_>,
+        descriptors: FdSet<BorrowedFd<'_>>,
+        birth: Birth,
         purpose: Purpose,
     ) -> Result<ClonedChild, String> {
         let place = self.room.clone().acquire_owned().await;
         let place = place.expect("it is never closed");
         // Before the request, by which the main thread knows that they are there.
         let number = self
-            .send_descriptors(&wanted.all())
+            .send_descriptors(&descriptors)
             .await
             .map_err(|error| format!("sendmsg(descriptors to the main thread): {error}"))?;
         let (sender, reply) = oneshot::channel();
-        let request = CloneTicket {
+        let ticket = CloneTicket {
             number,
-            network: match wanted.network {
-                Birth::Own => Birth::Own,
-                Birth::New => Birth::New,
-                Birth::In(_) => Birth::In(()),
-            },
+            birth,
             purpose,
         };
         self.requests
-            .try_send(ToMain::Clone(request))
+            .try_send(ToMain::Clone(ticket))
             .map_err(|error| format!("the main thread takes no more clones: {error}"))?;
         let waiter = Waiter {
             reply: sender,
@@ -142,11 +139,11 @@ impl CloneService {
 
     /// Sends them under a new number, the next in the socket as in the channel: nothing comes between
     /// this and the request.
-    async fn send_descriptors(&self, wanted: &[Option<RawFd>; WANTED]) -> std::io::Result<u64> {
-        let numbers = wanted.iter().flatten().copied().collect::<Vec<_>>();
+    async fn send_descriptors(&self, descriptors: &FdSet<BorrowedFd<'_>>) -> std::io::Result<u64> {
+        let (roles, numbers) = (descriptors.roles(), descriptors.numbers());
         loop {
             let number = self.next.get();
-            let label = Label::of(number, wanted).encode();
+            let label = Label { number, roles }.encode();
             match self.descriptors.send_now(&label, &numbers) {
                 Ok(()) => {
                     self.next.set(number + 1);

@@ -25,7 +25,7 @@ pub(crate) struct Overrides {
 /// The same for one child, to which it is sent.
 #[derive(Default)]
 pub(crate) struct PreparedOverrides {
-    order: Option<OwnedFd>,
+    spec: Option<OwnedFd>,
     root: Option<OwnedFd>,
     /// What its chroot is.
     pub folder: Option<Folder>,
@@ -57,17 +57,17 @@ impl Overrides {
             Some(root) => (Some(root.tree), Some(root.folder), root.covered),
             None => (None, None, Vec::new()),
         };
-        let order = ChildSpec {
+        let spec = ChildSpec {
             skip_layers: self.skip_layers.clone(),
             limits: self.limits.clone(),
             network,
             covered,
         };
-        let order = order.seal().map_err(|error| {
-            SetupError::from_io(Layer::Descriptors, "memfd_create(order)", &error)
+        let spec = spec.seal().map_err(|error| {
+            SetupError::from_io(Layer::Descriptors, "memfd_create(child spec)", &error)
         })?;
         Ok(PreparedOverrides {
-            order: Some(order),
+            spec: Some(spec),
             root,
             folder,
         })
@@ -75,9 +75,9 @@ impl Overrides {
 }
 
 impl PreparedOverrides {
-    /// An [`ChildSpec`].
-    pub(crate) fn order(&self) -> Option<BorrowedFd<'_>> {
-        self.order.as_ref().map(AsFd::as_fd)
+    /// A [`ChildSpec`].
+    pub(crate) fn spec(&self) -> Option<BorrowedFd<'_>> {
+        self.spec.as_ref().map(AsFd::as_fd)
     }
 
     /// A detached tree.

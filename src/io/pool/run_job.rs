@@ -2,7 +2,6 @@
 //!
 //! Runs on: the I/O thread.
 
-use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -17,7 +16,7 @@ use super::clone_service::CloneService;
 use super::hidden_path_watch::HiddenPathWatch;
 use super::outcome::{JobReport, Outcome, Stop};
 use super::overrides::Overrides;
-use super::payload::{Job, Stdin, Streams};
+use super::payload::Job;
 use super::spares::{Spare, Spares, Starting};
 use super::streams::{self, ChildEnds, Ends};
 use super::untrusted_records::{Returned, UntrustedRecords};
@@ -26,10 +25,8 @@ use crate::io::cgroup::{Cgroups, OutOfMemory};
 use crate::io::interrupt::Interrupt;
 use crate::io::network::Networks;
 use crate::sys::process::{Ending, Reaped};
-use crate::wire::assignment::Handed;
 use crate::wire::clone_channel::{Purpose, WarmUp, limit_of_rehearsal};
 use crate::wire::handshake::ChildReport;
-use crate::wire::payload::Payload;
 
 /// How long a first child may take to come into its sandbox.
 const LIMIT_OF_PROBE: Duration = Duration::from_secs(60);
@@ -343,32 +340,9 @@ fn hand_over<'a>(mut waiting: Box<Waiting<'a>>, spare: &mut Spare) -> Handing<'a
 }
 
 fn assign(child: &Child, job: &Job, child_ends: &ChildEnds) -> nix::Result<()> {
-    let message = job.assignment.encode(&job.payload);
-    child.assign(&message, &handed(job, child_ends))
-}
-
-fn handed(job: &Job, child: &ChildEnds) -> Handed {
-    let or = |end: &Option<OwnedFd>, own| end.as_ref().map_or(own, AsRawFd::as_raw_fd);
-    let (stdout, stderr) = match &job.streams {
-        Streams::Given { stdout, stderr } => (stdout.as_raw_fd(), stderr.as_raw_fd()),
-        _ => (
-            or(&child.stdout, libc::STDOUT_FILENO),
-            or(&child.stderr, libc::STDERR_FILENO),
-        ),
-    };
-    Handed {
-        stdin: match &job.stdin {
-            Stdin::Inherit => libc::STDIN_FILENO,
-            Stdin::Private(own) => own.as_raw_fd(),
-        },
-        stdout,
-        stderr,
-        payload: match &job.payload {
-            Payload::Inline(_) => None,
-            Payload::File(file) => Some(file.as_raw_fd()),
-        },
-        result: child.result.as_ref().map(AsRawFd::as_raw_fd),
-    }
+    let descriptors = streams::of_child(job, child_ends);
+    let message = job.assignment.encode(&job.payload, descriptors.roles());
+    child.assign(&message, &descriptors.numbers())
 }
 
 /// The report on a job whose child was killed and has not ended.

@@ -16,6 +16,7 @@ use crate::io::pool::{JobReport, Outcome};
 use crate::layer::Layer;
 use crate::sys::messages::LONGEST;
 use crate::sys::process::Ending;
+use crate::wire::fd_set::{FdSet, Role, Roles};
 use crate::wire::handshake::NEVER_STARTED;
 use crate::wire::payload::{ClientForm, LONGEST_INLINE, Payload};
 
@@ -38,30 +39,33 @@ pub(crate) enum Request {
 #[derive(Debug)]
 pub(crate) struct Handover {
     pub arguments: Payload,
-    /// Standard input, output and error.
-    pub streams: [OwnedFd; 3],
-    pub control: OwnedFd,
+    /// Three streams and the control socket.
+    pub descriptors: FdSet<OwnedFd>,
 }
 
 impl Handover {
+    const ALWAYS: [Role; 4] = [Role::Stdin, Role::Stdout, Role::Stderr, Role::Control];
+
     /// Of the bytes that are attached to a message, and its descriptors: the streams, the control
     /// socket, and the arguments' file unless they are attached. `None` if these are others.
     pub(crate) fn take(attached: Option<&[u8]>, descriptors: Vec<OwnedFd>) -> Option<Self> {
-        let (arguments, [stdin, stdout, stderr, control]) = match attached {
-            Some(bytes) => (
-                Payload::Inline(bytes.to_vec()),
-                descriptors.try_into().ok()?,
-            ),
-            None => {
-                let [stdin, stdout, stderr, control, file] = descriptors.try_into().ok()?;
-                (Payload::File(file), [stdin, stdout, stderr, control])
-            }
+        let file = attached.is_none().then_some(Role::Arguments);
+        let roles: Vec<_> = Self::ALWAYS.into_iter().chain(file).collect();
+        let mut descriptors = FdSet::received(Roles::of(&roles), descriptors).ok()?;
+        let arguments = match attached {
+            Some(bytes) => Payload::Inline(bytes.to_vec()),
+            None => Payload::File(descriptors.take(Role::Arguments)?),
         };
         Some(Self {
             arguments,
-            streams: [stdin, stdout, stderr],
-            control,
+            descriptors,
         })
+    }
+
+    /// One of those that are always there.
+    pub(crate) fn take_one(&mut self, role: Role) -> OwnedFd {
+        let descriptor = self.descriptors.take(role);
+        descriptor.expect("received, and taken once")
     }
 }
 
