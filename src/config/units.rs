@@ -81,8 +81,14 @@ pub(super) fn as_text<S: Serializer>(
 /// Far beyond any job, and far from where adding it to a clock overflows.
 const LONGEST: Duration = Duration::from_secs(100 * 365 * 86_400);
 
+/// The longest text of a duration or a size, in bytes. Longer ones are not repeated in errors.
+const LONGEST_TEXT: usize = 64;
+
 /// `"30s"`, `"1m 30s"`, or plain seconds, which may have a fraction. Greater than zero.
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
+    if text.len() > LONGEST_TEXT {
+        return Err(format!("{} bytes are not a duration", text.len()));
+    }
     let duration = match text.trim().parse::<f64>() {
         Ok(seconds) => Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string()),
         Err(_) => humantime::parse_duration(text).map_err(|error| error.to_string()),

@@ -6,29 +6,39 @@
 //! is of Linux 2.4, and the memory, some 200 bytes each, is charged to no control group (kernel commit 3754707bcc3e took that back).
 //! And whoever locks or closes that file, on the whole machine, waits while the kernel walks through all of them.
 //!
-//! The kernel lists them only all together, in an order that is of no help, and holds up everybody's locks while it does. So
-//! the init asks for the list only when the kernel's own memory has grown.
+//! The kernel has one list of all locks, and holds up everybody's while it is read. So the init reads its beginning only when the
+//! kernel's own memory has grown. Whose the locks are that list does not say: it has the process that took a lock, which may
+//! be gone while an open file keeps the lock (`flock(2)`), and whose number another may have. If there are many, the init asks each job's
+//! own processes what they hold.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
+use crate::failure::print_warning;
 use crate::sys::{memory, process, process_tree};
 
 /// How many locks the processes of a job may hold together. Data bases take some dozens.
 const MOST: usize = 4096;
 /// How much the kernel's memory grows before the list is looked at, in bytes: some 10,000 locks.
 const STEP: u64 = 2 << 20;
-/// How much of the list is read, in bytes: some 16,000 locks, the newest of each processor first. Who holds more is in there.
+/// How much is read of the list, and of what a process says of one descriptor, in bytes: some 16,000 locks.
 const MOST_READ: u64 = 1 << 20;
+/// How long jobs are not asked again if none held too many: others on this machine have their locks, too.
+const REST: Duration = Duration::from_secs(5);
 
 /// Looks at the locks of a host's jobs from time to time.
 pub(super) struct FileLocks {
     host: libc::pid_t,
     /// The kernel's memory at the last look, or at its lowest since, in bytes.
     before: u64,
+    /// Until when jobs are left alone.
+    rests: Option<Instant>,
     has_failed: bool,
 }
 
@@ -37,72 +47,51 @@ impl FileLocks {
         Self {
             host,
             before: 0,
+            rests: None,
             has_failed: false,
         }
     }
 
     /// Ends each job that holds too many.
     pub(super) fn look(&mut self) {
-        match self.try_look() {
-            Err(error) if !self.has_failed => {
-                self.has_failed = true;
-                log(&format!(
-                    "nobody looks how many locks on files jobs hold: {error:#}"
-                ));
-            }
-            _ => {}
+        if let Err(error) = self.try_look()
+            && !self.has_failed
+        {
+            self.has_failed = true;
+            print_warning(&format!(
+                "nobody looks how many locks on files jobs hold: {error:#}"
+            ));
         }
     }
 
     fn try_look(&mut self) -> anyhow::Result<()> {
         let now = kernel_memory()?;
         self.before = self.before.min(now);
-        if now < self.before + STEP {
+        let rests = self.rests.is_some_and(|end| Instant::now() < end);
+        if rests || now < self.before + STEP {
             return Ok(());
         }
-        let list = std::fs::File::open("/proc/locks").context("open /proc/locks")?;
-        let holders = holders(BufReader::new(list.take(MOST_READ)))?;
-        // Of what was behind theirs in the list, more is seen next time.
-        self.before = match self.end_jobs(&holders) {
-            0 => now,
-            _ => 0,
-        };
+        self.before = now;
+        if count_all()? <= MOST {
+            return Ok(());
+        }
+        let jobs = self.jobs().into_iter();
+        let too_many = jobs.filter_map(|job| Some((job, held_by_job(job).filter(|n| *n > MOST)?)));
+        let ended = too_many.filter(|(job, locks)| self.end(*job, *locks));
+        match ended.count() {
+            0 => self.rests = Some(Instant::now() + REST),
+            // There may be more, for whom memory need not grow again.
+            _ => self.before = 0,
+        }
         Ok(())
     }
 
-    /// How many it has ended.
-    fn end_jobs(&self, holders: &HashMap<libc::pid_t, usize>) -> usize {
-        let mut jobs: HashMap<libc::pid_t, usize> = HashMap::new();
-        if holders.values().sum::<usize>() > MOST {
-            for (process, locks) in holders {
-                if let Some(job) = self.job_of(*process) {
-                    *jobs.entry(job).or_default() += locks;
-                }
-            }
-        }
-        let too_many = jobs.into_iter().filter(|(_, locks)| *locks > MOST);
-        too_many
-            .filter(|(job, locks)| self.end(*job, *locks))
-            .count()
-    }
-
-    /// The first process of the job that a process is of: a child of the host, or one that has come to the init.
-    fn job_of(&self, process: libc::pid_t) -> Option<libc::pid_t> {
-        let mut process = process;
-        loop {
-            if process == self.host {
-                return None;
-            }
-            let parent = process_tree::parent(process)?;
-            if self.is_ours(parent) {
-                return Some(process);
-            }
-            process = parent;
-        }
-    }
-
-    fn is_ours(&self, parent: libc::pid_t) -> bool {
-        parent == self.host || parent == std::process::id() as libc::pid_t
+    /// The first process of each job: the host's children, and those that have come to the init.
+    fn jobs(&self) -> Vec<libc::pid_t> {
+        let own = std::process::id() as libc::pid_t;
+        let parents = [self.host, own].into_iter();
+        let children = parents.flat_map(process_tree::children);
+        children.filter(|child| *child != self.host).collect()
     }
 
     fn end(&self, job: libc::pid_t, locks: usize) -> bool {
@@ -110,24 +99,20 @@ impl FileLocks {
             return false; // it has ended
         };
         // The number may be another process's by now.
-        if !process_tree::parent(job).is_some_and(|parent| self.is_ours(parent)) {
+        if !self.jobs().contains(&job) {
             return false;
         }
         let ended = process::signal(pidfd.as_fd(), libc::SIGKILL);
-        match ended {
-            Ok(()) => log(&format!(
+        print_warning(&match ended {
+            Ok(()) => format!(
                 "child {job} holds {locks} locks on files or more: it is ended, since they take memory that no limit counts"
-            )),
-            Err(errno) => log(&format!(
+            ),
+            Err(errno) => format!(
                 "child {job} holds {locks} locks on files or more, and cannot be ended: pidfd_send_signal: {errno}"
-            )),
-        }
+            ),
+        });
         ended.is_ok()
     }
-}
-
-fn log(text: &str) {
-    crate::failure::print_warning(text);
 }
 
 /// The memory that the kernel has for small objects and cannot give back at will, in bytes (`proc_meminfo(5)`).
@@ -136,65 +121,120 @@ fn kernel_memory() -> anyhow::Result<u64> {
     memory::field(&text, "SUnreclaim").context("/proc/meminfo has no SUnreclaim")
 }
 
-/// How many locks each process holds or waits for (`proc_locks(5)`). While others take locks, the kernel lists some twice.
-fn holders(list: impl BufRead) -> anyhow::Result<HashMap<libc::pid_t, usize>> {
-    let mut seen = HashSet::new();
-    let mut holders = HashMap::new();
-    for line in list.lines() {
-        let line = line.context("read /proc/locks")?;
-        // Its place in the list, then what tells it from others: POSIX or FLOCK, ADVISORY, READ or WRITE, process, file, range.
-        let Some((_, lock)) = line.split_once(' ') else {
-            continue;
-        };
-        let mut words = lock.split_whitespace().filter(|word| *word != "->");
-        // The last line may have been cut off.
-        if let Some(process) = words.nth(3).and_then(|word| word.parse().ok())
-            && seen.insert(lock.to_owned())
-        {
-            *holders.entry(process).or_default() += 1;
+/// How many locks there are on this machine (`proc_locks(5)`), counted up to what is read.
+fn count_all() -> anyhow::Result<usize> {
+    let list = File::open("/proc/locks").context("open /proc/locks")?;
+    let lines = BufReader::new(list.take(MOST_READ)).lines();
+    Ok(lines.take_while(Result::is_ok).count())
+}
+
+/// How many locks a job's processes hold, counted until they are too many. `None` if it has ended.
+fn held_by_job(job: libc::pid_t) -> Option<usize> {
+    let mut all = 0;
+    for process in process_tree::below(job) {
+        all += held_by_process(process);
+        if all > MOST {
+            break;
         }
     }
-    Ok(holders)
+    process_tree::parent(job).map(|_| all)
+}
+
+/// How many locks a process holds (`proc_pid_fdinfo(5)`): the ranges that it has locked, each of which every descriptor of that
+/// file tells, and the open files that it has locked.
+fn held_by_process(process: libc::pid_t) -> usize {
+    let mut ranges = HashSet::new();
+    let mut open_files = 0;
+    for descriptor in descriptors(process) {
+        // One that was closed meanwhile holds none.
+        let Ok(info) = File::open(descriptor) else {
+            continue;
+        };
+        for line in BufReader::new(info.take(MOST_READ)).lines() {
+            match line.as_deref().map(lock) {
+                Ok(Some(Lock::OpenFile)) => open_files += 1,
+                Ok(Some(Lock::Range(range))) => drop(ranges.insert(range.to_owned())),
+                Ok(None) => {}
+                Err(_) => break,
+            }
+        }
+        if ranges.len() + open_files > MOST {
+            break;
+        }
+    }
+    ranges.len() + open_files
+}
+
+/// Where a process tells of its descriptors. All its threads have one table, of which those that have ended show nothing; the first
+/// thread may be one of them.
+fn descriptors(process: libc::pid_t) -> Vec<PathBuf> {
+    let of_thread = |thread| {
+        let folder = std::fs::read_dir(format!("/proc/{process}/task/{thread}/fdinfo"));
+        let entries = folder.into_iter().flatten().flatten();
+        entries.map(|entry| entry.path()).collect::<Vec<_>>()
+    };
+    let mut tables = process_tree::threads(process).into_iter().map(of_thread);
+    tables.find(|table| !table.is_empty()).unwrap_or_default()
+}
+
+#[derive(Debug, PartialEq)]
+enum Lock<'a> {
+    /// Of a range, in words that tell it from others.
+    Range(&'a str),
+    OpenFile,
+}
+
+/// The lock that a line of a descriptor's tells of, as in `lock: 1: POSIX  ADVISORY  READ 12 fd:01:7 0 EOF`.
+fn lock(line: &str) -> Option<Lock<'_>> {
+    let (_place, words) = line.strip_prefix("lock:")?.split_once(": ")?;
+    Some(match words.split_whitespace().next()? {
+        "POSIX" => Lock::Range(words),
+        _ => Lock::OpenFile,
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd;
+
     use super::*;
 
     #[test]
-    fn locks_are_counted_by_process() {
-        let list = "1: POSIX  ADVISORY  READ 12 fd:01:7 0 EOF\n\
-                    1: -> POSIX  ADVISORY  WRITE 13 fd:01:7 0 EOF\n\
-                    2: FLOCK  ADVISORY  WRITE 12 fd:01:8 0 EOF\n\
-                    3: POSIX  ADVISORY  READ 12 fd:01:7 0 EOF\n\
-                    4: POSIX  ADVI";
-        let found = holders(list.as_bytes()).expect("reads");
-        assert_eq!(found, HashMap::from([(12, 2), (13, 1)]));
+    fn a_lock_is_told_from_what_else_is_said_of_a_descriptor() {
+        let range = "POSIX  ADVISORY  READ 12 fd:01:7 0 EOF";
+        let line = format!("lock:\t1: {range}");
+        assert_eq!(lock(&line), Some(Lock::Range(range)));
+        let line = "lock:\t2: FLOCK  ADVISORY  WRITE 12 fd:01:8 0 EOF";
+        assert_eq!(lock(line), Some(Lock::OpenFile));
+        for line in ["pos:\t0", "flags:\t0100002", "lock:", ""] {
+            assert_eq!(lock(line), None, "{line:?}");
+        }
     }
 
     #[test]
-    fn a_process_is_of_the_job_that_it_descends_from() {
-        let mut shell = std::process::Command::new("sh")
-            .args(["-c", "sleep 60 & exec sleep 60"])
-            .spawn()
-            .expect("a shell");
-        let first = shell.id() as libc::pid_t;
-        let locks = FileLocks::of_jobs_of(std::process::id() as libc::pid_t);
-        assert_eq!(locks.job_of(first), Some(first));
-        let inner = loop {
-            let found = process_tree::below(first).find(|pid| *pid != first);
-            if let Some(inner) = found {
-                break inner;
-            }
-            std::thread::yield_now();
+    fn a_process_is_asked_what_it_holds() {
+        let own = std::process::id() as libc::pid_t;
+        let before = held_by_process(own);
+        let file = tempfile::tempfile().expect("a file");
+        let copy = file.try_clone().expect("a copy");
+        let mut range = libc::flock {
+            l_type: libc::F_RDLCK as _,
+            l_whence: libc::SEEK_SET as _,
+            l_start: 0,
+            l_len: 1,
+            l_pid: 0,
         };
-        assert_eq!(locks.job_of(inner), Some(first));
-        assert_eq!(locks.job_of(1), None);
-        assert_eq!(locks.job_of(locks.host), None);
-        for pid in [inner, first] {
-            let pidfd = process::open_pidfd(pid).expect("it is there");
-            process::signal(pidfd.as_fd(), libc::SIGKILL).expect("our own");
+        for start in [0, 2, 4] {
+            range.l_start = start;
+            // SAFETY: the structure is valid, and the descriptor is open.
+            let done = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLK, &raw const range) };
+            assert_eq!(done, 0);
         }
-        shell.wait().expect("it was started here");
+        assert_eq!(held_by_process(own), before + 3);
+        drop(copy); // and with it the locks of this process
+        let file = tempfile::tempfile().expect("a file");
+        file.lock().expect("nobody else has it");
+        assert_eq!(held_by_process(own), before + 1);
+        assert!(count_all().expect("the list") > 0);
     }
 }

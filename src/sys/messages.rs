@@ -12,8 +12,8 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sys::socket::sockopt::{Linger, SockType as TypeOption};
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, SockaddrLike, SockaddrStorage,
-    getsockname, getsockopt, sendmsg, setsockopt, socketpair,
+    AddressFamily, ControlMessage, MsgFlags, Shutdown, SockFlag, SockType, SockaddrLike,
+    SockaddrStorage, getsockname, getsockopt, sendmsg, setsockopt, shutdown, socketpair,
 };
 use tokio::io::unix::AsyncFd;
 
@@ -251,8 +251,13 @@ impl Socket {
     }
 
     /// Says something before this end is closed. What has come meanwhile is thrown away: unread, it
-    /// would have the other side told of a reset first (`unix(7)`), where many stop listening.
+    /// would have the other side told of a reset first (`unix(7)`), where many stop listening. Nothing more comes:
+    /// the other side's threads could else keep this one here.
     pub(crate) fn say_last(&self, bytes: &[u8]) {
+        if let Err(errno) = shutdown(self.fd.as_raw_fd(), Shutdown::Read) {
+            log::debug!("shutdown: {errno}");
+            return;
+        }
         while matches!(self.receive_now(), Ok(Some(_))) {}
         if let Err(errno) = self.send_now(bytes, &[]) {
             log::debug!("nobody hears the last word: {errno}");

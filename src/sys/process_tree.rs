@@ -42,6 +42,17 @@ pub(crate) fn parent(pid: libc::pid_t) -> Option<libc::pid_t> {
     rest.split_whitespace().nth(1)?.parse().ok()
 }
 
+/// What a process has forked, of all its threads (`proc_tid_children(5)`); none of one that has ended.
+pub(crate) fn children(pid: libc::pid_t) -> Vec<libc::pid_t> {
+    let of_thread = |thread| {
+        let text = fs::read_to_string(format!("/proc/{pid}/task/{thread}/children"));
+        let text = text.unwrap_or_default();
+        let words = text.split_whitespace();
+        words.flat_map(str::parse).collect::<Vec<_>>()
+    };
+    threads(pid).into_iter().flat_map(of_thread).collect()
+}
+
 /// A process and all below it, in no order.
 pub(crate) fn below(first: libc::pid_t) -> impl Iterator<Item = libc::pid_t> {
     Tree(vec![first])
@@ -54,21 +65,13 @@ impl Iterator for Tree {
 
     fn next(&mut self) -> Option<libc::pid_t> {
         let pid = self.0.pop()?;
-        for thread in threads(pid) {
-            // `proc_tid_children(5)`; none of one that has ended.
-            let children = fs::read_to_string(format!("/proc/{pid}/task/{thread}/children"));
-            let children = children.unwrap_or_default();
-            self.0.extend(
-                children
-                    .split_whitespace()
-                    .flat_map(str::parse::<libc::pid_t>),
-            );
-        }
+        self.0.extend(children(pid));
         Some(pid)
     }
 }
 
-fn threads(pid: libc::pid_t) -> Vec<libc::pid_t> {
+/// The threads of a process; none of one that is gone.
+pub(crate) fn threads(pid: libc::pid_t) -> Vec<libc::pid_t> {
     let listing = fs::read_dir(format!("/proc/{pid}/task"))
         .into_iter()
         .flatten();

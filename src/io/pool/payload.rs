@@ -5,7 +5,7 @@
 use std::os::fd::OwnedFd;
 use std::time::{Duration, SystemTime};
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use super::overrides::Overrides;
@@ -126,7 +126,11 @@ impl<'a> JobLine<'a> {
 }
 
 fn json_error(error: serde_json::Error) -> String {
-    format!("the line is not a job: {error}")
+    // It may repeat what is wrong, such as a field's name.
+    const LONGEST: usize = 500;
+    let mut text = format!("the line is not a job: {error}");
+    text.truncate(text.floor_char_boundary(LONGEST));
+    text
 }
 
 #[derive(Deserialize)]
@@ -141,21 +145,63 @@ struct Object<'a> {
     timeout: Option<Timeout>,
 }
 
-#[derive(Deserialize)]
-#[serde(untagged, expecting = "id: expected text or a whole number")]
-enum Id {
-    Text(String),
-    Number(i64),
+/// A line's own id. Nothing but short text or a number is kept of it: somebody else wrote the line, and it may be long.
+struct Id(String);
+
+impl<'de> Deserialize<'de> for Id {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        const LONGEST: usize = 4 << 10;
+        struct Visitor;
+        impl serde::de::Visitor<'_> for Visitor {
+            type Value = Id;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                write!(f, "id: text of at most {LONGEST} bytes, or a whole number")
+            }
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Id, E> {
+                match text.len() {
+                    0..=LONGEST => Ok(Id(text.to_owned())),
+                    length => Err(E::invalid_length(length, &self)),
+                }
+            }
+            fn visit_i64<E>(self, number: i64) -> Result<Id, E> {
+                Ok(Id(number.to_string()))
+            }
+            fn visit_u64<E>(self, number: u64) -> Result<Id, E> {
+                Ok(Id(number.to_string()))
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
 }
 
-#[derive(Deserialize)]
-#[serde(
-    untagged,
-    expecting = "timeout: expected seconds, or text such as \"30s\""
-)]
-enum Timeout {
-    Seconds(f64),
-    Text(String),
+/// A line's own time limit, kept as [`Id`] is.
+struct Timeout(Duration);
+
+impl<'de> Deserialize<'de> for Timeout {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl serde::de::Visitor<'_> for Visitor {
+            type Value = Timeout;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("timeout: seconds, or text such as \"30s\"")
+            }
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Timeout, E> {
+                let duration = crate::config::parse_duration(text);
+                let wrong = |error| E::custom(format!("timeout: {error}"));
+                duration.map(Timeout).map_err(wrong)
+            }
+            fn visit_f64<E: serde::de::Error>(self, seconds: f64) -> Result<Timeout, E> {
+                self.visit_str(&seconds.to_string())
+            }
+            fn visit_i64<E: serde::de::Error>(self, seconds: i64) -> Result<Timeout, E> {
+                self.visit_str(&seconds.to_string())
+            }
+            fn visit_u64<E: serde::de::Error>(self, seconds: u64) -> Result<Timeout, E> {
+                self.visit_str(&seconds.to_string())
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
 }
 
 impl<'a> Object<'a> {
@@ -168,23 +214,12 @@ impl<'a> Object<'a> {
         if !kwargs.starts_with('{') {
             return Err("kwargs: expected an object".to_owned());
         }
-        let timeout = match self.timeout {
-            None => None,
-            Some(Timeout::Seconds(seconds)) => Some(seconds.to_string()),
-            Some(Timeout::Text(text)) => Some(text),
-        };
         Ok(JobLine {
-            id: self.id.map(|id| match id {
-                Id::Text(text) => text,
-                Id::Number(number) => number.to_string(),
-            }),
+            id: self.id.map(|id| id.0),
             args,
             kwargs,
             stdin: self.stdin,
-            timeout: timeout
-                .map(|text| crate::config::parse_duration(&text))
-                .transpose()
-                .map_err(|error| format!("timeout: {error}"))?,
+            timeout: self.timeout.map(|timeout| timeout.0),
         })
     }
 }
@@ -228,10 +263,35 @@ mod tests {
             (b"{\"timeout\": 1e19}", "longer than"),
             (b"{\"timeout\": true}", "timeout"),
             (b"{\"id\": []}", "id"),
+            (b"{\"id\": 1.5}", "id: text"),
+            (b"{\"timeout\": []}", "timeout: seconds"),
+            (
+                b"{\"timeout\": \"never\"}",
+                "timeout: \"never\" is not a duration",
+            ),
             (b"\xff[1]", "UTF-8"),
         ] {
             let error = JobLine::parse(line).expect_err("no job");
             assert!(error.contains(words), "{line:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_is_long_is_refused_in_few_words() {
+        // Text that takes six characters for one, if it is shown as a program would write it.
+        let long = "\u{202e}".repeat(5 << 20);
+        let name = "x".repeat(5 << 20);
+        for line in [
+            format!("{{\"id\": \"{long}\"}}"),
+            format!("{{\"timeout\": \"{long}\"}}"),
+            format!("{{\"id\": [{}1]}}", "0,".repeat(5 << 20)),
+            format!("{{\"{name}\": 1}}"),
+        ] {
+            let start = std::time::Instant::now();
+            let error = JobLine::parse(line.as_bytes()).expect_err("no job");
+            assert!(error.len() <= 500, "{} bytes", error.len());
+            // Such a line took seconds; the bound is for a busy machine.
+            assert!(start.elapsed() < Duration::from_secs(2), "{error}");
         }
     }
 }
