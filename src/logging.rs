@@ -94,9 +94,16 @@ pub(crate) fn write(line: &[u8]) {
 /// How long a line waits for room, in milliseconds.
 const PATIENCE: u8 = 200;
 
+/// Whether a character neither controls a terminal, nor ends a line, nor turns the direction of writing, nor stays out of sight.
+pub(crate) fn is_plain(character: char) -> bool {
+    let is_format = matches!(character, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
+        | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}');
+    !character.is_control() && !is_format
+}
+
 /// A text that a job, a client or a file may have a part in, without what a terminal obeys.
 pub(crate) fn without_controls(text: &str) -> Cow<'_, str> {
-    let is_obeyed = |c: char| c.is_control() && c != '\n' && c != '\t';
+    let is_obeyed = |c: char| !is_plain(c) && c != '\n' && c != '\t';
     match text.contains(is_obeyed) {
         false => Cow::Borrowed(text),
         true => {

@@ -296,9 +296,23 @@ class _Exchange:
 
     def go_on(self, child: ChildProcess, deadline: Optional[float]) -> None:
         """Feed and drain the child's pipes at once, until all are closed or the deadline is over."""
+        streams = [stream for stream in (child.stdin, child.stdout, child.stderr) if not stream.closed]
+        # A job of this user can open its ends anew, and take what this process was told is there.
+        for stream in streams:
+            os.set_blocking(stream.fileno(), False)
+        try:
+            self._go_on(child, deadline)
+        finally:
+            for stream in streams:
+                if not stream.closed:
+                    os.set_blocking(stream.fileno(), True)
+
+    def _go_on(self, child: ChildProcess, deadline: Optional[float]) -> None:
         with selectors.PollSelector() as selector:
             for output, to in ((child.stdout, self.out), (child.stderr, self.err)):
                 if not output.closed:
+                    # What is buffered counts, from an earlier readline() of the caller's.
+                    to.append(output.read1(len(output.peek())))  # type: ignore[attr-defined]
                     selector.register(output, selectors.EVENT_READ, to)
             if not child.stdin.closed:
                 selector.register(child.stdin, selectors.EVENT_WRITE)
@@ -310,10 +324,7 @@ class _Exchange:
                     if key.fileobj is child.stdin:
                         is_open = self._feed(child.stdin)
                     else:
-                        # What is buffered counts, from an earlier readline() of the caller's.
-                        chunk = key.fileobj.read1(64 << 10)  # type: ignore[union-attr]
-                        key.data.append(chunk)
-                        is_open = chunk != b""
+                        is_open = _drain(key.fd, key.data)
                     if not is_open:
                         selector.unregister(key.fileobj)
                         _close(key.fileobj)
@@ -324,9 +335,21 @@ class _Exchange:
             stdin.flush()  # what the caller wrote
             if self.rest:
                 self.rest = self.rest[os.write(stdin.fileno(), self.rest[:_ROOM]) :]
+        except BlockingIOError:
+            return True
         except BrokenPipeError:
             self.rest = self.rest[:0]
         return len(self.rest) > 0
+
+
+def _drain(descriptor: int, to: Tail) -> bool:
+    """Read what is there; whether more may come."""
+    try:
+        chunk = os.read(descriptor, 64 << 10)
+    except BlockingIOError:
+        return True
+    to.append(chunk)
+    return chunk != b""
 
 
 def _close(stream: Any) -> None:

@@ -131,6 +131,8 @@ pub(crate) struct HostSettings {
     pub sets_home: bool,
     /// Of which jobs see what their interpreter needs, and no more.
     pub homes: Vec<PathBuf>,
+    /// Variables that children have besides the host's own: they name places that jobs can write to, from which the host would be led.
+    pub environment_of_jobs: BTreeMap<String, String>,
     /// For `env_filter`.
     pub log_filter: String,
 }

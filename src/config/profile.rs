@@ -257,6 +257,11 @@ impl Profile {
         self.has_home() && self.cwd != Some(Cwd::Caller)
     }
 
+    /// Whether there is a place of the host that jobs can write to.
+    pub(crate) fn has_folders_of_jobs(&self) -> bool {
+        matches!(self.root, Root::Chroot(_)) || self.binds.iter().any(|bind| bind.writable)
+    }
+
     /// The folder in which jobs may have made, or put a link in the place of, what a path of the host leads to: a writable
     /// bind's source, or a chroot.
     pub(crate) fn folder_of_jobs(&self, path: &Path) -> Option<&Path> {
@@ -346,6 +351,15 @@ impl Profile {
             return Ok(());
         };
         egress.check()?;
+        if let Some(path) = &egress.resolv_conf
+            && let Some(folder) = self.folder_of_jobs(path)
+        {
+            bail!(
+                "network: resolv_conf: {} lies in {}, which jobs can write to: by a link there the host would show them any file",
+                path.display(),
+                folder.display()
+            );
+        }
         let has_resolver = egress.resolv_conf.is_some() || !egress.nameservers.is_empty();
         ensure!(
             !has_resolver || self.layers().has(Layer::Root),

@@ -83,3 +83,31 @@ def _did_you_mean(name, known):
 
 def _callables(target):
     return [name for name in dir(target) if callable(getattr(target, name, None))]
+
+
+# ---- code that a job may have left (import_guard.rs) -------------------------------------------
+
+_kept = {}
+
+
+def guard(check):
+    """Has ``check(path)`` raise before an extension module is loaded; bytecode is neither read nor written where jobs can write."""
+    from _frozen_importlib_external import ExtensionFileLoader as loader
+
+    create_module = loader.create_module
+
+    def checked(self, spec):
+        check(spec.origin)
+        return create_module(self, spec)
+
+    loader.create_module = checked
+    _kept["end"] = lambda: setattr(loader, "create_module", create_module)
+    if sys.pycache_prefix is not None:
+        try:
+            check(sys.pycache_prefix)
+        except PermissionError:
+            sys.pycache_prefix = None
+
+
+def end_guard():
+    _kept.pop("end")()

@@ -6,6 +6,7 @@ pub(crate) mod call;
 pub(crate) mod crash_stacks;
 pub(crate) mod held;
 pub(crate) mod host_module;
+mod import_guard;
 pub(crate) mod internals;
 pub(crate) mod random_states;
 pub(crate) mod settle;
@@ -59,4 +60,9 @@ pub(crate) fn describe(py: Python<'_>, error: &PyErr) -> String {
         Ok(lines) => lines.concat().trim_end().to_owned(),
         Err(_) => error.to_string(),
     }
+}
+
+/// The Python half of what the host imports: `imports.py`.
+fn imports_module(py: Python<'_>) -> PyResult<Bound<'_, PyModule>> {
+    py.import("_pyspawner_imports")
 }

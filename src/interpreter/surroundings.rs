@@ -6,11 +6,18 @@
 //! after the warm-up: in the host the home's name belongs to whoever makes a folder of that name, and a
 //! library must not look for its settings there.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use pyo3::prelude::*;
 
 const HOME: &str = "HOME";
+
+/// Adds variables that the host is to be without until its last import.
+pub(crate) fn add_variables(py: Python<'_>, variables: &BTreeMap<String, String>) -> PyResult<()> {
+    environment(py)?.call_method1("update", (variables,))?;
+    Ok(())
+}
 
 /// Sets HOME, in Python and in the C library, unless there is one.
 pub(crate) fn set_home(py: Python<'_>, home: &Path) -> PyResult<()> {

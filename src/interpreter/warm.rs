@@ -4,7 +4,6 @@
 
 use std::ffi::{CStr, CString};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -16,9 +15,11 @@ use pyo3::types::PyModule;
 use super::call::Entry;
 use super::crash_stacks::CrashStacks;
 use super::random_states::RandomStates;
-use super::{describe, held, host_module, internals, job_module, settle};
+use super::{
+    describe, held, host_module, import_guard, imports_module, internals, job_module, settle,
+};
 use crate::clone::warm_image;
-use crate::config::{Callable, HostSettings, Profile, Root};
+use crate::config::{Callable, HostSettings, Profile};
 
 /// A folder or file that modules are imported from, and on account of what.
 #[derive(Clone, Debug)]
@@ -67,10 +68,12 @@ pub(crate) struct Report {
 /// Makes the interpreter warm. `tell` hears what comes next: whatever it is may end the process. Errors carry the Python traceback.
 pub(crate) fn warm(settings: &HostSettings, tell: &dyn Fn(&str)) -> anyhow::Result<Warm> {
     let start = Instant::now();
+    import_guard::start(&settings.profile)?;
     initialise(&settings.python)?;
     Python::attach(|py| {
         extend_path(py, &settings.path)?;
-        refuse_jobs_modules(py, &settings.profile)?;
+        import_guard::guard_interpreter(py)?;
+        refuse_jobs_folders(py, &settings.profile)?;
         let crash_stacks = CrashStacks::start(py).context("faulthandler")?;
         let imports = import_all(py, &settings.preload, tell)?;
         tell(&format!("importing {}", settings.child_main.module));
@@ -82,6 +85,7 @@ pub(crate) fn warm(settings: &HostSettings, tell: &dyn Fn(&str)) -> anyhow::Resu
         };
         tell("preparing the first clone");
         crash_stacks.end(py).context("faulthandler")?;
+        import_guard::end(py).context("after the warm-up")?;
         // Before the type cache is filled, since it would take up some of that.
         let import_roots = import_roots(py, settings).context("after the warm-up")?;
         let random_states = RandomStates::find(py).context("after the warm-up")?;
@@ -185,19 +189,15 @@ fn extend_path(py: Python<'_>, folders: &[PathBuf]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Refuses to import as the host, who may be root, from where a job can leave a module.
-fn refuse_jobs_modules(py: Python<'_>, profile: &Profile) -> anyhow::Result<()> {
+/// Refuses entries of `sys.path` from which nothing would be imported: see [`import_guard`].
+fn refuse_jobs_folders(py: Python<'_>, profile: &Profile) -> anyhow::Result<()> {
     let entries: Vec<PathBuf> = py.import("sys")?.getattr("path")?.extract()?;
     for entry in entries {
         let place = match entry.as_os_str().is_empty() {
             true => std::env::current_dir().context("the working directory")?,
             false => entry,
         };
-        let Some(folder) = profile.folder_of_jobs(&place) else {
-            continue;
-        };
-        let is_chroots = profile.root == Root::Chroot(folder.to_owned());
-        if !is_chroots || is_open_to_all(&place) {
+        if let Some(folder) = import_guard::of_jobs(profile, &place) {
             anyhow::bail!(
                 "sys.path: {} lies in {}, which jobs can write to: the next start would run what one leaves \
                  there; hint: start pyspawner in another folder, and keep modules apart from jobs' data",
@@ -207,11 +207,6 @@ fn refuse_jobs_modules(py: Python<'_>, profile: &Profile) -> anyhow::Result<()> 
         }
     }
     Ok(())
-}
-
-/// Whether everybody can write to a folder.
-fn is_open_to_all(folder: &Path) -> bool {
-    std::fs::metadata(folder).is_ok_and(|found| found.permissions().mode() & 0o002 != 0)
 }
 
 fn import_all(
@@ -257,10 +252,6 @@ fn prepare_call(py: Python<'_>, function: &Py<PyAny>) -> anyhow::Result<()> {
     let prepared = job_module(py)?.call_method1("prepare", (function,));
     prepared.map_err(|error| anyhow!("child_main:\n{}", describe(py, &error)))?;
     Ok(())
-}
-
-fn imports_module(py: Python<'_>) -> PyResult<Bound<'_, PyModule>> {
-    py.import("_pyspawner_imports")
 }
 
 /// The words of `imports.py`.

@@ -4,12 +4,13 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
+use std::path::Path;
 
 use anyhow::Context;
 
 use super::flags::JobOptions;
 use super::{default_hidden_paths, own_files, paths, python};
-use crate::config::{self, Callable, HostSettings};
+use crate::config::{self, Callable, HostSettings, Profile};
 use crate::io::commands::progress;
 use crate::io::{Command, IoSettings};
 
@@ -59,6 +60,7 @@ pub(super) fn merge(
     let mut environment = own_environment(options.inherit_env)?;
     environment.extend(file.environment.clone());
     environment.extend(options.environment);
+    let environment_of_jobs = take_those_of_jobs(&mut environment, &profile);
     let from_file = |text: &Option<String>, name: &str| {
         text.as_deref()
             .map(|text| {
@@ -96,6 +98,7 @@ pub(super) fn merge(
         rehearsal: file.rehearses() && !options.no_rehearsal,
         profile: profile.clone(),
         homes,
+        environment_of_jobs,
         sets_home: !command.has_one_client(),
         log_filter,
     };
@@ -114,6 +117,30 @@ pub(super) fn merge(
         io,
         environment,
     })
+}
+
+/// Takes the variables out that name a place that jobs can write to. The loader, Python and libraries execute, or read as their
+/// settings, what they find there (`ld.so(8)`, HOME for `site`, NUMBA_CACHE_DIR), and the host may be root.
+fn take_those_of_jobs(
+    environment: &mut BTreeMap<String, String>,
+    profile: &Profile,
+) -> BTreeMap<String, String> {
+    let is_of_jobs = |value: &str| {
+        let places = value.split([':', ',', ';', '=']).map(Path::new);
+        let mut places = places.filter(|place| place.is_absolute());
+        places.any(|place| profile.folder_of_jobs(place).is_some())
+    };
+    let of_jobs: BTreeMap<_, _> = environment
+        .extract_if(.., |_, value| is_of_jobs(value))
+        .collect();
+    if !of_jobs.is_empty() {
+        let names: Vec<_> = of_jobs.keys().map(String::as_str).collect();
+        log::info!(
+            "jobs alone have the variables that name places which jobs can write to: {}",
+            names.join(", ")
+        );
+    }
+    of_jobs
 }
 
 /// How many processors this process may use.

@@ -9,6 +9,7 @@
 use std::fs;
 use std::io::Write;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail, ensure};
@@ -108,7 +109,7 @@ impl IdMaps {
             subordinate_range(&text, &user.as_ref()?.name, getuid().as_raw())
         };
         Ok(match (range("/etc/subuid"), range("/etc/subgid")) {
-            (Some(user), Some(group)) if is_installed("newuidmap") => {
+            (Some(user), Some(group)) if installed("newuidmap").is_some() => {
                 Self::Subordinate { user, group }
             }
             _ => Self::Single,
@@ -156,7 +157,8 @@ fn map_subordinate(
     (first, count): (u32, u32),
 ) -> anyhow::Result<()> {
     let numbers = [target as u32, 0, own, 1, 1, first, count];
-    let status = Command::new(program)
+    let path = installed(program).with_context(|| format!("{program} is not installed"))?;
+    let status = Command::new(path)
         .args(numbers.map(|number| number.to_string()))
         .stdin(Stdio::null())
         .status()
@@ -194,10 +196,14 @@ fn subordinate_range(text: &str, name: &str, uid: u32) -> Option<(u32, u32)> {
     })
 }
 
-fn is_installed(program: &str) -> bool {
-    std::env::var_os("PATH").is_some_and(|path| {
-        std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
-    })
+/// Where a program is, also where PATH is empty, as it is for an application that gives its jobs no environment.
+fn installed(program: &str) -> Option<PathBuf> {
+    const USUAL: [&str; 3] = ["/usr/bin", "/bin", "/run/wrappers/bin"];
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = USUAL.into_iter().map(PathBuf::from);
+    let folders = folders.chain(std::env::split_paths(&path));
+    let mut places = folders.map(|folder| folder.join(program));
+    places.find(|place| place.is_absolute() && place.is_file())
 }
 
 #[cfg(test)]

@@ -111,8 +111,7 @@ fn prepare_children(
     // Their limit for core dumps does not hold where a socket takes them (`core(5)`, since Linux 6.16), and it would have the warm image.
     process::keep_memory_from_core_dumps().context("/proc/self/coredump_filter")?;
     let sandbox = Sandbox::prepare(&settings.profile, &needed)?;
-    Python::attach(|py| tell_interpreter(py, &sandbox, settings.sets_home))
-        .context("after the warm-up")?;
+    Python::attach(|py| tell_interpreter(py, &sandbox, settings)).context("after the warm-up")?;
     for layer in sandbox.layers.skipped() {
         log::warn!("layer {layer} is skipped by the configuration: the sandbox is weaker");
     }
@@ -138,8 +137,9 @@ fn prepare_children(
     })
 }
 
-fn tell_interpreter(py: Python<'_>, sandbox: &Sandbox, sets_home: bool) -> PyResult<()> {
-    if let Some(home) = sandbox.home().filter(|_| sets_home) {
+fn tell_interpreter(py: Python<'_>, sandbox: &Sandbox, settings: &HostSettings) -> PyResult<()> {
+    surroundings::add_variables(py, &settings.environment_of_jobs)?;
+    if let Some(home) = sandbox.home().filter(|_| settings.sets_home) {
         surroundings::set_home(py, home)?;
     }
     if sandbox.profile.starts_among_others() {

@@ -91,6 +91,28 @@ def host(open_folder):
         yield path
 
 
+# Several processes that send on one connection, once somebody has it.
+MESSAGES = """
+import os, socket, sys, time
+connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+end = time.monotonic() + 10
+workers = []
+while time.monotonic() < end:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+        connection.connect(sys.argv[1])
+        for _ in range(16):
+            if os.fork() == 0:
+                try:
+                    while time.monotonic() < end:
+                        connection.send(b"x")
+                except OSError:
+                    pass
+                os._exit(0)
+        for _ in range(16):
+            os.wait()
+"""
+
+
 def passes_rights_by_permission():
     """Whether the kernel lets a socket refuse descriptors (SO_PASSRIGHTS, Linux 6.16)."""
     with socket.socket(socket.AF_UNIX) as probe:
@@ -114,6 +136,19 @@ def test_strangers_who_connect_in_a_loop(host, count):
             assert stranger.poll() is None, "it went on all the time"
             stranger.kill()
             stranger.wait()
+
+
+@pytest.mark.skipif(IN_VM, reason="NOT TESTED: strangers need an interpreter that they can reach, which is not there")
+@pytest.mark.parametrize("who", ["a stranger", "a client"])
+def test_who_is_sent_away_and_goes_on_sending(host, who):
+    with pyspawner.Client(connect=host) as client:
+        child = client.spawn_child(["sleep", 60], sandbox_config=SandboxConfig(timeout=LIMIT))
+        command = STRANGER if who == "a stranger" else ["/usr/bin/python3", "-c"]
+        sender = subprocess.Popen([*command, MESSAGES, host])
+        outcome = child.outcome()
+        assert outcome.name == "timed_out" and outcome.wall_ms < LATE * 1000, outcome
+        assert sender.poll() is None, "it went on all the time"
+        assert sender.wait() == 0
 
 
 def test_what_a_stranger_sends_along_is_closed_by_nobody(host):

@@ -69,6 +69,21 @@ def test_locks_on_files_are_few(pyspawner, where):
     assert few["result"] == "not ended", few
 
 
+def test_locks_count_for_who_holds_them(pyspawner):
+    """The kernel lists them under who took them."""
+    jobs = [[900, 60], [100, 6]]
+    done = pyspawner.map("quotas.lock_by_others", jobs, "-j", "2", "--ordered", path=ATTACKS)
+    too_many, few = done.lines
+    assert (too_many["outcome"], too_many["signal"]) == ("signaled", signal.SIGKILL), too_many
+    assert few["result"] == "not ended", few
+
+
+def test_each_process_has_one_table_of_descriptors(pyspawner):
+    """Locks of a table that several processes have stay when the process ends that took them."""
+    assert attack(pyspawner, "quotas.share_descriptors") == ["ENOSYS"] * 2
+    assert attack(pyspawner, "quotas.share_descriptors", off=["seccomp"]) == ["ok"]
+
+
 def test_no_protocol_makes_the_kernel_look_for_a_module(pyspawner):
     assert set(attack(pyspawner, "quotas.odd_sockets").values()) == {"ENOSYS"}
     assert "ENOSYS" not in attack(pyspawner, "quotas.odd_sockets", off=["seccomp"]).values()

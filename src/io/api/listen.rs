@@ -133,9 +133,10 @@ impl Listener {
         }
     }
 
-    /// Tells those who have come so far that there will be no host.
+    /// Tells those who have come so far that there will be no host. Others may come all the time: not for them.
     pub(crate) fn turn_away(&self, event: &Event<'_>) {
-        while let Ok(client) = self.accept_now() {
+        const MOST: usize = 64;
+        for client in std::iter::from_fn(|| self.accept_now().ok()).take(MOST) {
             match Socket::new(client) {
                 Ok(client) => client.say_last(&event.encode()),
                 Err(error) => log::warn!("a client cannot be turned away: {error}"),

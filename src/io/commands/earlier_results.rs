@@ -9,14 +9,47 @@ use std::io::{BufRead, BufReader};
 use anyhow::{Context, anyhow, bail};
 use serde::Deserialize;
 
-/// The ids of the jobs that were `ok`, and how many bytes of the file are whole lines.
+/// The jobs that were `ok`, and how many bytes of the file are whole lines.
 pub(super) struct EarlierResults {
-    pub done: HashSet<String>,
+    pub done: Done,
     pub whole: u64,
+}
+
+/// Jobs that need not be run again.
+///
+/// A job without an id of its own has its line's number for one, which may be another line's own id. The two are told apart by the
+/// line's number in the result. Where that does not tell, the job is run again.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Done {
+    /// Those with ids of their own.
+    by_id: HashSet<String>,
+    /// Those whose id is the number of their line.
+    by_number: HashSet<u64>,
+}
+
+impl Done {
+    /// Whether the job of this line was `ok`.
+    pub(super) fn has(&self, number: u64, id: &str) -> bool {
+        match id == number.to_string() {
+            true => self.by_number.contains(&number),
+            false => self.by_id.contains(id),
+        }
+    }
+
+    fn set(&mut self, line: Line, is_ok: bool) {
+        match (line.id == line.number.to_string(), is_ok) {
+            (true, true) => drop(self.by_number.insert(line.number)),
+            (true, false) => drop(self.by_number.remove(&line.number)),
+            (false, true) => drop(self.by_id.insert(line.id)),
+            (false, false) => drop(self.by_id.remove(&line.id)),
+        }
+    }
 }
 
 #[derive(Deserialize)]
 struct Line {
+    #[serde(rename = "line")]
+    number: u64,
     id: String,
     outcome: String,
 }
@@ -26,7 +59,7 @@ struct Line {
 /// # Errors
 /// If a line is no result of `map`: its number, and what is wrong with it.
 pub(super) fn read(file: &File) -> anyhow::Result<EarlierResults> {
-    let mut done = HashSet::new();
+    let mut done = Done::default();
     let mut whole = 0;
     let mut lines = BufReader::new(file);
     let mut text = Vec::new();
@@ -39,11 +72,9 @@ pub(super) fn read(file: &File) -> anyhow::Result<EarlierResults> {
         let line: Line = serde_json::from_slice(&text)
             .map_err(|error| anyhow!("line {number} is no result of map: {error}"))?;
         whole += length as u64;
-        match line.outcome.as_str() {
-            "ok" => done.insert(line.id),
-            // Run again with another result: the last one counts.
-            _ => done.remove(&line.id),
-        };
+        // Run again with another result: the last one counts.
+        let is_ok = line.outcome == "ok";
+        done.set(line, is_ok);
     }
     Ok(EarlierResults { done, whole })
 }
@@ -79,29 +110,45 @@ mod tests {
 
     #[test]
     fn the_last_result_of_a_job_counts() {
-        let text = "{\"id\":\"1\",\"outcome\":\"exited\"}\n{\"id\":\"a\",\"outcome\":\"ok\",\"more\":[]}\n\
-                    {\"id\":\"1\",\"outcome\":\"ok\"}\n{\"id\":\"2\",\"outcome\":\"timed_out\"}\n";
+        let text = "{\"line\":1,\"id\":\"1\",\"outcome\":\"exited\"}\n\
+                    {\"line\":2,\"id\":\"a\",\"outcome\":\"ok\",\"more\":[]}\n\
+                    {\"line\":1,\"id\":\"1\",\"outcome\":\"ok\"}\n\
+                    {\"line\":3,\"id\":\"3\",\"outcome\":\"timed_out\"}\n";
         let earlier = read(&file(text)).expect("results");
-        assert_eq!(
-            earlier.done,
-            HashSet::from(["1".to_owned(), "a".to_owned()])
-        );
         assert_eq!(earlier.whole, text.len() as u64);
+        let done = earlier.done;
+        assert!(done.has(1, "1") && done.has(7, "a"));
+        assert!(!done.has(2, "2") && !done.has(3, "3"));
+    }
+
+    #[test]
+    fn a_number_is_not_taken_for_another_lines_own_id() {
+        let text = "{\"line\":1,\"id\":\"1\",\"outcome\":\"exited\"}\n{\"line\":2,\"id\":\"1\",\"outcome\":\"ok\"}\n";
+        let done = read(&file(text)).expect("results").done;
+        assert!(!done.has(1, "1"), "it was not ok");
+        assert!(done.has(2, "1"));
+        let text = "{\"line\":1,\"id\":\"1\",\"outcome\":\"ok\"}\n";
+        let done = read(&file(text)).expect("results").done;
+        assert!(done.has(1, "1") && !done.has(2, "1"));
     }
 
     #[test]
     fn a_line_that_was_never_finished_is_cut() {
-        let whole = "{\"id\":\"1\",\"outcome\":\"ok\"}\n";
-        let file = file(&format!("{whole}{{\"id\":\"2\",\"outc"));
+        let whole = "{\"line\":1,\"id\":\"1\",\"outcome\":\"ok\"}\n";
+        let file = file(&format!("{whole}{{\"line\":2,\"id\":\"2\",\"outc"));
         let earlier = read(&file).expect("results");
-        assert_eq!((earlier.done.len(), earlier.whole), (1, whole.len() as u64));
+        assert_eq!(earlier.whole, whole.len() as u64);
+        assert!(earlier.done.has(1, "1"));
         cut_unfinished_line(&file, earlier.whole).expect("it can be cut");
         assert_eq!(file.metadata().expect("a file").len(), earlier.whole);
     }
 
     #[test]
     fn another_file_is_refused() {
-        let error = read(&file("{\"id\":\"1\",\"outcome\":\"ok\"}\n[1, 2]\n")).err();
+        let error = read(&file(
+            "{\"line\":1,\"id\":\"1\",\"outcome\":\"ok\"}\n[1, 2]\n",
+        ))
+        .err();
         let error = error.expect("it is refused").to_string();
         assert!(error.starts_with("line 2 is no result of map: "), "{error}");
     }

@@ -2,7 +2,7 @@
 //!
 //! Runs on: the I/O thread.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
@@ -13,7 +13,7 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
-use super::earlier_results;
+use super::earlier_results::{self, Done};
 use super::lines::{Line, LineReader, LineWriter};
 use super::progress::{self, Progress};
 use crate::config::Profile;
@@ -88,7 +88,7 @@ pub(crate) async fn map(
             open_resumed(path, &input).with_context(|| format!("--resume {}", path.display()))?
         }
         None => tokio::select! {
-            output = open_output(command.output.as_deref(), &input) => (output?, HashSet::new()),
+            output = open_output(command.output.as_deref(), &input) => (output?, Done::default()),
             signal = interrupt.received() => return Ok(128 + signal),
         },
     };
@@ -248,7 +248,7 @@ struct Map<'a> {
     ordered: bool,
     plan: Plan,
     /// The ids of jobs that need not be run.
-    done: HashSet<String>,
+    done: Done,
     running: JoinSet<Finished>,
     /// Line and id of each task's job, for a task that panics.
     jobs_of_tasks: HashMap<tokio::task::Id, (u64, String)>,
@@ -348,7 +348,7 @@ impl Map<'_> {
                 return Some(Finished::of(number, number.to_string(), &report, tells));
             }
         };
-        if self.done.contains(&job.id) {
+        if self.done.has(number, &job.id) {
             self.pass_over(number);
             return None;
         }
@@ -449,7 +449,7 @@ fn open_input(path: Option<&Path>) -> anyhow::Result<(OwnedFd, Option<u64>)> {
 }
 
 /// The file of earlier results, ready for more, and the jobs that are `ok` in it.
-fn open_resumed(path: &Path, input: &OwnedFd) -> anyhow::Result<(OwnedFd, HashSet<String>)> {
+fn open_resumed(path: &Path, input: &OwnedFd) -> anyhow::Result<(OwnedFd, Done)> {
     let mut options = File::options();
     options.read(true).append(true).create(true).mode(0o600);
     let file = options.open(path)?;

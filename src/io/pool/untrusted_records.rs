@@ -4,6 +4,7 @@
 
 use serde_json::value::RawValue;
 
+use crate::logging::is_plain;
 use crate::wire::record;
 
 /// What a job said on its result channel.
@@ -85,12 +86,6 @@ pub(crate) fn plain_text(bytes: &[u8]) -> String {
         }
     }
     plain
-}
-
-/// Whether a character neither controls a terminal, nor ends a line, nor turns the direction of writing.
-fn is_plain(character: char) -> bool {
-    !character.is_control()
-        && !matches!(character, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// The child wrote it: it is passed on only if it is JSON as the child's own encoder writes it, on one line

@@ -1,0 +1,164 @@
+//! Keeps the host from running code that a job may have left for it.
+//!
+//! Runs on: the main thread, a child.
+//!
+//! The host may be root, and whatever it imports runs outside of every sandbox. Where jobs can write, one can leave a module, a
+//! `.pth` file, bytecode, an extension module; and which folders are searched depends on the environment, on `site`, on what modules
+//! do with `sys.path`. So each file is looked at as it is opened to be executed, by the hook that CPython has for that
+//! (`PyFile_SetOpenCodeHook`, PEP 578), from the first line of `site` to the end of the warm-up. In children it lets all pass.
+
+use std::ffi::{c_int, c_void};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::ensure;
+use pyo3::exceptions::PyPermissionError;
+use pyo3::ffi;
+use pyo3::prelude::*;
+use pyo3::types::PyCFunction;
+
+use super::imports_module;
+use crate::config::{Profile, Root};
+
+type OpenCode = unsafe extern "C" fn(*mut ffi::PyObject, *mut c_void) -> *mut ffi::PyObject;
+
+unsafe extern "C" {
+    /// `Include/cpython/fileobject.h`; it may be called before the interpreter is initialised, once.
+    fn PyFile_SetOpenCodeHook(hook: OpenCode, data: *mut c_void) -> c_int;
+}
+
+/// Set before the interpreter exists.
+static PROFILE: OnceLock<Profile> = OnceLock::new();
+/// Whether code is for the host.
+static GUARDS: AtomicBool = AtomicBool::new(false);
+
+/// Looks at what the host imports, from here on. Comes before the interpreter is initialised.
+pub(super) fn start(profile: &Profile) -> anyhow::Result<()> {
+    if !profile.has_folders_of_jobs() {
+        return Ok(());
+    }
+    PROFILE.get_or_init(|| profile.clone());
+    GUARDS.store(true, Ordering::Relaxed);
+    // SAFETY: the hook has the type that is asked for, and needs no data.
+    let set = unsafe { PyFile_SetOpenCodeHook(open_code, std::ptr::null_mut()) };
+    ensure!(set == 0, "PyFile_SetOpenCodeHook");
+    Ok(())
+}
+
+/// The same for extension modules, which are not opened as code is, and for bytecode, which the host would write.
+pub(super) fn guard_interpreter(py: Python<'_>) -> PyResult<()> {
+    if PROFILE.get().is_none() {
+        return Ok(());
+    }
+    let check = PyCFunction::new_closure(py, None, None, |arguments, _| {
+        check(&arguments.get_item(0)?.extract::<PathBuf>()?)
+    })?;
+    imports_module(py)?.call_method1("guard", (check,))?;
+    Ok(())
+}
+
+/// From here on all code is a child's.
+pub(super) fn end(py: Python<'_>) -> PyResult<()> {
+    if GUARDS.swap(false, Ordering::Relaxed) {
+        imports_module(py)?.call_method0("end_guard")?;
+    }
+    Ok(())
+}
+
+/// What CPython calls to open a file with code (`io.open_code`).
+unsafe extern "C" fn open_code(path: *mut ffi::PyObject, _: *mut c_void) -> *mut ffi::PyObject {
+    // SAFETY: CPython calls it with the GIL held, and with a string that lives through the call.
+    let (py, path) = unsafe {
+        let py = Python::assume_attached();
+        (py, Bound::from_borrowed_ptr(py, path))
+    };
+    let opened = path.extract::<PathBuf>().and_then(|name| {
+        check(&name)?;
+        py.import("_io")?.getattr("open")?.call1((&path, "rb"))
+    });
+    match opened {
+        Ok(file) => file.into_ptr(),
+        Err(error) => {
+            error.restore(py);
+            std::ptr::null_mut()
+        }
+    }
+}
+
+/// # Errors
+/// PermissionError for what the host must not execute.
+fn check(path: &Path) -> PyResult<()> {
+    let profile = PROFILE.get().filter(|_| GUARDS.load(Ordering::Relaxed));
+    match profile.and_then(|profile| of_jobs(profile, path)) {
+        None => Ok(()),
+        Some(folder) => Err(PyPermissionError::new_err(format!(
+            "{} may have been left by a job, which can write to {}: the host does not execute it; hint: keep modules \
+             apart from jobs' data",
+            path.display(),
+            folder.display()
+        ))),
+    }
+}
+
+/// The folder by which jobs can have written what is at this path.
+pub(super) fn of_jobs<'a>(profile: &'a Profile, path: &Path) -> Option<&'a Path> {
+    let folder = profile.folder_of_jobs(path)?;
+    let is_chroots = profile.root == Root::Chroot(folder.to_owned());
+    let is_kept = is_chroots && is_kept_from_jobs(folder, path).unwrap_or(false);
+    (!is_kept).then_some(folder)
+}
+
+/// Whether nobody but root and the host's user can have put a file in its place below `top`, or changed it. In a user namespace root has
+/// another number, that of the owner of `/`.
+fn is_kept_from_jobs(top: &Path, path: &Path) -> std::io::Result<bool> {
+    let owners = [
+        std::fs::metadata("/")?.uid(),
+        nix::unistd::geteuid().as_raw(),
+    ];
+    let (top, path) = (top.canonicalize()?, path.canonicalize()?);
+    for part in path.ancestors().take_while(|part| part.starts_with(&top)) {
+        let found = std::fs::symlink_metadata(part)?;
+        if !owners.contains(&found.uid()) || found.mode() & 0o002 != 0 {
+            return Ok(false);
+        }
+    }
+    Ok(path.starts_with(&top))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn what_others_can_replace_is_not_kept() {
+        let top = tempfile::tempdir().expect("a folder");
+        let inner = top.path().join("code/package");
+        std::fs::create_dir_all(&inner).expect("made");
+        let file = inner.join("module.py");
+        std::fs::write(&file, "").expect("written");
+        let is_kept = || is_kept_from_jobs(top.path(), &file).expect("it is there");
+        assert!(is_kept());
+        for (path, before) in [
+            (&file, 0o644),
+            (&inner, 0o755),
+            (&top.path().join("code"), 0o755),
+        ] {
+            let set = |mode| {
+                let modes = std::fs::Permissions::from_mode(mode);
+                std::fs::set_permissions(path, modes).expect("our own");
+            };
+            set(before | 0o002);
+            assert!(!is_kept(), "{}", path.display());
+            set(before);
+            assert!(is_kept());
+        }
+        // A link in the way leads elsewhere.
+        std::fs::remove_file(&file).expect("our own");
+        std::os::unix::fs::symlink("/etc/hostname", &file).expect("made");
+        assert!(!is_kept());
+    }
+}
