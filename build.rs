@@ -3,6 +3,7 @@
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     let python = pyo3_build_config::get();
+    check_for_libseccomp();
 
     // Libraries must find these two in the executable first: see src/clone/fork_protocol.rs.
     for symbol in ["__register_atfork", "__cxa_finalize"] {
@@ -31,4 +32,18 @@ fn main() {
     );
     let executable = python.executable().unwrap_or("python3");
     println!("cargo::rustc-env=PYSPAWNER_PYTHON={executable}");
+}
+
+/// Says at once what the linker would say minutes later.
+fn check_for_libseccomp() {
+    let compiler = std::env::var("CC").unwrap_or_else(|_| "cc".to_owned());
+    let found = std::process::Command::new(&compiler)
+        .arg("-print-file-name=libseccomp.so")
+        .output();
+    // A compiler that does not find the library repeats the name.
+    if found.is_ok_and(|found| found.stdout == b"libseccomp.so\n") {
+        println!(
+            "cargo::error={compiler} finds no libseccomp.so; hint: install libseccomp-dev (Debian, Ubuntu), libseccomp-devel (Fedora)"
+        );
+    }
 }

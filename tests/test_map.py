@@ -397,8 +397,8 @@ def test_a_result_that_is_no_unicode_is_not_passed_on(pyspawner):
 
 
 @pytest.mark.parametrize("has_memory", [False, True])
-def test_children_that_take_long_to_end_stop_the_others_only_with_memory(pyspawner, has_memory):
-    """Those that only give back what they had, such as many locks, end in the end, and nothing is lost meanwhile."""
+def test_children_that_take_long_to_end_stop_no_others(pyspawner, has_memory):
+    """Also if they hold memory, as long as there is enough: jobs can hold up each other's ends."""
     many = 17
     command = pyspawner.command("map", "basic.sleep_as", "-j", many, spares=0)
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -414,10 +414,7 @@ def test_children_that_take_long_to_end_stop_the_others_only_with_memory(pyspawn
     process.stdin.write(b'{"id": "next", "args": ["next", 0]}\n')
     process.stdin.flush()
     line = json.loads(process.stdout.readline())
-    if has_memory:
-        assert line["outcome"] == "setup_failed" and "hold memory" in line["detail"]
-    else:
-        assert line["outcome"] == "ok"
+    assert line["outcome"] == "ok"
     for child in children:
         os.waitpid(child, 0x40000000)  # __WALL: now the parent is told of its end, or the tracer of its stop
         if has_memory:

@@ -19,6 +19,10 @@ const MOST_NAMESERVERS: usize = 3;
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Egress {
     /// The only destinations, if there are any; else all that are public.
+    #[serde(
+        deserialize_with = "some_destinations",
+        skip_serializing_if = "Vec::is_empty"
+    )]
     pub allow: Vec<Destination>,
     /// Written into the children's `/etc/resolv.conf`.
     pub nameservers: Vec<IpAddr>,
@@ -29,6 +33,18 @@ pub(crate) struct Egress {
     /// From which each child gets a /126.
     #[serde(with = "net_or_none")]
     pub ipv6: Option<Ipv6Net>,
+}
+
+/// An empty list would mean the opposite of what it says.
+fn some_destinations<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<Destination>, D::Error> {
+    let allow = Vec::deserialize(d)?;
+    match allow.is_empty() {
+        false => Ok(allow),
+        true => Err(serde::de::Error::custom(
+            "allow: expected at least one destination; hint: leave it out for all public addresses, and network = \"none\" \
+             for none at all",
+        )),
+    }
 }
 
 impl Default for Egress {

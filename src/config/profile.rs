@@ -425,6 +425,18 @@ impl Profile {
         }
         for path in &self.hide {
             check_path("hide", path)?;
+            if std::fs::symlink_metadata(path).is_err() {
+                let is_pattern = path.to_string_lossy().contains(['*', '?', '[']);
+                ensure!(
+                    !is_pattern,
+                    "hide: {} is a pattern; expected a path: hide the folder",
+                    path.display()
+                );
+                log::warn!(
+                    "hide: there is no {}; it is hidden once it is made",
+                    path.display()
+                );
+            }
             ensure!(
                 !self.binds.iter().any(|bind| *path == bind.source),
                 "hide: {} is bound, which shows it; leave one of them out",

@@ -6,10 +6,9 @@
 //! is of Linux 2.4, and the memory, some 200 bytes each, is charged to no control group (kernel commit 3754707bcc3e took that back).
 //! And whoever locks or closes that file, on the whole machine, waits while the kernel walks through all of them.
 //!
-//! The kernel has one list of all locks, and holds up everybody's while it is read. So the init reads its beginning only when the
-//! kernel's own memory has grown. Whose the locks are that list does not say: it has the process that took a lock, which may
-//! be gone while an open file keeps the lock (`flock(2)`), and whose number another may have. If there are many, the init asks each job's
-//! own processes what they hold.
+//! The kernel's list of all locks (`proc_locks(5)`) does not say whose they are: it has the process that took a lock, which may be gone while
+//! an open file keeps the lock (`flock(2)`), and whose number another may have. And it holds up everybody's locks while it is read. So when
+//! the kernel's own memory has grown, the init asks each job's own processes what they hold.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -25,11 +24,11 @@ use crate::sys::{memory, process, process_tree};
 
 /// How many locks the processes of a job may hold together. Data bases take some dozens.
 const MOST: usize = 4096;
-/// How much the kernel's memory grows before the list is looked at, in bytes: some 10,000 locks.
+/// How much the kernel's memory grows before jobs are asked, in bytes: some 10,000 locks.
 const STEP: u64 = 2 << 20;
-/// How much is read of the list, and of what a process says of one descriptor, in bytes: some 16,000 locks.
+/// How much is read of what a process says of one descriptor, in bytes: some 16,000 locks.
 const MOST_READ: u64 = 1 << 20;
-/// How long jobs are not asked again if none held too many: others on this machine have their locks, too.
+/// How long jobs are not asked again if none held too many: memory grows for other reasons, too.
 const REST: Duration = Duration::from_secs(5);
 
 /// Looks at the locks of a host's jobs from time to time.
@@ -72,9 +71,6 @@ impl FileLocks {
             return Ok(());
         }
         self.before = now;
-        if count_all()? <= MOST {
-            return Ok(());
-        }
         let jobs = self.jobs().into_iter();
         let too_many = jobs.filter_map(|job| Some((job, held_by_job(job).filter(|n| *n > MOST)?)));
         let ended = too_many.filter(|(job, locks)| self.end(*job, *locks));
@@ -119,13 +115,6 @@ impl FileLocks {
 fn kernel_memory() -> anyhow::Result<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").context("read /proc/meminfo")?;
     memory::field(&text, "SUnreclaim").context("/proc/meminfo has no SUnreclaim")
-}
-
-/// How many locks there are on this machine (`proc_locks(5)`), counted up to what is read.
-fn count_all() -> anyhow::Result<usize> {
-    let list = File::open("/proc/locks").context("open /proc/locks")?;
-    let lines = BufReader::new(list.take(MOST_READ)).lines();
-    Ok(lines.take_while(Result::is_ok).count())
 }
 
 /// How many locks a job's processes hold, counted until they are too many. `None` if it has ended.
@@ -235,6 +224,5 @@ mod tests {
         let file = tempfile::tempfile().expect("a file");
         file.lock().expect("nobody else has it");
         assert_eq!(held_by_process(own), before + 1);
-        assert!(count_all().expect("the list") > 0);
     }
 }

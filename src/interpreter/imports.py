@@ -70,7 +70,10 @@ def _not_found(name, missing):
         return f"there is no module {name!r}: {above!r} ({where}) has no {last!r}{_did_you_mean(last, known)}"
     folders = list(dict.fromkeys(os.path.abspath(entry) for entry in sys.path))
     near = _did_you_mean(missing, [module.name for module in pkgutil.iter_modules(folders)])
-    hint = "; hint: --path names its folder, --python the environment that it is installed in"
+    hint = (
+        "; hint: for a module of yours, --path names its folder; for a package, install it (pip install) in the environment "
+        "that --python names, or that is active"
+    )
     return f"there is no module {missing!r} in {', '.join(folders)}{near or hint}"
 
 

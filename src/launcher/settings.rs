@@ -72,10 +72,16 @@ pub(super) fn merge(
     let child_main = match child_main {
         Some(target) => target,
         None => from_file(&file.child_main, "child_main")?.with_context(|| {
-            format!(
-                "what should each child call? hint: --child-main {}",
-                command.likely_child_main().unwrap_or("MOD.FUNC")
-            )
+            let hint = match &command {
+                Command::Run(run) if run.arguments.iter().any(|word| word == "--child-main") => {
+                    "options come before the job's first argument".to_owned()
+                }
+                _ => format!(
+                    "--child-main {}",
+                    command.likely_child_main().unwrap_or("MOD.FUNC")
+                ),
+            };
+            format!("what should each child call? hint: {hint}")
         })?,
     };
     let warm_up = match options.warm_up {

@@ -71,7 +71,11 @@ struct Condition {
     #[serde(default)]
     equals: Option<u64>,
     #[serde(default)]
+    not: Option<u64>,
+    #[serde(default)]
     below: Option<u64>,
+    #[serde(default)]
+    at_least: Option<u64>,
 }
 
 /// TOML's integers are signed; a mask may use all 64 bits.
@@ -81,14 +85,23 @@ fn wide<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<u64>
 
 impl Condition {
     fn compile(&self) -> anyhow::Result<ScmpArgCompare> {
-        let (operator, value) = match (self.equals, self.below) {
-            (Some(value), None) => {
-                let mask = self.mask.unwrap_or(0xFFFF_FFFF);
-                (ScmpCompareOp::MaskedEqual(mask), value)
-            }
-            (None, Some(value)) if self.mask.is_none() => (ScmpCompareOp::Less, value),
-            _ => anyhow::bail!("a condition needs either equals, with or without mask, or below"),
+        let equals = ScmpCompareOp::MaskedEqual(self.mask.unwrap_or(0xFFFF_FFFF));
+        let all = [
+            (equals, self.equals),
+            (ScmpCompareOp::NotEqual, self.not),
+            (ScmpCompareOp::Less, self.below),
+            (ScmpCompareOp::GreaterEqual, self.at_least),
+        ];
+        let mut named = all
+            .into_iter()
+            .filter_map(|(operator, value)| Some((operator, value?)));
+        let (Some((operator, value)), None) = (named.next(), named.next()) else {
+            anyhow::bail!("a condition needs one of equals, not, below and at_least");
         };
+        anyhow::ensure!(
+            self.mask.is_none() || self.equals.is_some(),
+            "a mask needs equals"
+        );
         Ok(ScmpArgCompare::new(self.arg, operator, value))
     }
 }

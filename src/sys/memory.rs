@@ -23,6 +23,16 @@ pub(crate) fn page_size() -> usize {
     unsafe { libc::sysconf(libc::_SC_PAGESIZE) as usize }
 }
 
+/// Whether less than a tenth of the machine's memory can still be had (`proc_meminfo(5)`, MemAvailable).
+pub(crate) fn is_scarce() -> bool {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let part = |name| field(&text, name);
+    let (available, all) = (part("MemAvailable"), part("MemTotal"));
+    available
+        .zip(all)
+        .is_some_and(|(available, all)| available < all / 10)
+}
+
 /// The resident memory of a process in bytes (`proc_pid_statm(5)`).
 pub(crate) fn resident(pid: libc::pid_t) -> std::io::Result<u64> {
     let mut buffer = [0; 256];

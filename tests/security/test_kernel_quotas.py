@@ -19,7 +19,11 @@ def test_queued_signals_are_few(pyspawner):
 def test_limits_of_what_is_counted_for_the_hosts_user(pyspawner):
     few = {"CORE": 1, "SIGPENDING": 256, "MSGQUEUE": 0, "MEMLOCK": 65536, "RTPRIO": 0, "NICE": 0}
     assert attack(pyspawner, "quotas.limits") == {name: [limit, limit] for name, limit in few.items()}
-    assert set(attack(pyspawner, "quotas.raise_limits").values()) == {"ValueError"}
+    raised = attack(pyspawner, "quotas.raise_limits")
+    # That of core dumps is answered with success, and stays: who sets it wants none.
+    assert raised.pop("CORE") == "ok" and set(raised.values()) == {"ValueError"}
+    assert attack(pyspawner, "quotas.lower_core_limit") == [[1, 1], "(1, 1)"]
+    assert attack(pyspawner, "quotas.lower_core_limit", off=["seccomp"]) == [[0, 0], "(0, 0)"]
 
 
 def test_core_dumps_hold_no_memory(pyspawner):
@@ -49,6 +53,16 @@ def test_ordinary_options_of_sockets_work(pyspawner):
     assert found == attack(pyspawner, "quotas.ordinary_options", off=["seccomp"])
     ordinary = {name: word for name, word in found.items() if not name.startswith("IPv6 ")}
     assert list(ordinary.values()).count("ok") >= len(ordinary) - 2, ordinary
+
+
+def test_nothing_is_kept_in_sockets_and_files_that_counts_nowhere(pyspawner):
+    assert set(attack(pyspawner, "quotas.keep_in_sockets").values()) == {"EPERM"}
+    control = attack(pyspawner, "quotas.keep_in_sockets", off=["seccomp"])
+    assert "ENOSYS" not in control.values() and set(control.values()) != {"EPERM"}, control
+    assert attack(pyspawner, "quotas.large_attribute") == ["EPERM", "ok"]
+    assert attack(pyspawner, "quotas.large_attribute", off=["seccomp"])[0] in ("ok", "EINVAL")
+    assert attack(pyspawner, "quotas.place_memory") == "EPERM"
+    assert attack(pyspawner, "quotas.place_memory", off=["seccomp"]) == "ok"
 
 
 def test_no_flow_label_is_taken(pyspawner):

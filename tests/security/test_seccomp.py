@@ -22,7 +22,7 @@ DEADLY = [
     *(["fsopen", 1], ["fspick", -1], ["init_module", 1], ["kexec_file_load", -1, -1], ["mount", 1, 1, 1, 0, 1]),
     *(["mount_setattr", -1, 1], ["move_mount", -1], ["open_tree", -1, 1], ["pivot_root", 1, 1], ["ptrace", 99]),
     *(["quotactl", -1], ["quotactl_fd", -1], ["reboot", 1], ["setdomainname", 1, -1]),
-    *(["setfsgid", 1000], ["setfsuid", 1000], ["setns", -1], ["settimeofday", 1], ["swapoff", 1]),
+    *(["setns", -1], ["settimeofday", 1], ["swapoff", 1]),
     *(["swapon", 1], ["umount2", 1], ["unshare", 0x40]),
 ]
 INTEL_ALONE = [["iopl", 3], ["ioperm", -1, 1, 1], ["modify_ldt", -1]]
@@ -34,7 +34,7 @@ REFUSED = [
     # Libraries try these as they start, and do without.
     *(["io_uring_setup"], ["io_uring_enter", -1], ["io_uring_register", -1], ["add_key"], ["keyctl", -1]),
     *(["request_key", 1], ["kcmp"], ["pidfd_getfd", -1], ["perf_event_open", 1], ["userfaultfd", -1]),
-    *(["process_vm_readv"], ["process_vm_writev"]),
+    *(["process_vm_readv"], ["process_vm_writev"], ["setfsgid", 1000], ["setfsuid", 1000]),
 ]
 
 

@@ -48,6 +48,7 @@ def test_no_core_handler(pyspawner, helper):
     line = pyspawner.job("basic.die", int(signal.SIGSEGV), path=JOBS)
     assert line["signal"] == signal.SIGSEGV, line
     assert attack(pyspawner, "quotas.crash_processes") == [-signal.SIGABRT] * 2
+    assert attack(pyspawner, "quotas.lower_core_limit") == [[1, 1], "(1, 1)"]
     assert started(record) == []
     # The control: of an ordinary process with that limit, it is.
     crash = "import os, resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0)); os.abort()"

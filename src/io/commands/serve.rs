@@ -85,6 +85,9 @@ pub(crate) async fn serve(
         command.concurrency,
     );
     let service = service.context("getrlimit(RLIMIT_NOFILE)")?;
+    if let ClientsFrom::Socket(path, _) = &command.clients {
+        log::info!("clients are served at {}", path.display());
+    }
     let signal = match clients {
         Clients::One(client) => tokio::select! {
             () = attend(service.clone(), client) => None,

@@ -9,11 +9,12 @@ use std::cell::Cell;
 use std::time::Duration;
 
 use super::child::Child;
-use crate::sys::process_tree;
+use crate::sys::{memory, process_tree};
 
 /// How long a child may take to end after SIGKILL. The job's report does not wait for more than that.
 pub(super) const PATIENCE_AFTER_KILL: Duration = Duration::from_secs(10);
-/// With so many that hold memory no job is begun any more: nothing ends them.
+/// With so many that hold memory no job is begun any more while the machine has little: nothing ends them. The number alone does not
+/// tell: jobs can have the kernel hold up each other's ends by a lock of its own (`epnested_mutex`).
 const MOST_STUCK: usize = 16;
 /// And with so many in all, since each has a uid, a control group and descriptors.
 const MOST: usize = 256;
@@ -30,15 +31,7 @@ pub(super) struct Overdue {
 impl Overdue {
     /// Why no job may be begun, if there are too many.
     pub(super) fn refusal(&self) -> Option<String> {
-        let (all, stuck) = (self.all.get(), self.stuck.get());
-        if stuck >= MOST_STUCK {
-            return Some(format!(
-                "{stuck} children were killed and have not ended, and hold memory; hint: which file system or device do \
-                 they wait for? /proc/PID/stack and wchan tell"
-            ));
-        }
-        (all >= MOST)
-            .then(|| format!("{all} children were killed and are still giving back what they had"))
+        refusal(self.all.get(), self.stuck.get(), memory::is_scarce)
     }
 
     /// Waits for the end of a child that was killed, and reaps it.
@@ -66,6 +59,16 @@ impl Overdue {
             child.pid
         );
     }
+}
+
+fn refusal(all: usize, stuck: usize, is_scarce: impl FnOnce() -> bool) -> Option<String> {
+    let hint = "hint: which file system or device do they wait for? /proc/PID/stack and wchan tell";
+    if stuck >= MOST_STUCK && is_scarce() {
+        return Some(format!(
+            "{stuck} children were killed and have not ended, and hold memory, of which there is little; {hint}"
+        ));
+    }
+    (all >= MOST).then(|| format!("{all} children were killed and have not ended; {hint}"))
 }
 
 /// One child's place in the count.
@@ -98,5 +101,19 @@ impl Drop for Place<'_> {
     fn drop(&mut self) {
         self.set(false);
         self.overdue.all.set(self.overdue.all.get() - 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jobs_are_refused_for_want_of_memory_or_of_all_else() {
+        assert!(refusal(MOST_STUCK, MOST_STUCK, || false).is_none());
+        assert!(refusal(MOST - 1, MOST_STUCK - 1, || true).is_none());
+        let scarce = refusal(MOST_STUCK, MOST_STUCK, || true).expect("it is refused");
+        assert!(scarce.contains("hold memory"), "{scarce}");
+        assert!(refusal(MOST, 0, || false).is_some());
     }
 }

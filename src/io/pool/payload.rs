@@ -120,7 +120,10 @@ impl<'a> JobLine<'a> {
                 let object: Object = serde_json::from_str(text).map_err(json_error)?;
                 object.check()
             }
-            Some(_) => Err("expected a JSON array of arguments, or an object".to_owned()),
+            Some(_) => Err(
+                "expected a JSON array of arguments, or an object; hint: --lines takes each line as text"
+                    .to_owned(),
+            ),
         }
     }
 }

@@ -83,10 +83,56 @@ def ordinary_options():
             found[f"{family} zerocopy"] = attempt(one.setsockopt, socket.SOL_SOCKET, 60, 1)
             if family == socket.AF_INET6:
                 for option in range(128):
-                    if option != 32:
+                    if option not in KEEPING[41]:
                         found[f"IPv6 {option}"] = attempt(one.setsockopt, socket.IPPROTO_IPV6, option, 1)
             found[f"{family} nodelay"] = attempt(one.setsockopt, socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return found
+
+
+# Options that have a socket keep what counts nowhere.
+KEEPING = {41: {6, 32, 54, 55, 57, 59}, 6: {14, 32, *range(38, 44)}}
+
+
+def keep_in_sockets():
+    """By each of them, in words; and how much of the kernel's memory grew by the one that keeps most."""
+    found = {}
+    for level, options in KEEPING.items():
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as one:
+            for option in options:
+                found[f"{level} {option}"] = attempt(one.setsockopt, level, option, bytes(64))
+                found[f"{level} {option}, wide"] = call(
+                    "setsockopt", one.fileno(), level | 1 << 32, option | 1 << 32, bytes(64), 64
+                )
+    return found
+
+
+def large_attribute():
+    """A list of rights of 64 KiB, with a file that is memory; and a small one."""
+    entries = [(1, 6, 0xFFFFFFFF), *[(2, 6, 1000)] * 8100, (4, 4, 0xFFFFFFFF), (16, 6, 0xFFFFFFFF), (32, 4, 0xFFFFFFFF)]
+
+    def encoded(entries):
+        return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+
+    file = os.memfd_create("rights")
+    small = [(1, 6, 0xFFFFFFFF), (4, 4, 0xFFFFFFFF), (32, 4, 0xFFFFFFFF)]
+    name = "system.posix_acl_access"
+    return [attempt(os.setxattr, file, name, encoded(entries)), attempt(os.setxattr, file, name, encoded(small))]
+
+
+def place_memory():
+    """mbind(2) with the default policy."""
+    place = libc.mmap
+    place.restype = ctypes.c_void_p
+    memory = place(None, ctypes.c_size_t(4096), 3, 0x22, -1, 0)
+    return call("mbind", ctypes.c_void_p(memory), 4096, 0, 0, 0, 0)
+
+
+def lower_core_limit():
+    """Where a program takes core dumps, the kernel does not look at a limit of 0: core(5)."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    program = "import resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0)); print(resource.getrlimit(4))"
+    executed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return [list(resource.getrlimit(resource.RLIMIT_CORE)), executed.stdout.strip()]
 
 
 def flow_labels():

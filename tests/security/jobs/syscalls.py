@@ -30,7 +30,7 @@ _NUMBERS = {  # x86-64, aarch64; one number where both have the same
     "syslog": (103, 116), "umount2": (166, 39), "unshare": (272, 97), "userfaultfd": (323, 282),
     "vhangup": (153, 58), "setsockopt": (54, 208), "socket": (41, 198), "ioctl": (16, 29), "mmap": (9, 222),
     "memfd_create": (319, 279), "shmctl": (31, 195), "ioprio_set": (251, 30), "ioprio_get": (252, 31),
-    "mlock": (149, 228), "unknown": 9999,
+    "mlock": (149, 228), "mbind": (237, 235), "unknown": 9999,
     # x86-64 alone
     "arch_prctl": (158, None), "iopl": (172, None), "ioperm": (173, None), "modify_ldt": (154, None),
 }  # fmt: skip
