@@ -2,6 +2,7 @@
 //!
 //! Runs on: any process.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
@@ -285,6 +286,15 @@ impl Profile {
         })
     }
 
+    /// The same for code that the host may execute. In a chroot, what nobody but root and the host's user can have put in its place is
+    /// theirs.
+    pub(crate) fn folder_of_code_of_jobs(&self, path: &Path) -> Option<&Path> {
+        let folder = self.folder_of_jobs(path)?;
+        let is_chroots = matches!(&self.root, Root::Chroot(chroot) if chroot == folder);
+        let is_kept = is_chroots && is_kept_from_jobs(folder, path).unwrap_or(false);
+        (!is_kept).then_some(folder)
+    }
+
     /// Whether children start where others than they may have left modules: not in a folder of their own, nor in one that
     /// the host has for all.
     pub(crate) fn starts_among_others(&self) -> bool {
@@ -496,6 +506,23 @@ impl Limits {
     }
 }
 
+/// Whether nobody but root and the host's user can have put a file in its place below `top`, or changed it. In a user namespace root has
+/// another number, that of the owner of `/`.
+fn is_kept_from_jobs(top: &Path, path: &Path) -> std::io::Result<bool> {
+    let owners = [
+        std::fs::metadata("/")?.uid(),
+        nix::unistd::geteuid().as_raw(),
+    ];
+    let (top, path) = (top.canonicalize()?, path.canonicalize()?);
+    for part in path.ancestors().take_while(|part| part.starts_with(&top)) {
+        let found = std::fs::symlink_metadata(part)?;
+        if !owners.contains(&found.uid()) || found.mode() & 0o002 != 0 {
+            return Ok(false);
+        }
+    }
+    Ok(path.starts_with(&top))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -565,5 +592,33 @@ mod tests {
         assert_eq!((profile.proc(), profile.tmp()), (Proc::None, None));
         profile.tmp = Some(1 << 20);
         assert_eq!(profile.tmp(), Some(1 << 20));
+    }
+
+    #[test]
+    fn what_others_can_replace_is_not_kept() {
+        use std::os::unix::fs::{PermissionsExt, symlink};
+
+        let top = tempfile::tempdir().expect("a folder");
+        let inner = top.path().join("code/package");
+        std::fs::create_dir_all(&inner).expect("made");
+        let file = inner.join("module.py");
+        std::fs::write(&file, "").expect("written");
+        let is_kept = || is_kept_from_jobs(top.path(), &file).expect("it is there");
+        assert!(is_kept());
+        let code = top.path().join("code");
+        for (path, before) in [(&file, 0o644), (&inner, 0o755), (&code, 0o755)] {
+            let set = |mode| {
+                let modes = std::fs::Permissions::from_mode(mode);
+                std::fs::set_permissions(path, modes).expect("our own");
+            };
+            set(before | 0o002);
+            assert!(!is_kept(), "{}", path.display());
+            set(before);
+            assert!(is_kept());
+        }
+        // A link in the way leads elsewhere.
+        std::fs::remove_file(&file).expect("our own");
+        symlink("/etc/hostname", &file).expect("made");
+        assert!(!is_kept());
     }
 }

@@ -8,7 +8,6 @@
 //! (`PyFile_SetOpenCodeHook`, PEP 578), from the first line of `site` to the end of the warm-up. In children it lets all pass.
 
 use std::ffi::{c_int, c_void};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,7 +19,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyCFunction;
 
 use super::imports_module;
-use crate::config::{Profile, Root};
+use crate::config::Profile;
 
 type OpenCode = unsafe extern "C" fn(*mut ffi::PyObject, *mut c_void) -> *mut ffi::PyObject;
 
@@ -91,7 +90,7 @@ unsafe extern "C" fn open_code(path: *mut ffi::PyObject, _: *mut c_void) -> *mut
 /// PermissionError for what the host must not execute.
 fn check(path: &Path) -> PyResult<()> {
     let profile = PROFILE.get().filter(|_| GUARDS.load(Ordering::Relaxed));
-    match profile.and_then(|profile| of_jobs(profile, path)) {
+    match profile.and_then(|profile| profile.folder_of_code_of_jobs(path)) {
         None => Ok(()),
         Some(folder) => Err(PyPermissionError::new_err(format!(
             "{} may have been left by a job, which can write to {}: the host does not execute it; hint: keep modules \
@@ -99,66 +98,5 @@ fn check(path: &Path) -> PyResult<()> {
             path.display(),
             folder.display()
         ))),
-    }
-}
-
-/// The folder by which jobs can have written what is at this path.
-pub(super) fn of_jobs<'a>(profile: &'a Profile, path: &Path) -> Option<&'a Path> {
-    let folder = profile.folder_of_jobs(path)?;
-    let is_chroots = profile.root == Root::Chroot(folder.to_owned());
-    let is_kept = is_chroots && is_kept_from_jobs(folder, path).unwrap_or(false);
-    (!is_kept).then_some(folder)
-}
-
-/// Whether nobody but root and the host's user can have put a file in its place below `top`, or changed it. In a user namespace root has
-/// another number, that of the owner of `/`.
-fn is_kept_from_jobs(top: &Path, path: &Path) -> std::io::Result<bool> {
-    let owners = [
-        std::fs::metadata("/")?.uid(),
-        nix::unistd::geteuid().as_raw(),
-    ];
-    let (top, path) = (top.canonicalize()?, path.canonicalize()?);
-    for part in path.ancestors().take_while(|part| part.starts_with(&top)) {
-        let found = std::fs::symlink_metadata(part)?;
-        if !owners.contains(&found.uid()) || found.mode() & 0o002 != 0 {
-            return Ok(false);
-        }
-    }
-    Ok(path.starts_with(&top))
-}
-
-#[cfg(test)]
-mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
-    use super::*;
-
-    #[test]
-    fn what_others_can_replace_is_not_kept() {
-        let top = tempfile::tempdir().expect("a folder");
-        let inner = top.path().join("code/package");
-        std::fs::create_dir_all(&inner).expect("made");
-        let file = inner.join("module.py");
-        std::fs::write(&file, "").expect("written");
-        let is_kept = || is_kept_from_jobs(top.path(), &file).expect("it is there");
-        assert!(is_kept());
-        for (path, before) in [
-            (&file, 0o644),
-            (&inner, 0o755),
-            (&top.path().join("code"), 0o755),
-        ] {
-            let set = |mode| {
-                let modes = std::fs::Permissions::from_mode(mode);
-                std::fs::set_permissions(path, modes).expect("our own");
-            };
-            set(before | 0o002);
-            assert!(!is_kept(), "{}", path.display());
-            set(before);
-            assert!(is_kept());
-        }
-        // A link in the way leads elsewhere.
-        std::fs::remove_file(&file).expect("our own");
-        std::os::unix::fs::symlink("/etc/hostname", &file).expect("made");
-        assert!(!is_kept());
     }
 }

@@ -197,7 +197,7 @@ fn refuse_jobs_folders(py: Python<'_>, profile: &Profile) -> anyhow::Result<()> 
             true => std::env::current_dir().context("the working directory")?,
             false => entry,
         };
-        if let Some(folder) = import_guard::of_jobs(profile, &place) {
+        if let Some(folder) = profile.folder_of_code_of_jobs(&place) {
             anyhow::bail!(
                 "sys.path: {} lies in {}, which jobs can write to: the next start would run what one leaves \
                  there; hint: start pyspawner in another folder, and keep modules apart from jobs' data",

@@ -8,6 +8,8 @@ use std::process::Command;
 
 use anyhow::{Context, bail};
 
+use crate::config::Profile;
+
 /// The interpreter that this program was built with and is linked to.
 const BUILT_WITH: &str = env!("PYSPAWNER_PYTHON");
 /// Its version, `MAJOR.MINOR`.
@@ -30,7 +32,22 @@ print(sys.abiflags)";
 /// # Errors
 /// If there is none, it cannot be run, or it is of another version than the linked one, or of a build whose standard library
 /// cannot work here.
-pub(super) fn find(named: Option<PathBuf>, preferred: Option<PathBuf>) -> anyhow::Result<PathBuf> {
+pub(super) fn find(
+    named: Option<PathBuf>,
+    preferred: Option<PathBuf>,
+    profile: &Profile,
+) -> anyhow::Result<PathBuf> {
+    // It is run here, as whoever has started this program.
+    let ask = |path: PathBuf| {
+        if let Some(folder) = profile.folder_of_code_of_jobs(&path) {
+            bail!(
+                "the interpreter {} lies in {}, which jobs can write to; hint: keep it apart from jobs' data",
+                path.display(),
+                folder.display()
+            );
+        }
+        ask(path)
+    };
     if let (None, Some(preferred)) = (&named, preferred) {
         match ask(preferred) {
             Ok(found) => match found.build.difference_from(&Build::linked(&found)) {

@@ -95,6 +95,7 @@ pub(super) fn merge(
         python: python::find(
             options.python.or_else(|| file.python.clone()),
             options.prefer_python,
+            &profile,
         )?,
         path: or_file(options.path, &file.path)
             .iter()
@@ -131,6 +132,9 @@ fn take_those_of_jobs(
     environment: &mut BTreeMap<String, String>,
     profile: &Profile,
 ) -> BTreeMap<String, String> {
+    if !profile.has_folders_of_jobs() {
+        return BTreeMap::new();
+    }
     let is_of_jobs = |value: &str| {
         let places = value.split([':', ',', ';', '=']).map(Path::new);
         let mut places = places.filter(|place| place.is_absolute());

@@ -214,3 +214,15 @@ def test_a_resolv_conf_where_jobs_can_write(pyspawner, shared):
     refused = start(writable=True)
     assert refused.status == 125 and "resolv_conf" in refused.stderr, refused.stderr
     assert "resolv_conf" not in start(writable=False).stderr, "the control"
+
+
+def test_an_interpreter_where_jobs_can_write(pyspawner, shared, marked):
+    """It is asked for its version, by whoever starts pyspawner."""
+    python = shared / "python"
+    python.write_text(f"#!/bin/sh\ntouch {marked[0]}\n")
+    python.chmod(0o755)
+    code = honest(shared.parent / "code")
+    ran, done = host_runs(pyspawner, marked, bind(shared), code, "--python", str(python))
+    assert not ran and done.status == 125 and "jobs' data" in done.stderr, done.stderr
+    ran, done = host_runs(pyspawner, marked, bind(shared, writable=False), code, "--python", str(python))
+    assert ran, "the control"
