@@ -10,7 +10,6 @@ use std::fs::{self, File};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -19,6 +18,7 @@ use nix::fcntl::{Flock, FlockArg};
 
 use crate::config::Limits;
 use crate::layer::{Layer, SetupError};
+use crate::sys::files::FileId;
 
 /// What a group is wanted for: limits, and with memory and pids, what a job used.
 const CONTROLLERS: &[&str] = &["cpu", "memory", "pids"];
@@ -398,9 +398,7 @@ fn parent_of(pid: &str) -> Option<String> {
 
 fn is_this_program(pid: &str) -> bool {
     // By the file: the host's has a mount of its own (`crate::launcher::execute`), and so another name.
-    let program = |pid: &str| {
-        fs::metadata(format!("/proc/{pid}/exe")).map(|found| (found.dev(), found.ino()))
-    };
+    let program = |pid: &str| FileId::at(format!("/proc/{pid}/exe"));
     program(pid).is_ok_and(|exe| program("self").is_ok_and(|own| own == exe))
 }
 

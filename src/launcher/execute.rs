@@ -11,14 +11,14 @@ use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
 
 use anyhow::{Context, bail, ensure};
 use nix::errno::Errno;
 use serde::Serialize;
 
 use crate::config::HostSettings;
-use crate::sys::{files, mounts, process};
+use crate::sys::files::{self, FileId};
+use crate::sys::{mounts, process};
 use crate::wire::host_descriptors::{COMMAND_FD, HOST_ARGUMENT, INIT_FD, SETTINGS_FD};
 
 /// Replaces this process by a host. Returns only if that fails.
@@ -76,7 +76,7 @@ fn own_program() -> anyhow::Result<OwnedFd> {
             let step = || format!("{}", name.display());
             let found = File::open(&name).with_context(step)?;
             ensure!(
-                is_same(&program, &found)?,
+                FileId::from(&program.metadata()?) == FileId::from(&found.metadata()?),
                 "{}: it has been replaced since it was started; hint: start it again",
                 step()
             );
@@ -87,9 +87,4 @@ fn own_program() -> anyhow::Result<OwnedFd> {
     let copy = copy.context("open_tree")?;
     mounts::make_read_only(&copy).context("mount_setattr")?;
     Ok(copy)
-}
-
-fn is_same(one: &File, other: &File) -> std::io::Result<bool> {
-    let (one, other) = (one.metadata()?, other.metadata()?);
-    Ok((one.dev(), one.ino()) == (other.dev(), other.ino()))
 }

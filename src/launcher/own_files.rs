@@ -9,14 +9,14 @@
 
 use std::fs::FileType;
 use std::os::fd::RawFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 
 use super::paths;
 use crate::config::Profile;
-use crate::sys::files;
+use crate::sys::files::{self, FileId};
 
 /// The names that jobs must not find, of files that the user has named and of what the standard streams are redirected to.
 ///
@@ -64,8 +64,7 @@ fn redirected_to(stream: RawFd) -> Option<PathBuf> {
         std::fs::read_link(&link).ok()?,
         std::fs::metadata(&link).ok()?,
     );
-    let found = std::fs::metadata(&name).ok()?;
-    let is_same = (found.dev(), found.ino()) == (open.dev(), open.ino());
+    let is_same = FileId::at(&name).ok()? == FileId::from(&open);
     (open.is_file() && is_same).then_some(name)
 }
 

@@ -2,9 +2,10 @@
 //!
 //! Runs on: any process.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{Read, Seek, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -154,5 +155,37 @@ pub(crate) fn number_in_name(path: &Path) -> Option<RawFd> {
             .into_iter()
             .find_map(|folder| path.strip_prefix(folder))
             .and_then(|number| number.parse().ok()),
+    }
+}
+
+/// Which file: device and inode (`inode(7)`). The same for the namespaces of `/proc/PID/ns` (`namespaces(7)`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct FileId {
+    device: u64,
+    inode: u64,
+}
+
+impl FileId {
+    /// Of what a path leads to.
+    pub(crate) fn at(path: impl AsRef<Path>) -> std::io::Result<Self> {
+        std::fs::metadata(path).map(|found| Self::from(&found))
+    }
+}
+
+impl From<&Metadata> for FileId {
+    fn from(found: &Metadata) -> Self {
+        Self {
+            device: found.dev(),
+            inode: found.ino(),
+        }
+    }
+}
+
+impl From<&libc::stat> for FileId {
+    fn from(found: &libc::stat) -> Self {
+        Self {
+            device: found.st_dev,
+            inode: found.st_ino,
+        }
     }
 }

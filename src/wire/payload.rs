@@ -3,6 +3,7 @@
 //! Runs on: the I/O thread, a child.
 
 use std::os::fd::OwnedFd;
+use std::time::{Duration, SystemTime};
 
 use nix::unistd::{Whence, lseek};
 use serde::{Deserialize, Serialize};
@@ -81,4 +82,11 @@ impl Payload {
             Self::File(file) => lseek(file, 0, Whence::SeekSet).map(drop),
         }
     }
+}
+
+/// When a time from now will be: seconds since 1970, as `pyspawner_host.deadline()` has it. `None` if that is beyond all clocks.
+pub(crate) fn deadline(from_now: Duration) -> Option<f64> {
+    let end = SystemTime::now().checked_add(from_now)?;
+    let end = end.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+    Some(end.as_secs_f64())
 }

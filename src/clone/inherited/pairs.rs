@@ -26,10 +26,10 @@ pub(super) fn partners<'a>(entries: &[&'a Entry]) -> HashMap<RawFd, &'a Entry> {
     let pipes_with =
         |access| with_kind(SFlag::S_IFIFO).filter(move |entry| entry.access() == access);
     let writers: HashMap<_, &'a Entry> = pipes_with(OFlag::O_WRONLY)
-        .map(|entry| (entry.inode(), *entry))
+        .map(|entry| (entry.file(), *entry))
         .collect();
     for reader in pipes_with(OFlag::O_RDONLY) {
-        if let Some(writer) = writers.get(&reader.inode()) {
+        if let Some(writer) = writers.get(&reader.file()) {
             pair(reader, writer);
         }
     }

@@ -23,6 +23,7 @@ use super::read_only::{readable_copy, restricted_device};
 use super::stand_ins::{End, Interest, StandIn};
 use super::table::{Entry, Table, entries};
 use crate::sys::descriptors::{Timer, share_open_file};
+use crate::sys::files::FileId;
 use crate::sys::mounts::is_kernels;
 
 /// Character devices without a state of their own, by minor number of major 1: null, zero, full, random,
@@ -47,7 +48,7 @@ pub(super) struct Survey {
     pub held: Vec<Held>,
     pub stand_ins: Vec<StandIn>,
     /// The ways to files, by device and inode.
-    sources: Vec<((u64, u64), OwnedFd)>,
+    sources: Vec<(FileId, OwnedFd)>,
 }
 
 impl Survey {
@@ -111,7 +112,7 @@ impl Survey {
 
     fn source_of(&self, entry: &Entry) -> Option<&OwnedFd> {
         let mut sources = self.sources.iter();
-        let found = sources.find(|(inode, _)| *inode == entry.inode());
+        let found = sources.find(|(file, _)| *file == entry.file());
         found.map(|(_, source)| source)
     }
 
@@ -175,7 +176,7 @@ impl Survey {
             through: source.as_raw_fd(),
             flags: OFlag::O_RDONLY,
         });
-        self.sources.push((entry.inode(), source));
+        self.sources.push((entry.file(), source));
         (entry.access() == OFlag::O_RDWR).then_some("it can be read, but not written (EBADF)")
     }
 
@@ -189,7 +190,7 @@ impl Survey {
             through: source.as_raw_fd(),
             flags: entry.access(),
         });
-        self.sources.push((entry.inode(), source));
+        self.sources.push((entry.file(), source));
         None
     }
 

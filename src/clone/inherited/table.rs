@@ -11,7 +11,7 @@ use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
 
 use super::stand_ins::{End, Interest};
 use crate::sys::descriptors::borrow;
-use crate::sys::files::{read_to_end, read_whole};
+use crate::sys::files::{FileId, read_to_end, read_whole};
 
 /// Room for a file of `/proc/PID/fdinfo`, in bytes: enough for most, and for an epoll instance, which has a line for
 /// each descriptor it watches. What is touched of the heap costs each clone, so the smaller is tried first.
@@ -170,9 +170,8 @@ impl Entry {
         self.info.flags() & OFlag::O_ACCMODE
     }
 
-    /// Device and inode.
-    pub(super) fn inode(&self) -> (u64, u64) {
-        (self.status.st_dev, self.status.st_ino)
+    pub(super) fn file(&self) -> FileId {
+        FileId::from(&self.status)
     }
 
     pub(super) fn is_memory(&self) -> bool {
@@ -180,10 +179,10 @@ impl Entry {
     }
 
     /// What two numbers of one open file have in common. Only close-on-exec is each number's own.
-    pub(super) fn shape(&self) -> ((u64, u64), Vec<&str>) {
+    pub(super) fn shape(&self) -> (FileId, Vec<&str>) {
         let lines = self.info.0.lines();
         let common = lines.filter(|line| !line.starts_with("flags:"));
-        (self.inode(), common.collect())
+        (self.file(), common.collect())
     }
 
     pub(super) fn kind(&self) -> SFlag {

@@ -5,7 +5,6 @@
 use std::cell::Cell;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
-use std::time::{Duration, SystemTime};
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::stat::fstat;
@@ -21,7 +20,7 @@ use crate::sys::files::sealed_memfd;
 use crate::sys::messages::{Socket, is_unix_socket};
 use crate::wire::assignment::Assignment;
 use crate::wire::fd_set::Role;
-use crate::wire::payload::{Call, LONGEST_INLINE, Payload};
+use crate::wire::payload::{self, Call, LONGEST_INLINE, Payload};
 
 /// Of a child whose turn had not come.
 const STILL_WAITED: &str = "it still waited for a place (pool.concurrency)";
@@ -77,7 +76,7 @@ async fn follow(service: &Service, mut job: Job, control: &Socket, kill: Rc<Noti
             Err(outcome) => return JobReport::not_run(outcome, STILL_WAITED),
         };
         if let Call::Client { deadline, .. } = &mut job.assignment.call {
-            *deadline = job.timeout.and_then(seconds_since_epoch);
+            *deadline = job.timeout.and_then(payload::deadline);
         }
         service.pool.run_followed(job, followed).await
     };
@@ -170,13 +169,6 @@ fn job(service: &Service, spawn: Spawn, mut handover: Handover) -> Result<Job, C
             network,
         },
     })
-}
-
-/// When a time from now will be.
-fn seconds_since_epoch(from_now: Duration) -> Option<f64> {
-    let end = SystemTime::now().checked_add(from_now)?;
-    let end = end.duration_since(SystemTime::UNIX_EPOCH).ok()?;
-    Some(end.as_secs_f64())
 }
 
 /// Only what nobody can change any more is a job's arguments.

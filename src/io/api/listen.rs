@@ -22,7 +22,7 @@ use tokio::io::unix::AsyncFd;
 use super::peer::Admission;
 use super::protocol::Event;
 use super::{Service, attend};
-use crate::sys::files::{Interest, watch};
+use crate::sys::files::{FileId, Interest, watch};
 use crate::sys::messages::{Socket, let_descriptors_pass};
 
 /// Who may connect, besides the host's own user and root.
@@ -44,8 +44,8 @@ pub(crate) struct Listener {
     fd: AsyncFd<OwnedFd>,
     path: PathBuf,
     admission: Admission,
-    /// Device and inode of what was made at the path.
-    own: (u64, u64),
+    /// What was made at the path.
+    own: FileId,
 }
 
 impl Drop for Listener {
@@ -59,9 +59,8 @@ impl Drop for Listener {
     }
 }
 
-fn identity(path: &Path) -> std::io::Result<(u64, u64)> {
-    let found = std::fs::symlink_metadata(path)?;
-    Ok((found.dev(), found.ino()))
+fn identity(path: &Path) -> std::io::Result<FileId> {
+    std::fs::symlink_metadata(path).map(|found| FileId::from(&found))
 }
 
 impl Listener {

@@ -21,7 +21,7 @@ use crate::io::interrupt::Interrupt;
 use crate::io::pool::overrides::Overrides;
 use crate::io::pool::payload::{self, Job, JobLine, Stdin, Streams};
 use crate::io::pool::{Followed, JobReport, Outcome, Pool, plain_text};
-use crate::sys::files;
+use crate::sys::files::{self, FileId};
 use crate::wire::assignment::Assignment;
 
 /// The longest line that is taken as a job.
@@ -459,7 +459,7 @@ fn open_resumed(path: &Path, input: &OwnedFd) -> anyhow::Result<(OwnedFd, Done)>
         "expected a regular file"
     );
     anyhow::ensure!(
-        (found.st_dev, found.st_ino) != (input.st_dev, input.st_ino),
+        FileId::from(&found) != FileId::from(&input),
         "it is the input"
     );
     match file.try_lock() {
@@ -479,7 +479,7 @@ async fn open_output(path: Option<&Path>, input: &OwnedFd) -> anyhow::Result<Own
     // Before it is emptied.
     let place = files::name_on_this_thread(path);
     if let (Ok(old), Ok(input)) = (nix::sys::stat::stat(&place), nix::sys::stat::fstat(input)) {
-        let same = (old.st_dev, old.st_ino) == (input.st_dev, input.st_ino);
+        let same = FileId::from(&old) == FileId::from(&input);
         let is_file = old.st_mode & libc::S_IFMT == libc::S_IFREG;
         anyhow::ensure!(
             !(same && is_file),

@@ -11,13 +11,13 @@
 
 use std::cell::RefCell;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
 
 use nix::errno::Errno;
 
 use super::JobNetwork;
 use crate::config::Profile;
 use crate::layer::{Layer, Layers, SetupError};
+use crate::sys::files::FileId;
 use crate::wire::child_descriptors::Birth;
 
 /// How many are kept.
@@ -136,10 +136,7 @@ pub(crate) fn check_place(
     }
 }
 
-/// Device and inode, by which namespaces are told apart (`namespaces(7)`).
-fn identity(path: &str) -> Result<(u64, u64), SetupError> {
-    let found = std::fs::metadata(path);
-    let found = found
-        .map_err(|e| SetupError::from_io(Layer::NetworkNamespace, format!("stat {path}"), &e))?;
-    Ok((found.dev(), found.ino()))
+fn identity(path: &str) -> Result<FileId, SetupError> {
+    FileId::at(path)
+        .map_err(|e| SetupError::from_io(Layer::NetworkNamespace, format!("stat {path}"), &e))
 }

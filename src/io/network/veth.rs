@@ -5,7 +5,6 @@
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 use anyhow::{bail, ensure};
@@ -18,6 +17,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::links::{LOOPBACK, Links};
 use super::{error, io_error};
 use crate::layer::SetupError;
+use crate::sys::files::FileId;
 
 /// How long the kernel may take to delete a pair: some 30 ms as a rule.
 const PATIENCE: Duration = Duration::from_millis(200);
@@ -188,7 +188,7 @@ fn open_namespaces(pid: libc::pid_t) -> Result<(File, File), SetupError> {
         let stat = file
             .metadata()
             .map_err(|e| io_error(format!("stat {path}"), &e))?;
-        Ok((file, (stat.dev(), stat.ino())))
+        Ok((file, FileId::from(&stat)))
     };
     let (child, child_id) = open(format!("/proc/{pid}/ns/net"))?;
     let (own, own_id) = open("/proc/thread-self/ns/net".to_owned())?;

@@ -10,6 +10,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
+use crate::sys::files::FileId;
 use crate::sys::mounts::is_remote;
 use crate::sys::name_watch::{NameWatch, News};
 
@@ -30,8 +31,8 @@ pub(crate) struct Found {
     at: Rc<[Option<Identity>]>,
 }
 
-/// Device and inode; and the time of its last change, of a name that is not watched.
-type Identity = (u64, u64, Option<(i64, i64)>);
+/// With the time of its last change, of a name that is not watched.
+type Identity = (FileId, Option<(i64, i64)>);
 
 #[derive(Default)]
 struct Last {
@@ -103,7 +104,7 @@ impl HiddenPathWatch {
     fn look_at(&self, place: usize, is_unwatched: bool) -> Option<Identity> {
         let found = nix::sys::stat::stat(&self.names[place]).ok()?;
         let changed = is_unwatched.then_some((found.st_ctime, found.st_ctime_nsec));
-        Some((found.st_dev, found.st_ino, changed))
+        Some((FileId::from(&found), changed))
     }
 }
 

@@ -3,7 +3,7 @@
 //! Runs on: the I/O thread.
 
 use std::os::fd::OwnedFd;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 use super::overrides::Overrides;
 use crate::sys::files::sealed_memfd;
 use crate::wire::assignment::Assignment;
-use crate::wire::payload::Payload;
+use crate::wire::payload::{Payload, deadline};
 
 /// A job, ready to run.
 pub(crate) struct Job {
@@ -69,10 +69,7 @@ pub(crate) fn encode(
     timeout: Option<Duration>,
     arguments: &Arguments<'_>,
 ) -> std::io::Result<Payload> {
-    let deadline = timeout
-        .and_then(|timeout| SystemTime::now().checked_add(timeout))
-        .and_then(|end| end.duration_since(SystemTime::UNIX_EPOCH).ok())
-        .map(|end| end.as_secs_f64());
+    let deadline = timeout.and_then(deadline);
     let head = serde_json::json!({ "id": id, "deadline": deadline }).to_string();
     let head = head.strip_suffix('}').expect("an object ends so");
     let parts: [&[u8]; 6] = [

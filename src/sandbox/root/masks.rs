@@ -22,6 +22,7 @@ use nix::sys::stat::Mode;
 use super::BoundTree;
 use super::steps::{create_link, create_mount_point, error, io_error};
 use crate::layer::SetupError;
+use crate::sys::files::FileId;
 use crate::sys::mounts::{
     attach_to, attach_tree, copy_tree, copy_within, make_read_only, new_tmpfs,
 };
@@ -44,16 +45,9 @@ pub(super) struct Masks {
     /// Where jobs may have made links: what binds show as writable, at its source.
     untrusted: Vec<PathBuf>,
     /// What is meant to be seen, under whatever name: what children need, and what is bound.
-    shown: HashSet<Identity>,
+    shown: HashSet<FileId>,
     /// The folders above that. They are covered with it left open, or not at all.
-    above: HashSet<Identity>,
-}
-
-/// Device and inode.
-type Identity = (u64, u64);
-
-fn identity(found: &Metadata) -> Identity {
-    (found.dev(), found.ino())
+    above: HashSet<FileId>,
 }
 
 /// A name that must stay out of sight, whatever is found there.
@@ -207,7 +201,7 @@ impl Masks {
         let Ok(real) = fs::canonicalize(path) else {
             return; // nothing to be covered
         };
-        let identities = |path: &Path| fs::metadata(path).ok().as_ref().map(identity);
+        let identities = |path: &Path| FileId::at(path).ok();
         self.shown.extend(identities(&real));
         let above = real.ancestors().skip(1).filter_map(identities);
         self.above.extend(above);
@@ -314,7 +308,7 @@ impl Masks {
         needed: &[PathBuf],
     ) -> Result<bool, SetupError> {
         let seen = metadata(&found, path)?;
-        if self.shown.contains(&identity(&seen)) {
+        if self.shown.contains(&FileId::from(&seen)) {
             log::warn!(
                 "children need {}, so all of it is shown but for known secrets",
                 path.display()
@@ -458,11 +452,11 @@ impl Masks {
                 return Ok(());
             };
             let seen = metadata(&found, &name.path)?;
-            if self.devices.contains(&seen.dev()) || self.shown.contains(&identity(&seen)) {
+            if self.devices.contains(&seen.dev()) || self.shown.contains(&FileId::from(&seen)) {
                 return Ok(());
             }
             let path = name.path.display();
-            if self.above.contains(&identity(&seen)) {
+            if self.above.contains(&FileId::from(&seen)) {
                 let step = format!("hide {path}, which leads to a folder above what children need");
                 return Err(error(step, Errno::EBUSY));
             }
