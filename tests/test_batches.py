@@ -163,7 +163,7 @@ def test_another_file_is_left_alone(pyspawner, tmp_path):
 def test_no_job_reads_earlier_results(pyspawner, open_folder, tmp_path):
     (open_folder / "reads.py").write_text("def main(path): return open(path).read()\n")
     results = open_folder / "results.ndjson"
-    results.write_text('{"id": "earlier", "outcome": "ok", "result": "secret"}\n')
+    results.write_text('{"line": 1, "id": "earlier", "outcome": "ok", "result": "secret"}\n')
     results.chmod(0o644)
     pyspawner.map("reads.main", [[str(results)]], "--resume", results, path=open_folder)
     assert json.loads(results.read_text().splitlines()[1])["result"] in (None, "")

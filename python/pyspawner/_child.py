@@ -312,7 +312,7 @@ class _Exchange:
             for output, to in ((child.stdout, self.out), (child.stderr, self.err)):
                 if not output.closed:
                     # What is buffered counts, from an earlier readline() of the caller's.
-                    to.append(output.read1(len(output.peek())))  # type: ignore[attr-defined]
+                    to.append(output.read1(len(output.peek())))
                     selector.register(output, selectors.EVENT_READ, to)
             if not child.stdin.closed:
                 selector.register(child.stdin, selectors.EVENT_WRITE)

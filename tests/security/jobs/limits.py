@@ -157,11 +157,13 @@ def raise_limits():
 
     answers = {}
     for name in ("RLIMIT_NPROC", "RLIMIT_NOFILE", "RLIMIT_CORE", "RLIMIT_FSIZE"):
+        limit, wanted = getattr(resource, name), (resource.RLIM_INFINITY,) * 2
         try:
-            resource.setrlimit(getattr(resource, name), (resource.RLIM_INFINITY,) * 2)
-            answers[name] = "raised"
+            resource.setrlimit(limit, wanted)
         except (ValueError, OSError):
-            answers[name] = "refused"
+            pass
+        # What is answered need not be so: that of core dumps stays.
+        answers[name] = "raised" if resource.getrlimit(limit) == wanted else "refused"
     return answers
 
 
