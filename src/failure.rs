@@ -9,8 +9,7 @@ pub(crate) const FAILED: u8 = 125;
 
 /// Prints an error, once.
 pub(crate) fn print_error(error: &anyhow::Error) {
-    let text = format!("pyspawner: error: {error:#}\n");
-    logging::write(logging::without_controls(&text).as_bytes());
+    print_warning(&format!("error: {error:#}"));
 }
 
 /// What the init has to say while the host runs.

@@ -15,11 +15,9 @@ use nix::sys::stat::Mode;
 
 use super::namespace_fingerprint;
 use super::scratch::Scratch;
+use crate::failure::FAILED;
 use crate::layer::{Layer, SetupError};
 use crate::sys::{interfaces, process};
-
-/// The host's exit status if its main thread is lost.
-const LOST: i32 = 125;
 
 /// Too little for packets of IP: the kernel's least are 68 bytes for IPv4, 1,280 for IPv6.
 const TOO_LITTLE_FOR_IP: libc::c_int = 67;
@@ -102,7 +100,7 @@ impl Home {
     pub(crate) fn come_back(&self) {
         if let Err(errno) = enter(self.namespace.as_raw_fd()) {
             log::error!("network_namespace: setns(the host's own): {errno}; the host ends");
-            process::exit_now(LOST);
+            process::exit_now(FAILED.into());
         }
     }
 }
@@ -187,7 +185,7 @@ mod tests {
             }
             ForkResult::Parent { child } => {
                 let ended = waitpid(child, None).expect("our own child");
-                assert_eq!(ended, WaitStatus::Exited(child, LOST));
+                assert_eq!(ended, WaitStatus::Exited(child, FAILED.into()));
             }
         }
     }

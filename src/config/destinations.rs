@@ -94,7 +94,7 @@ pub(crate) fn permits(allow: &[Destination], address: IpAddr, port: u16) -> bool
     let is_named = allow.iter().any(|entry| {
         entry.network.contains(&address)
             && entry.port.is_none_or(|only| only == port)
-            && crate::config::destinations::is_private(entry.network) == is_private
+            && self::is_private(entry.network) == is_private
     });
     is_named || (allow.is_empty() && !is_private)
 }

@@ -91,7 +91,7 @@ impl Egress {
 
     fn check_resolver(&self) -> anyhow::Result<()> {
         if let Some(path) = &self.resolv_conf {
-            crate::config::profile::check_path("network: resolv_conf", path)?;
+            super::profile::check_path("network: resolv_conf", path)?;
             ensure!(
                 path.is_file(),
                 "network: resolv_conf: {} is not a file",

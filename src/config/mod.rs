@@ -16,7 +16,7 @@ mod profile;
 mod units;
 
 pub(crate) use egress::{Destination, Egress};
-pub(crate) use profile::{Cgroups, Limits, Network, Proc, Profile, Root};
+pub(crate) use profile::{Cgroups, Limits, Network, Proc, Profile, Root, is_kept_from_others};
 pub(crate) use units::parse_duration;
 
 /// The configuration file, `pyspawner.toml`.

@@ -506,17 +506,20 @@ impl Limits {
     }
 }
 
-/// Whether nobody but root and the host's user can have put a file in its place below `top`, or changed it. In a user namespace root has
-/// another number, that of the owner of `/`.
+/// Whether only root and the host's user can change a file, or what is in a folder, of this owner and mode. A job is neither, and in no
+/// group of theirs. In a user namespace root has another number, that of the owner of `/`, which is `root`.
+pub(crate) fn is_kept_from_others(owner: u32, mode: u32, root: u32) -> bool {
+    let owners = [root, nix::unistd::geteuid().as_raw()];
+    owners.contains(&owner) && mode & libc::S_IWOTH == 0
+}
+
+/// Whether nobody but root and the host's user can have put a file in its place below `top`, or changed it.
 fn is_kept_from_jobs(top: &Path, path: &Path) -> std::io::Result<bool> {
-    let owners = [
-        std::fs::metadata("/")?.uid(),
-        nix::unistd::geteuid().as_raw(),
-    ];
+    let root = std::fs::metadata("/")?.uid();
     let (top, path) = (top.canonicalize()?, path.canonicalize()?);
     for part in path.ancestors().take_while(|part| part.starts_with(&top)) {
         let found = std::fs::symlink_metadata(part)?;
-        if !owners.contains(&found.uid()) || found.mode() & 0o002 != 0 {
+        if !is_kept_from_others(found.uid(), found.mode(), root) {
             return Ok(false);
         }
     }

@@ -72,8 +72,8 @@ impl FileLocks {
         }
         self.before = now;
         let jobs = self.jobs().into_iter();
-        let too_many = jobs.filter_map(|job| Some((job, held_by_job(job).filter(|n| *n > MOST)?)));
-        let ended = too_many.filter(|(job, locks)| self.end(*job, *locks));
+        let held = jobs.map(|job| (job, held_by_job(job)));
+        let ended = held.filter(|(job, locks)| *locks > MOST && self.end(*job, *locks));
         match ended.count() {
             0 => self.rests = Some(Instant::now() + REST),
             // There may be more, for whom memory need not grow again.
@@ -117,8 +117,8 @@ fn kernel_memory() -> anyhow::Result<u64> {
     memory::field(&text, "SUnreclaim").context("/proc/meminfo has no SUnreclaim")
 }
 
-/// How many locks a job's processes hold, counted until they are too many. `None` if it has ended.
-fn held_by_job(job: libc::pid_t) -> Option<usize> {
+/// How many locks a job's processes hold, counted until they are too many.
+fn held_by_job(job: libc::pid_t) -> usize {
     let mut all = 0;
     for process in process_tree::below(job) {
         all += held_by_process(process);
@@ -126,7 +126,7 @@ fn held_by_job(job: libc::pid_t) -> Option<usize> {
             break;
         }
     }
-    process_tree::parent(job).map(|_| all)
+    all
 }
 
 /// How many locks a process holds (`proc_pid_fdinfo(5)`): the ranges that it has locked, each of which every descriptor of that

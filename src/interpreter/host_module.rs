@@ -126,7 +126,7 @@ fn reseed(py: Python<'_>, generator: &Bound<'_, PyAny>) -> PyResult<()> {
 pub(crate) fn run_before_clone(py: Python<'_>) -> PyResult<()> {
     run(py, |state| &state.before_clone)?;
     match has_before_clone() {
-        true => crate::interpreter::settle::flush(py),
+        true => super::settle::flush(py),
         false => Ok(()),
     }
 }

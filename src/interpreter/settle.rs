@@ -10,7 +10,7 @@ use super::random_states::RandomStates;
 /// Whether Python code may run in the host after [`settle`], other than hooks of `before_clone`: there
 /// are threads.
 pub(crate) fn may_be_unsettled(py: Python<'_>) -> PyResult<bool> {
-    let alone: bool = crate::interpreter::job_module(py)?
+    let alone: bool = super::job_module(py)?
         .call_method0("is_the_only_thread")?
         .extract()?;
     Ok(!alone)

@@ -174,7 +174,7 @@ fn linked_suffix(other: &Found) -> Option<String> {
 
 fn ask(path: PathBuf) -> anyhow::Result<Found> {
     let path = if path.components().count() > 1 {
-        crate::launcher::paths::absolute(&path)
+        super::paths::absolute(&path)
             .with_context(|| format!("the interpreter {}", path.display()))?
     } else {
         path // looked up on PATH

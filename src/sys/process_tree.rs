@@ -33,15 +33,6 @@ pub(crate) fn make_nice(first: libc::pid_t) {
 
 const LEAST_URGENT: libc::c_int = 19;
 
-/// The parent of a process, if that is there (`proc_pid_stat(5)`).
-pub(crate) fn parent(pid: libc::pid_t) -> Option<libc::pid_t> {
-    let text = fs::read(format!("/proc/{pid}/stat")).ok()?;
-    // Behind the name, which may hold anything: the state, then the parent.
-    let name_ends = text.iter().rposition(|byte| *byte == b')')?;
-    let rest = str::from_utf8(&text[name_ends + 1..]).ok()?;
-    rest.split_whitespace().nth(1)?.parse().ok()
-}
-
 /// What a process has forked, of all its threads (`proc_tid_children(5)`); none of one that has ended.
 pub(crate) fn children(pid: libc::pid_t) -> Vec<libc::pid_t> {
     let of_thread = |thread| {
@@ -96,12 +87,6 @@ mod tests {
         while all().len() < 2 {
             std::thread::yield_now();
         }
-        let parents: Vec<_> = all().into_iter().map(parent).collect();
-        assert_eq!(
-            parents,
-            [Some(std::process::id() as libc::pid_t), Some(own)]
-        );
-        assert_eq!(parent(1), Some(0));
         assert!(has_memory(own));
         let niceness = |pid: libc::pid_t| {
             // SAFETY: plain integers.

@@ -64,5 +64,5 @@ pub(crate) fn call(number: libc::c_long) {
 /// `inotify_init1(2)` with flags that no kernel takes: EINVAL, unless a filter answers.
 pub(crate) fn unlisted_call() -> Result<libc::c_long, Errno> {
     // SAFETY: a plain integer; it makes nothing.
-    crate::sys::check(unsafe { libc::syscall(libc::SYS_inotify_init1, -1) })
+    super::check(unsafe { libc::syscall(libc::SYS_inotify_init1, -1) })
 }

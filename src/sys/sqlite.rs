@@ -34,7 +34,7 @@ pub(crate) struct Sqlite {
 /// By themselves they read `/dev/urandom`, and where there is none, as in a chroot, they take the time
 /// and the process id, which is 1 in every child.
 pub(crate) fn find() -> Vec<Sqlite> {
-    let libraries = crate::sys::libraries::loaded();
+    let libraries = super::libraries::loaded();
     libraries.iter().filter_map(|name| load(name)).collect()
 }
 

@@ -439,7 +439,7 @@ fn run(
             }
             Ok(output)
         })
-        .map_err(|source| crate::io::network::io_error(step, &source))?;
+        .map_err(|source| super::io_error(step, &source))?;
     if finished.status.success() {
         return Ok(finished.stdout);
     }

@@ -11,6 +11,7 @@ use nix::fcntl::{OFlag, open, openat, readlinkat};
 use nix::sys::stat::{Mode, fstat};
 
 use super::steps::{error, io_error};
+use crate::config::is_kept_from_others;
 use crate::layer::SetupError;
 
 /// What is open for its place alone.
@@ -57,7 +58,7 @@ pub(super) fn open_kept(path: &Path, wanted: OFlag) -> Result<OwnedFd, SetupErro
         if links > MOST_LINKS {
             return Err(step("open")(Errno::ELOOP));
         }
-        if !is_kept_from_others(&here, &root).map_err(step("fstat on the way to"))? {
+        if !is_kept(&here, &root).map_err(step("fstat on the way to"))? {
             let step = format!(
                 "open {}: others may have made the link {} on the way",
                 path.display(),
@@ -86,10 +87,12 @@ fn parts(path: &Path) -> Vec<OsString> {
     names.map(|part| part.as_os_str().to_owned()).collect()
 }
 
-/// Whether only root and the host's user make links in a folder. A job is neither, and in no group of
-/// theirs. In a user namespace root has another number, that of the owner of `/`.
-fn is_kept_from_others(folder: &OwnedFd, root: &OwnedFd) -> Result<bool, Errno> {
-    let found = fstat(folder)?;
-    let owners = [fstat(root)?.st_uid, nix::unistd::geteuid().as_raw()];
-    Ok(owners.contains(&found.st_uid) && found.st_mode & libc::S_IWOTH == 0)
+/// Whether only root and the host's user make links in a folder.
+fn is_kept(folder: &OwnedFd, root: &OwnedFd) -> Result<bool, Errno> {
+    let (found, root) = (fstat(folder)?, fstat(root)?);
+    Ok(is_kept_from_others(
+        found.st_uid,
+        found.st_mode,
+        root.st_uid,
+    ))
 }

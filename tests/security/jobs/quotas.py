@@ -94,7 +94,7 @@ KEEPING = {41: {6, 32, 54, 55, 57, 59}, 6: {14, 32, *range(38, 44)}}
 
 
 def keep_in_sockets():
-    """By each of them, in words; and how much of the kernel's memory grew by the one that keeps most."""
+    """Each of them, in words."""
     found = {}
     for level, options in KEEPING.items():
         with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as one:
@@ -121,10 +121,7 @@ def large_attribute():
 
 def place_memory():
     """mbind(2) with the default policy."""
-    place = libc.mmap
-    place.restype = ctypes.c_void_p
-    memory = place(None, ctypes.c_size_t(4096), 3, 0x22, -1, 0)
-    return call("mbind", ctypes.c_void_p(memory), 4096, 0, 0, 0, 0)
+    return call("mbind", memory_of_its_own(4096), 4096, 0, 0, 0, 0)
 
 
 def lower_core_limit():
@@ -180,7 +177,7 @@ def lock_by_others(files, seconds):
 def share_descriptors():
     """A process that shares its table of descriptors, and a thread that has one of its own: clone(2)."""
     files, thread = 0x400, 0x10000 | 0x800 | 0x100  # CLONE_FILES; CLONE_THREAD, CLONE_SIGHAND, CLONE_VM
-    found = raw(56 if os.uname().machine == "x86_64" else 220, files | signal.SIGCHLD, 0, 0, 0, 0)
+    found = raw(number("clone"), files | signal.SIGCHLD, 0, 0, 0, 0)
     if found == 0:
         os._exit(0)
     words = [errno_name(ctypes.get_errno()) if found == -1 else "ok"]
@@ -228,10 +225,14 @@ def lock_shared_memory():
     return call("shmctl", segment, 11, 0)
 
 
-def lock_memory(size):
+def memory_of_its_own(size):
     place = libc.mmap
     place.restype = ctypes.c_void_p
-    return call("mlock", ctypes.c_void_p(place(None, ctypes.c_size_t(size), 3, 0x22, -1, 0)), ctypes.c_size_t(size))
+    return ctypes.c_void_p(place(None, ctypes.c_size_t(size), 3, 0x22, -1, 0))
+
+
+def lock_memory(size):
+    return call("mlock", memory_of_its_own(size), ctypes.c_size_t(size))
 
 
 def descriptor_commands():
