@@ -20,13 +20,19 @@ A host process imports the modules once, and then clones itself for every child:
 """
 
 from ._aio import AsyncChildProcess, AsyncClient
-from ._child import ChildProcess, Outcome
+from ._child import ChildProcess
 from ._client import Client
 from ._config import NetworkConfig, SandboxConfig
 from ._errors import (
     AccessDenied,
     ConfigurationError,
     HostDied,
+    PreloadError,
+    ProtocolError,
+    PyspawnerError,
+    SandboxSetupError,
+)
+from ._outcome import (
     InvalidResult,
     JobBlocked,
     JobError,
@@ -34,10 +40,7 @@ from ._errors import (
     JobKilled,
     JobOutOfMemory,
     JobTimedOut,
-    PreloadError,
-    ProtocolError,
-    PyspawnerError,
-    SandboxSetupError,
+    Outcome,
 )
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""The same for asyncio."""
+"""`Client` and `ChildProcess` for asyncio."""
 
 import asyncio
 import contextlib
@@ -8,11 +8,13 @@ import subprocess
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, Optional, TypeVar
 
-from . import _host
-from ._child import KEPT, Outcome, Tail, ended, result_or_error, started
+from ._base import ClientBase, check_call, result_or_error
+from ._child import KEPT, Tail
 from ._config import SandboxConfig
-from ._host import Joined, Link, PathLike, Wanted
-from ._protocol import LONGEST, Launch, kill, spawn_request
+from ._events import check_ready, children_left, ended, started
+from ._host import HostConnection, PathLike, check_listener, explained, new_socket
+from ._outcome import Outcome
+from ._protocol import CLOSE, LONGEST, SpawnMessage, greet, kill, receive_with_files, spawn_request
 
 
 class AsyncChildProcess:
@@ -96,7 +98,7 @@ class AsyncChildProcess:
             pass  # it has ended without reading all
 
 
-class AsyncClient(Joined):
+class AsyncClient(ClientBase):
     """Starts children, for asyncio: see `pyspawner.Client` for the parameters, and for what
     becomes of one that is not closed.
 
@@ -107,19 +109,7 @@ class AsyncClient(Joined):
             out, err = await child.communicate()
     """
 
-    def __init__(
-        self,
-        *,
-        child_main: Optional[str] = None,
-        environment: Mapping[str, str] = {},
-        preload_imports: Sequence[str] = (),
-        executable: Optional[PathLike] = None,
-        connect: Optional[PathLike] = None,
-        config: Optional[PathLike] = None,
-        profile: Optional[str] = None,
-    ) -> None:
-        self._wanted = Wanted(child_main, environment, preload_imports, executable, connect, config, profile)
-        self._is_started = False
+    _is_started = False
 
     async def __aenter__(self) -> "AsyncClient":
         await self.start()
@@ -135,24 +125,29 @@ class AsyncClient(Joined):
             raise RuntimeError("the client is started already")
         self._is_started = True
         try:
-            self._join(await self._open())
+            self._attach(await self._connect())
         except BaseException:
             self._is_started = False
             raise
 
-    async def _open(self) -> Link:
-        path = self._wanted.connect
-        link = self._wanted.start() if path is None else Link(await _connect(path))
+    async def _connect(self) -> HostConnection:
+        path = self._spec.connect
+        connection = self._spec.start() if path is None else HostConnection(await _connect(path))
         try:
-            link.connection.setblocking(False)
-            _host.greet(link.connection)
-            message = await _receive(link.connection)
-            status = await _wait(link.process) if link.process and not message else None
-            _host.check_ready(message, status)
+            connection.socket.setblocking(False)
+            greet(connection.socket)
+            message = await _receive(connection.socket)
+            process = connection.process
+            check_ready(message, await _wait(process) if process and not message else None)
         except BaseException:
-            link.abandon()
+            connection.abandon()
             raise
-        return link
+        return connection
+
+    def _open_connection(self) -> HostConnection:
+        if self._connection is None:
+            raise RuntimeError("the client is not started; hint: async with AsyncClient(...), or await client.start()")
+        return super()._open_connection()
 
     async def spawn_child(
         self,
@@ -166,26 +161,27 @@ class AsyncClient(Joined):
         """Start a child that calls ``child_main(*args, **kwargs)``: see `pyspawner.Client.spawn_child`.
         If it is cancelled, the child is ended."""
         request = spawn_request(process_name, sandbox_config, result)
-        with Launch(request, args, kwargs) as launch, contextlib.ExitStack() as opened:
+        with SpawnMessage(request, args, kwargs) as message, contextlib.ExitStack() as opened:
             while True:
                 try:
-                    self._open_link().send(launch)
+                    self._open_connection().send(message)
                     break
                 except BlockingIOError:  # the host is behind
                     await asyncio.sleep(0.001)
-            assert launch.control is not None
-            launch.control.setblocking(False)
-            pid = started(await _receive(launch.control))
-            stdin = await _writer(launch.take("stdin"), opened)
-            stdout = await _reader(launch.take("stdout"), opened)
-            stderr = await _reader(launch.take("stderr"), opened)
+            assert message.control is not None
+            message.control.setblocking(False)
+            pid = started(await _receive(message.control))
+            stdin = await _writer(message.take("stdin"), opened)
+            stdout = await _reader(message.take("stdout"), opened)
+            stderr = await _reader(message.take("stderr"), opened)
             opened.pop_all()
             # Last: from here on the child has a holder.
-            return AsyncChildProcess(pid, launch.take("control"), stdin, stdout, stderr)
+            return AsyncChildProcess(pid, message.take("control"), stdin, stdout, stderr)
 
     async def call(self, /, *args: Any, **kwargs: Any) -> Any:
         """Call ``child_main(*args, **kwargs)`` in a child of its own, and return what it returns: see
         `pyspawner.Client.call`. If it is cancelled, the child is ended."""
+        check_call(kwargs)
         child = await self.spawn_child(args, kwargs, result=True)
         child._keep_tails()
         try:
@@ -193,26 +189,26 @@ class AsyncClient(Joined):
         except BaseException:
             child.kill()
             raise
-        return result_or_error(await child.outcome(), out, err)
+        return result_or_error(await child.outcome(), out, err, kwargs)
 
     async def close(self) -> None:
         """Part from the host: see `pyspawner.Client.close`."""
-        link = self._part()
-        if link is None:
+        connection = self._detach()
+        if connection is None:
             return
         try:
             try:
-                await asyncio.get_running_loop().sock_sendall(link.connection, _host.CLOSE)
-                left = _host.children_left(await _receive(link.connection))
+                await asyncio.get_running_loop().sock_sendall(connection.socket, CLOSE)
+                left = children_left(await _receive(connection.socket))
             except OSError:
                 left = 0  # the host has ended
-            link.close()
-            if left == 0 and link.process is not None:
-                await _wait(link.process)
+            connection.close()
+            if left == 0 and connection.process is not None:
+                await _wait(connection.process)
         finally:
             self._is_started = False
-            if link.process is None or link.process.returncode is None:
-                link.abandon()
+            if connection.process is None or connection.process.returncode is None:
+                connection.abandon()
 
 
 _T = TypeVar("_T")
@@ -230,19 +226,19 @@ async def _wait(process: "subprocess.Popen[bytes]") -> int:
 
 
 async def _connect(path: PathLike) -> socket.socket:
-    connection = _host.new_connection()
+    connection = new_socket()
     connection.setblocking(False)
     try:
         while True:
             try:
                 connection.connect(os.fspath(path))
-                _host.check_listener(connection, path)
+                check_listener(connection, path)
                 return connection
             except BlockingIOError:  # too many wait to be accepted; nothing tells when there is room
                 await asyncio.sleep(0.01)
     except OSError as error:
         connection.close()
-        raise _host.explained(error, path) from None
+        raise explained(error, path) from None
     except BaseException:
         connection.close()
         raise
@@ -258,14 +254,14 @@ async def _receive(connection: socket.socket) -> bytes:
     try:
         return await loop.sock_recv(connection, LONGEST)
     except ConnectionResetError:
-        return await loop.sock_recv(connection, LONGEST)  # as _host.receive
+        return await loop.sock_recv(connection, LONGEST)  # as _protocol.receive
 
 
 async def _receive_with_files(connection: socket.socket) -> tuple[bytes, list[int]]:
     loop = asyncio.get_running_loop()
     while True:
         try:
-            return _host.receive_with_files(connection)
+            return receive_with_files(connection)
         except BlockingIOError:
             readable = asyncio.Event()
             loop.add_reader(connection, readable.set)

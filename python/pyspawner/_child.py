@@ -1,6 +1,5 @@
-"""A child and how it ended."""
+"""A child, its streams and its end."""
 
-import json
 import math
 import os
 import select
@@ -10,109 +9,19 @@ import subprocess
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass, field
 from io import BufferedReader, BufferedWriter, FileIO
 from typing import Any, Optional
 
-from ._errors import HostDied, ProtocolError, job_error, refusal
-from ._host import receive, receive_with_files
-from ._protocol import Launch, decode, kill
-
-_NOT_ASKED: Any = object()
+from ._errors import HostDied
+from ._events import ended, started
+from ._outcome import Outcome
+from ._protocol import SpawnMessage, kill, receive, receive_with_files
 
 # Of what a child writes, bytes of each stream that call() keeps for an error.
 KEPT = 1 << 20
 
 # A pipe that is ready takes so many bytes without making the writer wait.
 _ROOM = select.PIPE_BUF
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a child ended, as the host measured it."""
-
-    name: str
-    """One of ``ok``, ``exited``, ``signaled``, ``blocked_syscall``, ``timed_out``, ``out_of_memory``,
-    ``output_limit``, ``invalid_result``, ``cancelled``; ``setup_failed`` if the child was killed before its code ran."""
-    status: int
-    """As ``os.wait`` has it: see ``os.waitstatus_to_exitcode``."""
-    detail: Optional[str]
-    """What there is to say about it, such as the blocked system call's name."""
-    wall_ms: float
-    """From the request to the end, in milliseconds."""
-    cpu_ms: float
-    """Processor time in milliseconds."""
-    peak_memory_bytes: int
-    """Memory that the child added to the warm image, at most."""
-    unenforced: tuple[str, ...] = ()
-    """The limits that were not in force, for want of control groups: ``cpu`` not at all, ``memory`` for each process alone."""
-    _returned: Any = field(default=_NOT_ASKED, repr=False)
-
-    @property
-    def result(self) -> Any:
-        """What ``child_main`` returned, as decoded JSON (``docs/results.md`` has the forms); None if the outcome is not ``ok``.
-
-        :raises ValueError: if the child was started without ``result=True``.
-        """
-        if self._returned is _NOT_ASKED:
-            raise ValueError(
-                "the child was not asked for its result; hint: spawn_child(..., result=True), or client.call()"
-            )
-        return self._returned
-
-    @classmethod
-    def of(cls, event: dict[str, Any], file: Optional[int]) -> "Outcome":
-        """The outcome in a host's ``ended`` event. ``file`` holds a result that is too long for a message."""
-        try:
-            keys = ("outcome", "status", "detail", "wall_ms", "cpu_ms", "peak_memory_bytes")
-            values = [event[key] for key in keys]
-            values.append(tuple(event.get("unenforced", ())))
-        except KeyError as error:
-            raise ProtocolError(f"the host's event has no {error}") from None
-        if "result_bytes" in event:
-            values.append(_read_result(file, event["result_bytes"]))
-        else:
-            values.append(event.get("result", _NOT_ASKED))
-        return cls(*values)
-
-
-def _read_result(file: Optional[int], length: int) -> Any:
-    if file is None:
-        raise ProtocolError("the host's event came without the file that it tells of; hint: is a descriptor left here?")
-    with open(os.dup(file), "rb") as content:
-        data = content.read()
-    if len(data) != length:
-        raise ProtocolError(f"the result has {len(data)} bytes, and the host speaks of {length}")
-    return json.loads(data)
-
-
-def started(message: bytes) -> int:
-    """The process id in the host's first event on a child; its refusal is raised."""
-    event = decode(message)
-    if event["type"] == "refused":
-        raise refusal(event)
-    if event["type"] != "started":
-        raise ProtocolError(f"expected a child to have started, got {event}")
-    return int(event["pid"])
-
-
-def ended(message: bytes, files: list[int]) -> Outcome:
-    """The outcome in the host's second event on a child. Closes the files that came with it."""
-    try:
-        event = decode(message)
-        if event["type"] != "ended":
-            raise ProtocolError(f"expected a child to have ended, got {event}")
-        return Outcome.of(event, files[0] if files else None)
-    finally:
-        for file in files:
-            os.close(file)
-
-
-def result_or_error(outcome: Outcome, stdout: bytes, stderr: bytes) -> Any:
-    """What ``child_main`` returned, or the exception that tells why there is nothing."""
-    if outcome.name != "ok":
-        raise job_error(outcome, stdout, stderr)
-    return outcome.result
 
 
 class ChildProcess:
@@ -133,13 +42,13 @@ class ChildProcess:
     stderr: BufferedReader
     """Readable pipe, written in the child as ``sys.stderr``."""
 
-    def __init__(self, launch: Launch) -> None:
-        assert launch.control is not None
+    def __init__(self, message: SpawnMessage) -> None:
+        assert message.control is not None
         # While the host is at work.
         # Not os.fdopen(), which asks each whether it is a terminal.
-        self.stdin = BufferedWriter(FileIO(launch.take("stdin"), "w"))
-        self.stdout = BufferedReader(FileIO(launch.take("stdout"), "r"))
-        self.stderr = BufferedReader(FileIO(launch.take("stderr"), "r"))
+        self.stdin = BufferedWriter(FileIO(message.take("stdin"), "w"))
+        self.stdout = BufferedReader(FileIO(message.take("stdout"), "r"))
+        self.stderr = BufferedReader(FileIO(message.take("stderr"), "r"))
         self._outcome: Optional[Outcome] = None
         self._exchange: Optional[_Exchange] = None
         self._maker = os.getpid()
@@ -147,13 +56,13 @@ class ChildProcess:
         # Held for a moment only, also by a signal handler that interrupts its holder.
         self._closing = threading.RLock()
         try:
-            self.pid = started(receive(launch.control))
+            self.pid = started(receive(message.control))
         except BaseException:
             for stream in (self.stdin, self.stdout, self.stderr):
                 stream.close()
             raise
         # Last: from here on the child has a holder.
-        self._control: socket.socket = launch.take("control")
+        self._control: socket.socket = message.take("control")
 
     def __repr__(self) -> str:
         state = "running" if self._outcome is None else self._outcome.name

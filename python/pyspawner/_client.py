@@ -3,14 +3,15 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
-from . import _host
-from ._child import ChildProcess, result_or_error
+from ._base import ClientBase, check_call, result_or_error
+from ._child import ChildProcess
 from ._config import SandboxConfig
-from ._host import Joined, PathLike, Wanted, receive
-from ._protocol import Launch, say, spawn_request
+from ._events import check_ready, children_left
+from ._host import connect
+from ._protocol import CLOSE, SpawnMessage, greet, receive, send, spawn_request
 
 
-class Client(Joined):
+class Client(ClientBase):
     """Starts children from a host that has imported modules already.
 
     Usable by several threads at once, and beside asyncio: it touches no signal handling, and children
@@ -37,27 +38,18 @@ class Client(Joined):
     :raises AccessDenied: if the host at ``connect`` does not serve this user.
     """
 
-    def __init__(
-        self,
-        *,
-        child_main: Optional[str] = None,
-        environment: Mapping[str, str] = {},
-        preload_imports: Sequence[str] = (),
-        executable: Optional[PathLike] = None,
-        connect: Optional[PathLike] = None,
-        config: Optional[PathLike] = None,
-        profile: Optional[str] = None,
-    ) -> None:
-        wanted = Wanted(child_main, environment, preload_imports, executable, connect, config, profile)
-        link = wanted.start() if connect is None else _host.connect(connect)
+    def _prepare(self) -> None:
+        path = self._spec.connect
+        connection = self._spec.start() if path is None else connect(path)
         try:
-            _host.greet(link.connection)
-            message = receive(link.connection)
-            _host.check_ready(message, link.process.wait() if link.process and not message else None)
+            greet(connection.socket)
+            message = receive(connection.socket)
+            process = connection.process
+            check_ready(message, process.wait() if process and not message else None)
         except BaseException:
-            link.abandon()
+            connection.abandon()
             raise
-        self._join(link)
+        self._attach(connection)
 
     def __enter__(self) -> "Client":
         return self
@@ -91,21 +83,22 @@ class Client(Joined):
         If it is interrupted (KeyboardInterrupt), the child is ended.
         """
         request = spawn_request(process_name, sandbox_config, result)
-        with Launch(request, args, kwargs) as launch:
-            self._open_link().send(launch)
-            return ChildProcess(launch)
+        with SpawnMessage(request, args, kwargs) as message:
+            self._open_connection().send(message)
+            return ChildProcess(message)
 
     def call(self, /, *args: Any, **kwargs: Any) -> Any:
         """Call ``child_main(*args, **kwargs)`` in a child of its own, and return what it returns, as decoded JSON.
 
-        What the child prints is thrown away, unless the call fails: then the error has the last megabyte of each stream. For limits of this child, or its output, use
-        `spawn_child` with ``result=True``.
+        What the child prints is thrown away, unless the call fails: then the error has the last megabyte of each
+        stream. For this child's output, or limits of its own, use `spawn_child` with ``result=True``.
 
         :raises JobError: if the outcome is not ``ok``; its subclass says which it is, and it has the child's outcome, standard
             output and standard error.
         :raises SandboxSetupError: as `spawn_child` does.
         :raises HostDied: likewise.
         """
+        check_call(kwargs)
         with self.spawn_child(args, kwargs, result=True) as child:
             child._keep_tails()
             try:
@@ -113,25 +106,25 @@ class Client(Joined):
             except BaseException:
                 child.kill()  # nobody waits for its result any more
                 raise
-            return result_or_error(child.outcome(), out, err)
+            return result_or_error(child.outcome(), out, err, kwargs)
 
     def close(self) -> None:
         """Part from the host. Children that run are left to finish, and the host ends after them, unless
         it is one that this client has only connected to. Does nothing in a forked copy of the process
         that made the client."""
-        link = self._part()
-        if link is None:
+        connection = self._detach()
+        if connection is None:
             return
         try:
-            say(link.connection, _host.CLOSE)
-            left = _host.children_left(receive(link.connection))
+            send(connection.socket, CLOSE)
+            left = children_left(receive(connection.socket))
         except OSError:
             left = 0  # the host has ended
         except BaseException:
-            link.abandon()
+            connection.abandon()
             raise
-        link.close()
-        if left == 0 and link.process is not None:
-            link.process.wait()
+        connection.close()
+        if left == 0 and connection.process is not None:
+            connection.process.wait()
         else:
-            link.reap_later()
+            connection.reap_later()

@@ -16,7 +16,7 @@ _MAY_SKIP = frozenset(["drop_capabilities", "setuid", "no_new_privs", "seccomp"]
 # not accept, such as a negative limit, it says itself, in the words of its configuration.
 
 
-def text(name: str, value: object) -> str:
+def check_text(name: str, value: object) -> str:
     """A value that can be sent as text and go on to a system call."""
     if not isinstance(value, str):
         raise TypeError(f"{name}: expected a str, got {value!r}")
@@ -53,7 +53,7 @@ def _integer(name: str, value: object) -> float:
 
 
 def _size(name: str, value: object) -> Union[float, str]:
-    return text(name, value) if isinstance(value, str) else _integer(name, value)
+    return check_text(name, value) if isinstance(value, str) else _integer(name, value)
 
 
 _LIMITS = {"memory": _size, "cpu": _number, "pids": _integer, "open_files": _integer, "file_size": _size}
@@ -63,7 +63,7 @@ def _path(name: str, value: Path) -> str:
     """A path as it is on disk, which must be UTF-8."""
     raw = os.fsencode(Path(value).absolute())
     try:
-        return text(name, raw.decode())
+        return check_text(name, raw.decode())
     except UnicodeDecodeError:
         raise ValueError(f"{name}: {raw!r} is not UTF-8, which a path must be that a host is told") from None
 
@@ -71,7 +71,7 @@ def _path(name: str, value: Path) -> str:
 def _address(name: str, value: object) -> str:
     try:
         kind = ipaddress.IPv6Address if "ipv6" in name else ipaddress.IPv4Address
-        address = str(kind(text(name, value)))
+        address = str(kind(check_text(name, value)))
     except ipaddress.AddressValueError as error:
         raise ValueError(f"{name}: {error}") from None
     if "%" in address:
@@ -100,7 +100,7 @@ class NetworkConfig(NamedTuple):
 
     def _request(self) -> dict[str, Any]:
         """The value of ``network`` in a ``spawn`` request."""
-        veth = {name: text(name, getattr(self, name)) for name in ("kernel_veth_name", "child_veth_name")}
+        veth = {name: check_text(name, getattr(self, name)) for name in ("kernel_veth_name", "child_veth_name")}
         for key in ("kernel_ipv4", "child_ipv4", "kernel_ipv6", "child_ipv6"):
             value = getattr(self, key + "_address")
             if value is not None:
@@ -158,7 +158,7 @@ class SandboxConfig(NamedTuple):
 def _layers(names: frozenset[str]) -> list[str]:
     if isinstance(names, str):
         raise TypeError(f"skip_sandbox_except: expected a set of names, got {names!r}")
-    wanted = {text("skip_sandbox_except", name) for name in names}
+    wanted = {check_text("skip_sandbox_except", name) for name in names}
     unknown = sorted(wanted - _MAY_SKIP)
     if unknown:
         left_out = ", ".join(sorted(_MAY_SKIP - wanted)) or "no layer"

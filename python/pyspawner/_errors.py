@@ -1,10 +1,6 @@
 """What can go wrong."""
 
-import os
-from typing import TYPE_CHECKING, Any, Optional
-
-if TYPE_CHECKING:
-    from ._child import Outcome
+from typing import Any, Optional
 
 
 class PyspawnerError(Exception):
@@ -58,73 +54,6 @@ class SandboxSetupError(PyspawnerError):
         self.hint = hint
         """What is likely wrong on this machine."""
         self.outcome = outcome
-
-
-# Of what a job says in an error's text, in characters.
-_LONGEST = 1000
-
-
-def _plain(text: str) -> str:
-    """What a job said, without what a terminal obeys."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:_LONGEST])
-
-
-class JobError(PyspawnerError):
-    """A job that `pyspawner.Client.call` ran did not end well. A subclass says how, for the outcomes that callers treat
-    in ways of their own; of others it is this class."""
-
-    def __init__(self, outcome: "Outcome", stdout: bytes, stderr: bytes) -> None:
-        last = stderr[-4 * _LONGEST :].decode(errors="replace").strip().rpartition("\n")[2]
-        code = os.waitstatus_to_exitcode(outcome.status)
-        super().__init__(f"{outcome.name}: {_plain(outcome.detail or last or f'exit status {code}')}")
-        self.outcome = outcome
-        """How the child ended."""
-        self.stdout = stdout
-        """What it wrote to standard output."""
-        self.stderr = stderr
-        """What it wrote to standard error: the traceback, if ``child_main`` raised."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.outcome, self.stdout, self.stderr)
-
-
-class JobExited(JobError):
-    """``child_main`` raised an exception, or exited with a status other than 0."""
-
-
-class JobTimedOut(JobError, TimeoutError):
-    """It ran for longer than its limit."""
-
-
-class JobOutOfMemory(JobError, MemoryError):
-    """It needed more memory than its limit, or than the machine had."""
-
-
-class JobKilled(JobError):
-    """A signal ended it: a crash, or `pyspawner.ChildProcess.kill`."""
-
-
-class JobBlocked(JobError, PermissionError):
-    """It made a system call that the sandbox does not allow."""
-
-
-class InvalidResult(JobError, TypeError):
-    """What ``child_main`` returned has no JSON form; the detail says where and what to do."""
-
-
-_JOB_ERRORS = {
-    "exited": JobExited,
-    "timed_out": JobTimedOut,
-    "out_of_memory": JobOutOfMemory,
-    "signaled": JobKilled,
-    "blocked_syscall": JobBlocked,
-    "invalid_result": InvalidResult,
-}
-
-
-def job_error(outcome: "Outcome", stdout: bytes, stderr: bytes) -> JobError:
-    """The exception for an outcome that is not ``ok``."""
-    return _JOB_ERRORS.get(outcome.name, JobError)(outcome, stdout, stderr)
 
 
 def refusal(event: dict[str, Any]) -> PyspawnerError:

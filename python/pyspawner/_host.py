@@ -10,21 +10,18 @@ import subprocess
 import sys
 import sysconfig
 import threading
-import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Optional, Union
 
-from ._errors import HostDied, ProtocolError, failure
-from ._protocol import LONGEST, VERSION, Launch, decode, encode, keep_from_copies, pair, say
+from ._errors import HostDied
+from ._protocol import CLOSE, SpawnMessage, keep_from_copies, pair, send
 
 # Not in the module socket: Linux 6.5, <asm-generic/socket.h>.
 _SO_PEERPIDFD = 77
 
 PathLike = Union[str, "os.PathLike[str]"]
-
-CLOSE = encode("close")
 
 
 def find_program() -> str:
@@ -41,7 +38,7 @@ def find_program() -> str:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class HostSpec:
     """Which host a client wants: one of its own, or one that listens at ``connect``."""
 
     child_main: Optional[str]
@@ -81,7 +78,7 @@ class Wanted:
             if not name or set(name) & set('," '):
                 raise ValueError(f"{name!r} is no module's name")
 
-    def start(self) -> "Link":
+    def start(self) -> "HostConnection":
         """Start a host of our own. Does not wait until it is ready."""
         command: list[str] = [find_program(), "serve", "--inherit-env"]
         if self.child_main is not None:
@@ -111,18 +108,18 @@ class Wanted:
             except BaseException:
                 connection.close()
                 raise
-        return Link(connection, process)
+        return HostConnection(connection, process)
 
 
 def _is_function_name(name: object) -> bool:
     return isinstance(name, str) and re.fullmatch(r"\w+(\.\w+)*[.:]\w+(\.\w+)*", name) is not None
 
 
-class Link:
+class HostConnection:
     """A connection to a host, and its process if it is our own."""
 
     def __init__(self, connection: socket.socket, process: "Optional[subprocess.Popen[bytes]]" = None) -> None:
-        self.connection = connection
+        self.socket = connection
         self.process = process
         self._pid = os.getpid()
         # Held while the connection's number is in use; by a signal handler, too.
@@ -132,20 +129,20 @@ class Link:
         """Whether this is the process that made it, and not a forked copy."""
         return os.getpid() == self._pid
 
-    def send(self, launch: Launch) -> None:
+    def send(self, message: SpawnMessage) -> None:
         """Ask for a child."""
         if not self.is_ours():
             raise HostDied("the client is another process's, of which this is a forked copy: make one here")
         with self._sending:
-            if self.connection.fileno() < 0:
+            if self.socket.fileno() < 0:
                 raise HostDied("the client is closed")
-            launch.send(self.connection)
+            message.send(self.socket)
 
     def close(self) -> None:
         """Close the connection."""
         # Not while another thread uses its number, which may be another socket's soon.
         with self._sending:
-            self.connection.close()
+            self.socket.close()
 
     def abandon(self) -> None:
         """Part from the host without a word, or from one that has had it."""
@@ -158,11 +155,11 @@ class Link:
         if not self.is_ours():
             return
         try:
-            self.connection.setblocking(False)
-            say(self.connection, CLOSE)
+            self.socket.setblocking(False)
+            send(self.socket, CLOSE)
         except OSError:
             pass  # the host has ended; or it is so far behind that it takes this for the client's death
-        self.connection.close()
+        self.socket.close()
 
     def reap_later(self) -> None:
         """Leave no zombie of the host: have a thread wait for it."""
@@ -174,42 +171,14 @@ class Link:
             pass  # the interpreter ends
 
 
-class Joined:
-    """What both kinds of clients have: their link to the host, if it is open, and its end."""
-
-    _link: Optional[Link] = None
-    _dropped: "Optional[weakref.finalize[..., Any]]" = None
-
-    @property
-    def _process(self) -> "Optional[subprocess.Popen[bytes]]":
-        return None if self._link is None else self._link.process
-
-    def _join(self, link: Link) -> None:
-        self._link = link
-        # As the last resort, and at the interpreter's end while all still works.
-        self._dropped = weakref.finalize(self, link.drop)
-
-    def _part(self) -> Optional[Link]:
-        """The link, to the first who asks, who must close it."""
-        if self._link is None or not self._link.is_ours():
-            return None
-        is_first = self._dropped is not None and self._dropped.detach() is not None
-        return self._link if is_first else None
-
-    def _open_link(self) -> Link:
-        if self._link is None or self._dropped is None or not self._dropped.alive:
-            raise HostDied("the client is closed")
-        return self._link
-
-
-def new_connection() -> socket.socket:
+def new_socket() -> socket.socket:
     """A socket with which to connect to a host that listens."""
     return keep_from_copies(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
 
 
-def connect(path: PathLike) -> Link:
+def connect(path: PathLike) -> HostConnection:
     """Connect to a host that listens at ``path``."""
-    connection = new_connection()
+    connection = new_socket()
     try:
         connection.connect(os.fspath(path))
         check_listener(connection, path)
@@ -219,7 +188,7 @@ def connect(path: PathLike) -> Link:
     except BaseException:
         connection.close()
         raise
-    return Link(connection)
+    return HostConnection(connection)
 
 
 def explained(error: OSError, path: PathLike) -> OSError:
@@ -262,46 +231,3 @@ def _is_in_a_namespace_below(connection: socket.socket) -> bool:
     finally:
         os.close(pidfd)
     return not numbers or len(numbers[0]) != 1
-
-
-def receive(connection: socket.socket) -> bytes:
-    """The host's next message: empty at its end."""
-    try:
-        return connection.recv(LONGEST)
-    except ConnectionResetError:
-        # Said once, if the host went without reading all. Its last word comes after it.
-        return connection.recv(LONGEST)
-
-
-def receive_with_files(connection: socket.socket, flags: int = 0) -> tuple[bytes, list[int]]:
-    """The same, with the descriptors that come along, which the caller must close."""
-    try:
-        message, files, _, _ = socket.recv_fds(connection, LONGEST, 1, flags)
-    except ConnectionResetError:
-        message, files, _, _ = socket.recv_fds(connection, LONGEST, 1, flags)
-    return message, files
-
-
-def greet(connection: socket.socket) -> None:
-    """Say hello. A host that sends this client away may have gone by then; its word can be read all the same."""
-    try:
-        say(connection, encode("hello", version=VERSION))
-    except (BrokenPipeError, ConnectionResetError):
-        pass
-
-
-def check_ready(message: bytes, status: Optional[int]) -> None:
-    """Check the host's answer to the greeting. ``status`` is with what it has ended, if it has."""
-    if status is not None:
-        raise HostDied(f"the host has ended with status {status} before it was ready; see standard error")
-    event = decode(message)
-    if event["type"] == "failed":
-        raise failure(event)
-    if event["type"] != "ready":
-        raise ProtocolError(f"expected the host to be ready, got {event}")
-
-
-def children_left(message: bytes) -> int:
-    """The number of children that run on, by the host's answer to a farewell."""
-    event: dict[str, Any] = decode(message) if message else {}
-    return int(event.get("children", 0))

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Optional
 from typing import Protocol as TypingProtocol
 
-from ._config import SandboxConfig, text
+from ._config import SandboxConfig, check_text
 from ._errors import HostDied, ProtocolError
 
 VERSION = 1
@@ -36,6 +36,7 @@ def encode(message_type: str, **values: Any) -> bytes:
     return message
 
 
+CLOSE = encode("close")
 _KILL = encode("kill")
 
 
@@ -80,15 +81,41 @@ def pair() -> tuple[socket.socket, socket.socket]:
     return keep_from_copies(one), keep_from_copies(other)
 
 
-def say(connection: socket.socket, message: bytes) -> None:
+def send(connection: socket.socket, message: bytes) -> None:
     """Send a message: OSError if the other end is gone, even where SIGPIPE would end the process."""
     connection.send(message, socket.MSG_NOSIGNAL)
+
+
+def receive(connection: socket.socket) -> bytes:
+    """The host's next message: empty at its end."""
+    try:
+        return connection.recv(LONGEST)
+    except ConnectionResetError:
+        # Said once, if the host went without reading all. Its last word comes after it.
+        return connection.recv(LONGEST)
+
+
+def receive_with_files(connection: socket.socket, flags: int = 0) -> tuple[bytes, list[int]]:
+    """The same, with the descriptors that come along, which the caller must close."""
+    try:
+        message, files, _, _ = socket.recv_fds(connection, LONGEST, 1, flags)
+    except ConnectionResetError:
+        message, files, _, _ = socket.recv_fds(connection, LONGEST, 1, flags)
+    return message, files
+
+
+def greet(connection: socket.socket) -> None:
+    """Say hello. A host that sends this client away may have gone by then; its word can be read all the same."""
+    try:
+        send(connection, encode("hello", version=VERSION))
+    except (BrokenPipeError, ConnectionResetError):
+        pass
 
 
 def kill(control: socket.socket) -> None:
     """Have a child ended, by its control socket."""
     try:
-        say(control, _KILL)
+        send(control, _KILL)
     except OSError:
         pass  # it has ended or was refused, or the host has ended, and with it the child
 
@@ -103,7 +130,7 @@ def _pickled(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
         raise TypeError(f"args: a value cannot be sent to the child: {error}") from error
 
 
-class Launch:
+class SpawnMessage:
     """What a child is asked for with: the request, its arguments, the host's ends of its streams; and
     the caller's ends.
 
@@ -135,7 +162,7 @@ class Launch:
             self.close()
             raise
 
-    def __enter__(self) -> "Launch":
+    def __enter__(self) -> "SpawnMessage":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -177,7 +204,7 @@ class Launch:
 
 def spawn_request(process_name: Optional[str], sandbox_config: SandboxConfig, result: bool) -> bytes:
     """The request for a child. TypeError or ValueError for what cannot be said to a host."""
-    name = None if process_name is None else text("process_name", process_name)
+    name = None if process_name is None else check_text("process_name", process_name)
     if not isinstance(sandbox_config, SandboxConfig):
         raise TypeError(f"sandbox_config: expected a pyspawner.SandboxConfig, got {sandbox_config!r}")
     wants = {"result": True} if result else {}
