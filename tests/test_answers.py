@@ -8,6 +8,7 @@ from conftest import PYSPAWNER
 
 MODULES = {
     "jobs": "def main(*args): return list(args)\n",
+    "reads": "def main(path): return len(open(path).read())\n",
     "needs": "import not_there\n",
     "raises": "1 / 0\n",
     "leaves": "import sys\nsys.exit(3)\n",
@@ -52,12 +53,12 @@ def refused(pyspawner, child_main, *flags, **options):
 def test_a_module_that_is_not_there(pyspawner, modules):
     said = refused(pyspawner, "godo.main", path=modules)
     assert said.startswith("pyspawner: error: child_main: there is no module 'godo' in ") and f" {modules}, " in said
-    assert "--path names its folder" in said and "Traceback" not in said
+    assert "name its folder (--path, or path = " in said and "Traceback" not in said
 
 
 def test_a_forgotten_path(pyspawner):
     said = refused(pyspawner, "quite_another.main")
-    assert "there is no module 'quite_another'" in said and "--path names its folder" in said
+    assert "there is no module 'quite_another'" in said and "name its folder (--path, or path = " in said
 
 
 @pytest.mark.parametrize(
@@ -213,3 +214,28 @@ def test_a_jobs_own_timeout_is_not_the_profiles(pyspawner, modules):
     (modules / "limited.py").write_text("def main(): import time; time.sleep(60)\n")
     done = pyspawner.map("limited.main", [{"timeout": 0.2}], path=modules)
     assert "(the job's timeout)" in done.lines[0]["detail"]
+
+
+# ---- files that are there for others, and not for jobs ----------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "why"),
+    [
+        ("{other}/data.csv", "jobs have a /tmp of their own"),
+        ("/root/data.csv", "/root is hidden from jobs, as homes are"),
+        ("data.csv", "the job's working folder is /"),
+    ],
+)
+def test_a_file_that_a_job_cannot_see_is_explained_above_the_traceback(pyspawner, modules, tmp_path_factory, path, why):
+    other = tmp_path_factory.mktemp("data")  # the folder of the modules is shown to jobs
+    (other / "data.csv").write_text("a")
+    done = pyspawner.run("reads.main", path.format(other=other), path=modules)
+    first, *_, last = done.stderr.splitlines()
+    assert why in first and "; hint: show the folder with a bind, or pass the content as input" in first
+    assert last.startswith("FileNotFoundError: ")
+
+
+def test_a_missing_file_elsewhere_is_python_s_own_matter(pyspawner, modules):
+    done = pyspawner.run("reads.main", "/usr/not-there", path=modules)
+    assert done.status == 1 and done.stderr.startswith("Traceback")

@@ -77,7 +77,7 @@ class Client(ClientBase):
         :raises SandboxSetupError: if a layer of the sandbox cannot be applied.
         :raises TypeError: if a value cannot be sent to the host; nothing is sent then.
         :raises ValueError: likewise.
-        :raises ProtocolError: if the host does not accept a value.
+        :raises InvalidRequest: if the host does not accept a value.
         :raises HostDied: if the host has ended, or the client is closed or another process's.
 
         If it is interrupted (KeyboardInterrupt), the child is ended.

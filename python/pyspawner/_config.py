@@ -12,8 +12,8 @@ Size = Union[int, str]
 
 _MAY_SKIP = frozenset(["drop_capabilities", "setuid", "no_new_privs", "seccomp"])
 
-# What the host could not even read is told here, before anything is sent. What it can read and does
-# not accept, such as a negative limit, it says itself, in the words of its configuration.
+# Values that the host could not decode are refused here, before anything is sent. Values that it can decode and does
+# not accept, such as a negative limit, it refuses itself, in the words of its configuration.
 
 
 def check_text(name: str, value: object) -> str:
@@ -40,10 +40,8 @@ def _number(name: str, value: object) -> float:
     return value
 
 
-def _seconds(name: str, value: object) -> float:
-    if isinstance(value, str):
-        raise TypeError(f"{name}: expected seconds as a number, such as 30, got {value!r}")
-    return _number(name, value)
+def _duration(name: str, value: object) -> Union[float, str]:
+    return check_text(name, value) if isinstance(value, str) else _number(name, value)
 
 
 def _integer(name: str, value: object) -> float:
@@ -56,11 +54,20 @@ def _size(name: str, value: object) -> Union[float, str]:
     return check_text(name, value) if isinstance(value, str) else _integer(name, value)
 
 
-_LIMITS = {"memory": _size, "cpu": _number, "pids": _integer, "open_files": _integer, "file_size": _size}
+_LIMITS = {
+    "memory": _size,
+    "cpu": _number,
+    "pids": _integer,
+    "open_files": _integer,
+    "file_size": _size,
+    "output": _size,
+}
 
 
 def _path(name: str, value: Path) -> str:
     """A path as it is on disk, which must be UTF-8."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise TypeError(f"{name}: expected a path, got {value!r}")
     raw = os.fsencode(Path(value).absolute())
     try:
         return check_text(name, raw.decode())
@@ -112,7 +119,8 @@ class SandboxConfig(NamedTuple):
     """What one child has otherwise than the host's profile says.
 
     A value of a wrong type makes ``spawn_child`` raise TypeError; one that cannot be said to a host,
-    such as an address that is none, ValueError; one that the host does not accept, ProtocolError.
+    such as an address that is none, ValueError; one that the host does not accept, InvalidRequest, which is a
+    ValueError as well.
     """
 
     chroot_dir: Optional[Path] = None
@@ -122,8 +130,8 @@ class SandboxConfig(NamedTuple):
     skip_sandbox_except: frozenset[str] = frozenset()
     """For tests: of ``drop_capabilities``, ``setuid``, ``no_new_privs`` and ``seccomp``, only these are
     applied. Empty: all are. Another name is none of them, and makes ``spawn_child`` warn."""
-    timeout: Optional[float] = None
-    """Seconds until the child is ended. Can only shorten the profile's limit."""
+    timeout: Optional[Union[float, str]] = None
+    """Seconds until the child is ended, or text such as ``"30s"``. Can only shorten the profile's limit."""
     memory: Optional[Size] = None
     """Bytes that the child may add to the warm image: a number, or text such as ``"512M"``."""
     cpu: Optional[float] = None
@@ -134,6 +142,8 @@ class SandboxConfig(NamedTuple):
     """Open descriptors of one process."""
     file_size: Optional[Size] = None
     """Bytes of one file."""
+    output: Optional[Size] = None
+    """Bytes of what ``child_main`` returns, as JSON. (A child's streams are the caller's own pipes, without a limit.)"""
 
     def _request(self) -> dict[str, Any]:
         """The keys of a ``spawn`` request."""
@@ -147,7 +157,7 @@ class SandboxConfig(NamedTuple):
         if self.skip_sandbox_except:
             request["skip_except"] = _layers(self.skip_sandbox_except)
         if self.timeout is not None:
-            request["timeout"] = _seconds("timeout", self.timeout)
+            request["timeout"] = _duration("timeout", self.timeout)
         limits = {name: getattr(self, name) for name in _LIMITS}
         limits = {name: _LIMITS[name](name, limit) for name, limit in limits.items() if limit is not None}
         if limits:

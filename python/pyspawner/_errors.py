@@ -23,6 +23,10 @@ class ProtocolError(PyspawnerError):
     """Host and client do not understand each other; the host's words are the argument."""
 
 
+class InvalidRequest(ProtocolError, ValueError):
+    """The host does not accept a value that a child was asked for with; its words are the argument."""
+
+
 class PreloadError(PyspawnerError):
     """A module could not be imported, or ``child_main`` not be found: the traceback is the argument."""
 
@@ -60,7 +64,7 @@ def refusal(event: dict[str, Any]) -> PyspawnerError:
     """The exception for a host's ``refused`` event."""
     outcome, detail = event["outcome"], event["detail"]
     if outcome == "bad_request":
-        return ProtocolError(detail)
+        return InvalidRequest(detail)
     return SandboxSetupError(
         detail or outcome,
         layer=event.get("layer"),

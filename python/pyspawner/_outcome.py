@@ -129,6 +129,10 @@ class JobBlocked(JobError, PermissionError):
     """It made a system call that the sandbox does not allow."""
 
 
+class JobOutputLimit(JobError):
+    """It returned more than its limit."""
+
+
 class InvalidResult(JobError, TypeError):
     """What ``child_main`` returned has no JSON form; the detail says where and what to do."""
 
@@ -139,5 +143,6 @@ _JOB_ERRORS = {
     "out_of_memory": JobOutOfMemory,
     "signaled": JobKilled,
     "blocked_syscall": JobBlocked,
+    "output_limit": JobOutputLimit,
     "invalid_result": InvalidResult,
 }

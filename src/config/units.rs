@@ -9,7 +9,10 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 /// Accepts a number of bytes, or text with a binary suffix: `"64M"` is 64 × 2²⁰.
 pub(super) fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
     #[derive(Deserialize)]
-    #[serde(untagged, expecting = "a size such as \"64M\", or a number of bytes")]
+    #[serde(
+        untagged,
+        expecting = "expected a size such as \"64M\", or a number of bytes"
+    )]
     enum Size {
         Bytes(u64),
         Text(String),
@@ -51,7 +54,7 @@ pub(super) fn optional_duration<'de, D: Deserializer<'de>>(
     #[derive(Deserialize)]
     #[serde(
         untagged,
-        expecting = "a duration such as \"30s\", or a number of seconds"
+        expecting = "expected a duration such as \"30s\", or a number of seconds"
     )]
     enum Wall {
         Seconds(f64),
@@ -90,6 +93,7 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
         return Err(format!("{} bytes are not a duration", text.len()));
     }
     let duration = match text.trim().parse::<f64>() {
+        Ok(seconds) if seconds <= 0.0 => Ok(Duration::ZERO),
         Ok(seconds) => Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string()),
         Err(_) => humantime::parse_duration(text).map_err(|error| error.to_string()),
     };

@@ -71,8 +71,8 @@ def _not_found(name, missing):
     folders = list(dict.fromkeys(os.path.abspath(entry) for entry in sys.path))
     near = _did_you_mean(missing, [module.name for module in pkgutil.iter_modules(folders)])
     hint = (
-        "; hint: for a module of yours, --path names its folder; for a package, install it (pip install) in the environment "
-        "that --python names, or that is active"
+        "; hint: for a module of yours, name its folder (--path, or path = [...] in a configuration file); for a package, "
+        "install it (pip install) in the environment in use (--python, or executable= of a Client)"
     )
     return f"there is no module {missing!r} in {', '.join(folders)}{near or hint}"
 

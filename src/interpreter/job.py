@@ -221,10 +221,41 @@ def _print(error):
     while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
         trace = trace.tb_next
     error.__traceback__ = trace
+    _explain_missing_file(error)
     try:
         sys.excepthook(type(error), error, trace)
     except BaseException:
         traceback.print_exception(type(error), error, trace)
+
+
+def _explain_missing_file(error):
+    """Says, above the traceback, that a file is not there for jobs although it may be there for others.
+
+    The last line stays the exception's, which programs read.
+    """
+    if not isinstance(error, (FileNotFoundError, PermissionError)) or not isinstance(error.filename, str):
+        return
+    try:
+        path = os.path.abspath(error.filename)
+        why = _why_missing(path)
+        if why and sys.stderr is not None:
+            start = "" if os.path.isabs(error.filename) else f"the job's working folder is {os.getcwd()}, and "
+            print(
+                f"pyspawner: {path!r}: {start}{why}; hint: show the folder with a bind, or pass the content as input",
+                file=sys.stderr,
+            )
+    except Exception:
+        pass  # the traceback says what can be said
+
+
+def _why_missing(path):
+    parts = path.split("/")
+    for place in ("/tmp", "/dev/shm"):
+        if path.startswith(place + "/") and os.path.ismount(place):
+            return f"jobs have a {place} of their own"
+    home = "/".join(parts[: 3 if parts[1] == "home" else 2])
+    is_of_home = parts[1] in ("home", "root") and path != home
+    return f"{home} is hidden from jobs, as homes are" if is_of_home and os.path.ismount(home) else None
 
 
 def _finish():

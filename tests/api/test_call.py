@@ -67,6 +67,26 @@ def test_limits_are_errors_that_python_knows():
             client.call("text", 200_000)
 
 
+def test_an_option_of_spawn_child_that_goes_to_the_function_is_told(calls):
+    with pytest.raises(pyspawner.JobExited, match=r"'timeout'; hint: call\(\) passes all arguments on to child_main"):
+        calls.call("nothing", timeout=3)
+    assert calls.call("back", timeout=3) == [[], {"timeout": 3}]
+
+
+def test_a_result_above_its_limit_names_the_setting_and_a_client_can_raise_it(calls):
+    with pytest.raises(pyspawner.JobOutputLimit, match=r"more than 1048576 bytes \(limits.output\)"):
+        calls.call("text", 2_000_000)
+    wider = SandboxConfig(output="4M")
+    outcome = calls.spawn_child(["text", 2_000_000], result=True, sandbox_config=wider).outcome()
+    assert outcome.result == "x" * 2_000_000
+    assert len(repr(outcome)) < 400
+
+
+def test_an_outcome_shows_its_result(calls):
+    assert "result=[[1], {}]" in repr(calls.spawn_child(["back", 1], result=True).outcome())
+    assert "result=" not in repr(calls.spawn_child(["back", 1]).outcome())
+
+
 def _file(text):
     path = os.path.join(os.environ.get("TMPDIR", "/tmp"), f"pyspawner-test-{os.getpid()}.toml")
     with open(path, "w") as file:

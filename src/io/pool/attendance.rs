@@ -21,19 +21,21 @@ use crate::sys::process::Reaped;
 /// namespace ended with the child; without that layer, others may hold the pipes.
 const LAST_OUTPUT: Duration = Duration::from_secs(1);
 
-/// When a job came, and how long it may take.
+/// When a job came, and what it is ended for from outside.
 #[derive(Clone, Copy)]
-pub(super) struct Clock {
+pub(super) struct Bounds {
     pub(super) start: Instant,
-    pub(super) limit: Option<Duration>,
-    /// The setting that the limit comes from.
+    pub(super) wall: Option<Duration>,
+    /// The setting that the time limit comes from.
     pub(super) name: &'static str,
+    /// Bytes of each stream, and of the result.
+    pub(super) output: u64,
 }
 
-impl Clock {
+impl Bounds {
     /// Waits until the time is over; for ever if there is no limit.
     async fn out_of_time(&self) -> Stop {
-        let Some(limit) = self.limit else {
+        let Some(limit) = self.wall else {
             return std::future::pending().await;
         };
         tokio::time::sleep_until((self.start + limit).into()).await;
@@ -70,20 +72,18 @@ impl Output {
 
 /// What ends a job from outside.
 pub(super) struct OutsideEvents<'a> {
-    pub(super) clock: Clock,
+    pub(super) bounds: Bounds,
     pub(super) kill: &'a Notify,
     pub(super) interrupt: &'a Interrupt,
     pub(super) overflow: Overflow,
-    /// The limit of each stream in bytes.
-    pub(super) output: u64,
 }
 
 impl OutsideEvents<'_> {
     /// Waits for the first of them.
     async fn stop(&self) -> Stop {
         tokio::select! {
-            stop = self.clock.out_of_time() => stop,
-            stream = self.overflow.of_any() => Stop::OutputLimit(stream, self.output),
+            stop = self.bounds.out_of_time() => stop,
+            stream = self.overflow.of_any() => Stop::OutputLimit(stream, self.bounds.output),
             _ = self.interrupt.received() => Stop::Cancelled,
             () = self.kill.notified() => Stop::Killed,
         }

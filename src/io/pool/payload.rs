@@ -259,7 +259,7 @@ mod tests {
             (b"{\"kwargs\": []}", "kwargs: expected an object"),
             (b"{\"args\": [], \"args\": []}", "duplicate field"),
             (b"{\"timeout\": 0}", "greater than zero"),
-            (b"{\"timeout\": -1}", "not a duration"),
+            (b"{\"timeout\": -1}", "greater than zero"),
             (b"{\"timeout\": 1e19}", "longer than"),
             (b"{\"timeout\": true}", "timeout"),
             (b"{\"id\": []}", "id"),

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
-use super::attendance::{Clock, End, Output, OutsideEvents, Used, until_end};
+use super::attendance::{Bounds, End, Output, OutsideEvents, Used, until_end};
 use super::capture::Overflow;
 use super::child::Child;
 use super::child_factory::{ChildFactory, Refusal};
@@ -111,13 +111,16 @@ impl Pool {
     }
 
     pub(crate) async fn run_followed(&self, job: Job, followed: Followed<'_>) -> JobReport {
-        let clock = Clock {
+        let limits = job.overrides.limits.as_ref();
+        let limits = limits.unwrap_or(&self.profile.limits);
+        let bounds = Bounds {
             start: Instant::now(),
-            limit: job.timeout,
-            name: match job.timeout == self.profile.limits.wall {
+            wall: job.timeout,
+            name: match job.timeout == limits.wall {
                 true => "limits.wall, --timeout",
                 false => "the job's timeout",
             },
+            output: limits.output,
         };
         let mut waiting = Box::new(Waiting {
             started: followed.started,
@@ -125,7 +128,7 @@ impl Pool {
             job,
         });
         match self.give_to_spare(waiting) {
-            Ok(given) => match self.attend(given, clock, &followed.kill).await {
+            Ok(given) => match self.attend(given, bounds, &followed.kill).await {
                 // The spare was killed at the very moment.
                 (report, Some(not_run)) if report.is_no_fault_of_the_job() => waiting = not_run,
                 (report, _) => return report,
@@ -133,7 +136,7 @@ impl Pool {
             Err(not_given) => waiting = not_given,
         }
         match self.give_to_new_child(waiting).await {
-            Ok(given) => self.attend(given, clock, &followed.kill).await.0,
+            Ok(given) => self.attend(given, bounds, &followed.kill).await.0,
             Err(refusal) => refusal.into(),
         }
     }
@@ -177,10 +180,11 @@ impl Pool {
 
     /// Makes a child with no job for it, and waits for its end.
     async fn run_own(&self, purpose: Purpose, limit: Duration) -> JobReport {
-        let clock = Clock {
+        let bounds = Bounds {
             start: Instant::now(),
-            limit: Some(limit),
+            wall: Some(limit),
             name: "a fixed limit",
+            output: self.profile.limits.output,
         };
         match self.factory.make(&Overrides::default(), purpose).await {
             Ok(child) => {
@@ -189,7 +193,7 @@ impl Pool {
                     ends: Ends::default(),
                     waiting: None,
                 };
-                self.attend(given, clock, &Notify::new()).await.0
+                self.attend(given, bounds, &Notify::new()).await.0
             }
             Err(refusal) => refusal.into(),
         }
@@ -244,7 +248,7 @@ impl Pool {
     async fn attend<'a>(
         &self,
         given: Given<'a>,
-        clock: Clock,
+        bounds: Bounds,
         kill: &Notify,
     ) -> (JobReport, Option<Box<Waiting<'a>>>) {
         let Given {
@@ -256,11 +260,10 @@ impl Pool {
         let mut said = None;
         let mut output = Output::default();
         let outside = OutsideEvents {
-            clock,
+            bounds,
             kill,
             interrupt: &self.interrupt,
             overflow: Overflow::default(),
-            output: self.profile.limits.output,
         };
         let End { reaped, mut stop } = {
             let hearing = async {
@@ -271,7 +274,7 @@ impl Pool {
                     log::debug!("reading from a child: {error}");
                 }
             };
-            let collecting = output.collect(&mut ends, outside.output, &outside.overflow);
+            let collecting = output.collect(&mut ends, bounds.output, &outside.overflow);
             let collected = async {
                 tokio::join!(collecting, hearing);
             };
@@ -284,7 +287,7 @@ impl Pool {
         // What was written may have been cut only because nobody stopped it in time.
         let overflowed = outside.overflow.stream();
         if let (None, Some(stream)) = (stop, overflowed) {
-            stop = Some(Stop::OutputLimit(stream, outside.output));
+            stop = Some(Stop::OutputLimit(stream, bounds.output));
         }
         let used = Used::by(&child, reaped.as_ref());
         let mut report = match (&reaped, stop) {
@@ -301,7 +304,7 @@ impl Pool {
         report.stdout = output.stdout.bytes;
         report.stderr = output.stderr.bytes;
         report.truncated = overflowed.is_some();
-        report.wall = clock.start.elapsed();
+        report.wall = bounds.start.elapsed();
         used.tell(&mut report);
         (report, waiting)
     }

@@ -112,7 +112,10 @@ fn spawn() -> impl Strategy<Value = Spawn> {
         (layers, vec(text(), 0..3)).prop_map(|(layers, others)| [layers, others].concat()),
     );
     let chroot = option::of(text().prop_map(PathBuf::from));
-    let timeout = option::of(eighths());
+    let timeout = option::of(prop_oneof![
+        eighths().prop_map(Timeout::Seconds),
+        "[0-9]{1,4}(s|ms|min|x)".prop_map(Timeout::Text)
+    ]);
     let names = (text(), option::of(text()));
     (
         names,

@@ -81,8 +81,8 @@ pub(crate) struct Spawn {
     /// Of the layers that a client may leave out, those that are applied; by default all. Other names
     /// are allowed, and name none of them: clients of version 1 write such a name to leave out all.
     pub skip_except: Option<Vec<String>>,
-    /// Seconds; the profile's limit may only be shortened.
-    pub timeout: Option<f64>,
+    /// The profile's limit may only be shortened.
+    pub timeout: Option<Timeout>,
     /// Instead of the profile's.
     pub network: Option<JobNetwork>,
     /// Keys of `[profile.NAME.limits]`, instead of the profile's.
@@ -91,6 +91,18 @@ pub(crate) struct Spawn {
     pub arguments: ClientForm,
     /// Whether the last event is to have what `child_main` returned.
     pub result: bool,
+}
+
+/// A duration as clients give it.
+#[derive(Debug, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(Serialize))]
+#[serde(
+    untagged,
+    expecting = "timeout: expected a number of seconds, or text such as \"30s\""
+)]
+pub(crate) enum Timeout {
+    Seconds(f64),
+    Text(String),
 }
 
 /// The layers that [`Spawn::skip_except`] is about.
@@ -235,7 +247,7 @@ impl Spawn {
         let all = value.as_object_mut().expect("limits are an object");
         all.extend(self.limits.clone());
         let limits: Limits =
-            serde_json::from_value(value).map_err(|error| format!("limits: {error}"))?;
+            serde_path_to_error::deserialize(value).map_err(|error| format!("limits.{error}"))?;
         limits.check().map_err(|error| error.to_string())?;
         Ok(Some(limits))
     }
@@ -254,8 +266,11 @@ impl Spawn {
     /// # Errors
     /// If it is no duration.
     pub(crate) fn timeout(&self) -> Result<Option<Duration>, String> {
-        self.timeout
-            .map(|seconds| crate::config::parse_duration(&seconds.to_string()))
+        let text = self.timeout.as_ref().map(|timeout| match timeout {
+            Timeout::Seconds(seconds) => seconds.to_string(),
+            Timeout::Text(text) => text.clone(),
+        });
+        text.map(|text| crate::config::parse_duration(&text))
             .transpose()
             .map_err(|error| format!("timeout: {error}"))
     }
