@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
@@ -34,6 +35,7 @@ pub(crate) struct File {
     rehearsal: Option<bool>,
     pub profile: BTreeMap<String, Profile>,
     pub pool: Pool,
+    pub serve: Serve,
     /// The line of each key, by its dotted path such as `profile.default.limits.pids`: `FILE:LINE`.
     #[serde(skip)]
     places: BTreeMap<String, String>,
@@ -48,8 +50,51 @@ pub(crate) struct Pool {
     /// How many children are kept ready for jobs to come, at most; by default as many as there are
     /// processors. Not for `run`, which has but one job.
     pub spares: Option<usize>,
+    /// How many jobs wait for their turn at most, with HTTP.
+    pub queue: Option<usize>,
+    /// The longest that one waits, with HTTP; by default as long as it takes.
+    #[serde(deserialize_with = "units::optional_duration")]
+    pub queue_timeout: Option<Duration>,
     /// A control group that is delegated to pyspawner; by default its own.
     pub cgroup: Option<PathBuf>,
+}
+
+/// `[serve]`: the service over HTTP.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Serve {
+    /// `ADDRESS:PORT`, or `unix:PATH`.
+    pub http: Option<String>,
+    /// The token file.
+    pub tokens: Option<PathBuf>,
+    /// How long the jobs that were taken may take to end after SIGTERM.
+    #[serde(deserialize_with = "units::duration")]
+    pub drain: Duration,
+    /// How long the record of a job is kept after its end.
+    #[serde(deserialize_with = "units::duration")]
+    pub result_ttl: Duration,
+    /// Bytes of all records and output that are held.
+    #[serde(deserialize_with = "units::size")]
+    pub result_memory: u64,
+    /// Bytes of one request's body.
+    #[serde(deserialize_with = "units::size")]
+    pub body: u64,
+    /// Open connections; by default as many as there are descriptors for.
+    pub connections: Option<usize>,
+}
+
+impl Default for Serve {
+    fn default() -> Self {
+        Self {
+            http: None,
+            tokens: None,
+            drain: Duration::from_secs(30),
+            result_ttl: Duration::from_secs(600),
+            result_memory: 256 << 20,
+            body: 16 << 20,
+            connections: None,
+        }
+    }
 }
 
 impl File {
@@ -241,8 +286,6 @@ pub(crate) fn environment_block(
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     fn parse(text: &str) -> Result<File, String> {

@@ -214,6 +214,52 @@ impl Default for Limits {
     }
 }
 
+impl Limits {
+    /// These limits with those of a request laid over them, if it has any.
+    ///
+    /// # Errors
+    /// As for a configuration file.
+    pub(crate) fn overlaid(
+        &self,
+        changes: &serde_json::Map<String, serde_json::Value>,
+    ) -> Result<Option<Self>, String> {
+        if changes.is_empty() {
+            return Ok(None);
+        }
+        let mut value = serde_json::to_value(self).expect("limits are valid JSON");
+        let all = value.as_object_mut().expect("limits are an object");
+        all.extend(changes.clone());
+        let limits: Self =
+            serde_path_to_error::deserialize(value).map_err(|error| format!("limits.{error}"))?;
+        limits.check().map_err(|error| error.to_string())?;
+        Ok(Some(limits))
+    }
+
+    /// The first limit that lets a job have more than `others` do.
+    pub(crate) fn wider_than(&self, others: &Self) -> Option<&'static str> {
+        // An absent limit is the widest.
+        fn is_wider<T: PartialOrd>(own: Option<T>, other: Option<T>) -> bool {
+            match (own, other) {
+                (_, None) => false,
+                (None, Some(_)) => true,
+                (Some(own), Some(other)) => own > other,
+            }
+        }
+        let wider = [
+            ("wall", is_wider(self.wall, others.wall)),
+            ("output", self.output > others.output),
+            ("memory", is_wider(self.memory, others.memory)),
+            ("cpu", is_wider(self.cpu, others.cpu)),
+            ("pids", self.pids > others.pids),
+            ("open_files", is_wider(self.open_files, others.open_files)),
+            ("file_size", is_wider(self.file_size, others.file_size)),
+        ];
+        wider
+            .into_iter()
+            .find_map(|(name, is_wider)| is_wider.then_some(name))
+    }
+}
+
 impl Profile {
     pub(crate) fn layers(&self) -> Layers {
         Layers::all_but(&self.skip_layers)

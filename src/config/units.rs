@@ -72,6 +72,12 @@ pub(super) fn optional_duration<'de, D: Deserializer<'de>>(
         .map_err(serde::de::Error::custom)
 }
 
+/// A duration that is always there.
+pub(super) fn duration<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
+    let duration = optional_duration(d)?;
+    duration.ok_or_else(|| serde::de::Error::custom("expected a duration such as \"30s\""))
+}
+
 /// Writes it to the settings in a form that [`optional_duration`] reads.
 pub(super) fn as_text<S: Serializer>(
     duration: &Option<Duration>,

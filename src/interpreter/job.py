@@ -95,7 +95,14 @@ def decode(payload):
         job = json.loads(payload)
     except (ValueError, RecursionError) as error:
         raise InvalidJob(f"the arguments cannot be decoded: {error}") from None
-    return job["id"], job["deadline"], lambda: (job["args"], job["kwargs"])
+    return job["id"], job["deadline"], lambda: _furnished(job)
+
+
+def _furnished(job):
+    """The arguments, once what else the job brings is in its place."""
+    if "environment" in job:
+        os.environ.update(job["environment"])
+    return job["args"], job["kwargs"]
 
 
 def parse(payload, job_id, deadline):

@@ -6,10 +6,13 @@ pub(crate) mod api;
 pub(crate) mod bench;
 pub(crate) mod cgroup;
 pub(crate) mod commands;
+pub(crate) mod http;
 pub(crate) mod id_maps;
 pub(crate) mod interrupt;
 pub(crate) mod network;
+pub(crate) mod peer;
 pub(crate) mod pool;
+pub(crate) mod socket_file;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -62,7 +65,10 @@ impl Command {
         let Self::Serve(command) = self else {
             return false;
         };
-        matches!(command.clients, commands::serve::ClientsFrom::Descriptor(_))
+        matches!(
+            command.clients,
+            Some(commands::serve::ClientsFrom::Descriptor(_))
+        )
     }
 
     /// The files that it opens itself, with what they are.
@@ -112,25 +118,25 @@ fn run(end: IoEnd, settings: IoSettings) -> anyhow::Result<i32> {
             .send(thread)
             .context("the main thread has ended")?;
         let interrupt = Interrupt::listen().context("signalfd")?;
-        let clients = match &settings.command {
-            Command::Serve(command) => Some(commands::serve::Clients::open(command)?),
+        let profile = Rc::new(settings.profile);
+        let faces = match &settings.command {
+            Command::Serve(command) => Some(commands::serve::Faces::open(command, &profile)?),
             _ => None,
         };
-        let profile = Rc::new(settings.profile);
         let cgroup = settings.cgroup.as_deref();
         let prepared = prepare(end, &interrupt, &profile, cgroup, settings.spares).await;
         let (pool, networks, _removed) = match prepared {
             Ok(Ok(prepared)) => prepared,
             Ok(Err(signal)) => return Ok(128 + signal),
             Err(failure) => {
-                if let Some(clients) = &clients {
-                    clients.tell_failure(failure.kind, &failure.detail).await;
+                if let Some(faces) = &faces {
+                    faces.tell_failure(failure.kind, &failure.detail).await;
                 }
                 anyhow::bail!(failure.detail);
             }
         };
         let work = async {
-            match (settings.command, clients) {
+            match (settings.command, faces) {
                 (Command::Run(command), _) => {
                     commands::run::run(&pool, &interrupt, &profile, command).await
                 }
@@ -148,10 +154,9 @@ fn run(end: IoEnd, settings: IoSettings) -> anyhow::Result<i32> {
                     commands::bench::bench(&pool, &interrupt, command, settings.shows_progress)
                         .await
                 }
-                (Command::Serve(command), clients) => {
-                    let clients = clients.expect("opened above");
-                    commands::serve::serve(&pool, &interrupt, profile.clone(), &command, clients)
-                        .await
+                (Command::Serve(_), faces) => {
+                    let faces = faces.expect("opened above");
+                    commands::serve::serve(&pool, &interrupt, profile.clone(), faces).await
                 }
             }
         };

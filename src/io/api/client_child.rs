@@ -69,6 +69,7 @@ async fn follow(service: &Service, mut job: Job, control: &Socket, kill: Rc<Noti
     let followed = Followed {
         started: Some(Box::new(started)),
         kill: kill.clone(),
+        ..Followed::default()
     };
     let run = async {
         let _place = match service.place(&kill).await {

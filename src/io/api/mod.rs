@@ -8,16 +8,17 @@
 mod client;
 mod client_child;
 pub(crate) mod listen;
-mod peer;
 pub(crate) mod protocol;
 
 use std::cell::Cell;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use nix::sys::resource::{Resource, getrlimit};
-use tokio::sync::{Notify, Semaphore, SemaphorePermit};
+use tokio::sync::Notify;
 
 use super::interrupt::Interrupt;
+use super::pool::queue::{Place, Queue};
 use super::pool::{Outcome, Pool};
 use crate::config::Profile;
 pub(crate) use client::attend;
@@ -27,6 +28,9 @@ const DESCRIPTORS_OF_A_CHILD: u64 = 15;
 /// Those that the host needs for itself.
 const DESCRIPTORS_OF_THE_HOST: u64 = 100;
 
+/// The clients' index in the service's queue, in which they wait without a bound but that of their number.
+pub(crate) const CLIENTS: usize = 0;
+
 /// What all clients share.
 pub(crate) struct Service {
     pool: Pool,
@@ -35,8 +39,8 @@ pub(crate) struct Service {
     clients: Count,
     idle: Notify,
     interrupt: Interrupt,
-    /// For each child that may run at once, if that is bounded. Whoever comes first is served first.
-    places: Option<Semaphore>,
+    /// Whose turn it is. Clients are its first tenant.
+    queue: Arc<Queue>,
 }
 
 /// How many there are, and how many there may be.
@@ -52,7 +56,7 @@ impl Service {
         pool: Pool,
         profile: Rc<Profile>,
         interrupt: Interrupt,
-        concurrency: Option<usize>,
+        queue: Arc<Queue>,
     ) -> nix::Result<Rc<Self>> {
         // What one client takes must not be missing where another's child is at work.
         let (files, _) = getrlimit(Resource::RLIMIT_NOFILE)?;
@@ -68,7 +72,7 @@ impl Service {
             clients: count(files / 4),
             idle: Notify::new(),
             interrupt,
-            places: concurrency.map(|most| Semaphore::new(most.min(Semaphore::MAX_PERMITS))),
+            queue,
         }))
     }
 
@@ -80,15 +84,14 @@ impl Service {
     }
 
     /// Waits until a child may run, and returns its place; or with what has come instead.
-    async fn place(&self, kill: &Notify) -> Result<Option<SemaphorePermit<'_>>, Outcome> {
-        let Some(places) = &self.places else {
-            return Ok(None);
-        };
+    async fn place(&self, kill: &Notify) -> Result<Place, Outcome> {
+        // Children are counted before they come here.
+        let turn = self.queue.enter(CLIENTS).map_err(|_| Outcome::Cancelled)?;
         tokio::select! {
             biased;
             _ = self.interrupt.received() => Err(Outcome::Cancelled),
             () = kill.notified() => Err(Outcome::Signaled),
-            place = places.acquire() => Ok(Some(place.expect("it is never closed"))),
+            place = turn.wait() => Ok(place),
         }
     }
 

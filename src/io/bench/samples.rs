@@ -149,6 +149,7 @@ pub(super) fn job(streams: Streams) -> std::io::Result<Job> {
     let none = Arguments {
         args: "[]",
         kwargs: "{}",
+        environment: None,
     };
     Ok(Job {
         id: "bench".to_owned(),

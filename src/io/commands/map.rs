@@ -156,6 +156,7 @@ impl Plan {
         let arguments = payload::Arguments {
             args: line.args,
             kwargs: line.kwargs,
+            environment: None,
         };
         Ok(Job {
             assignment: Assignment::default(),

@@ -42,6 +42,7 @@ pub(crate) async fn run(
     let arguments = CallArguments {
         args: &args,
         kwargs: "{}",
+        environment: None,
     };
     let streams = terminal::Streams::save().context("looking at the standard streams")?;
     let report = pool

@@ -4,12 +4,14 @@
 //!
 //! [`until_end`] is the one loop; [`OutsideEvents::stop`] is all that can end a job but the job itself.
 
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
 use super::capture::{Capture, Overflow};
 use super::child::Child;
+use super::live_output::{Listener, Stream, Teller};
 use super::outcome::{JobReport, Stop};
 use super::overdue::PATIENCE_AFTER_KILL;
 use super::streams::Ends;
@@ -53,16 +55,38 @@ pub(super) struct Output {
 
 impl Output {
     /// Reads all of it, to its end.
-    pub(super) async fn collect(&mut self, ends: &mut Ends, limit: u64, overflow: &Overflow) {
+    pub(super) async fn collect(
+        &mut self,
+        ends: &mut Ends,
+        limit: u64,
+        overflow: &Overflow,
+        listener: Option<&Rc<dyn Listener>>,
+    ) {
         let Self {
             stdout,
             stderr,
             result,
         } = self;
+        let [mut of_stdout, mut of_stderr, mut of_result] =
+            std::array::from_fn(|_| Teller::new(listener));
         let (out, err, res) = tokio::join!(
-            stdout.collect(ends.stdout.take(), "standard output", limit, overflow),
-            stderr.collect(ends.stderr.take(), "standard error", limit, overflow),
-            result.collect(ends.result.take(), "its result", limit, overflow),
+            stdout.collect(
+                ends.stdout.take(),
+                "standard output",
+                limit,
+                overflow,
+                |bytes| of_stdout.tell_output(Stream::Stdout, bytes)
+            ),
+            stderr.collect(
+                ends.stderr.take(),
+                "standard error",
+                limit,
+                overflow,
+                |bytes| of_stderr.tell_output(Stream::Stderr, bytes)
+            ),
+            result.collect(ends.result.take(), "its result", limit, overflow, |bytes| {
+                of_result.tell_progress(bytes);
+            }),
         );
         for error in [out.err(), err.err(), res.err()].into_iter().flatten() {
             log::debug!("reading from a child: {error}");

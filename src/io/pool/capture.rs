@@ -52,13 +52,15 @@ pub(crate) struct Capture {
 
 impl Capture {
     /// Reads to the stream's end. What goes beyond `limit` bytes is read and thrown away, so
-    /// that the writer does not wait, and `overflow` is told the stream's `name`.
+    /// that the writer does not wait, and `overflow` is told the stream's `name`. After each read
+    /// `heard` gets all that was kept so far.
     pub(crate) async fn collect(
         &mut self,
         source: Option<pipe::Receiver>,
         name: &'static str,
         limit: u64,
         overflow: &Overflow,
+        mut heard: impl FnMut(&[u8]),
     ) -> std::io::Result<()> {
         let Some(mut source) = source else {
             return Ok(());
@@ -75,6 +77,7 @@ impl Capture {
                 self.truncated = true;
                 overflow.tell(name);
             }
+            heard(&self.bytes);
         }
     }
 }

@@ -221,11 +221,20 @@ impl JobReport {
 
     /// One line of `pyspawner map`'s output, with its line feed; `number` is that of the job's line, from 1.
     pub(crate) fn to_line(&self, number: u64, id: &str) -> Vec<u8> {
+        self.to_record(Some(number), id, None)
+    }
+
+    /// The same for a job that came alone, and waited for its turn.
+    pub(crate) fn to_queued_line(&self, id: &str, queued: Duration) -> Vec<u8> {
+        self.to_record(None, id, Some(queued))
+    }
+
+    fn to_record(&self, line: Option<u64>, id: &str, queued: Option<Duration>) -> Vec<u8> {
         let milliseconds = |d: Duration| (d.as_secs_f64() * 1e5).round() / 1e2;
         let (stdout, stdout_base64) = text_or_base64(&self.stdout);
         let (stderr, stderr_base64) = text_or_base64(&self.stderr);
         let line = Line {
-            line: number,
+            line,
             id,
             outcome: self.outcome,
             exit_code: match self.ending {
@@ -242,6 +251,7 @@ impl JobReport {
             stderr,
             stderr_base64,
             truncated: self.truncated,
+            queued_ms: queued.map(milliseconds),
             wall_ms: milliseconds(self.wall),
             cpu_ms: milliseconds(self.cpu),
             peak_memory_bytes: self.peak_memory,
@@ -255,7 +265,8 @@ impl JobReport {
 
 #[derive(Serialize)]
 struct Line<'a> {
-    line: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    line: Option<u64>,
     id: &'a str,
     outcome: Outcome,
     exit_code: Option<i32>,
@@ -270,6 +281,8 @@ struct Line<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     stderr_base64: Option<String>,
     truncated: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    queued_ms: Option<f64>,
     wall_ms: f64,
     cpu_ms: f64,
     peak_memory_bytes: u64,

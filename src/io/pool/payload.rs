@@ -61,6 +61,8 @@ pub(crate) enum Streams {
 pub(crate) struct Arguments<'a> {
     pub args: &'a str,
     pub kwargs: &'a str,
+    /// Variables that the job has besides its environment: a JSON object.
+    pub environment: Option<&'a str>,
 }
 
 /// A job's arguments with what `pyspawner_host` tells about the job.
@@ -72,14 +74,17 @@ pub(crate) fn encode(
     let deadline = timeout.and_then(deadline);
     let head = serde_json::json!({ "id": id, "deadline": deadline }).to_string();
     let head = head.strip_suffix('}').expect("an object ends so");
-    let parts: [&[u8]; 6] = [
+    let mut parts: Vec<&[u8]> = vec![
         head.as_bytes(),
         b",\"args\":",
         arguments.args.as_bytes(),
         b",\"kwargs\":",
         arguments.kwargs.as_bytes(),
-        b"}",
     ];
+    if let Some(environment) = arguments.environment {
+        parts.extend([b",\"environment\":", environment.as_bytes()]);
+    }
+    parts.push(b"}");
     Payload::new(&parts)
 }
 
@@ -146,7 +151,7 @@ struct Object<'a> {
 }
 
 /// A line's own id. Nothing but short text or a number is kept of it: somebody else wrote the line, and it may be long.
-struct Id(String);
+pub(crate) struct Id(pub String);
 
 impl<'de> Deserialize<'de> for Id {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -175,7 +180,7 @@ impl<'de> Deserialize<'de> for Id {
 }
 
 /// A line's own time limit, kept as [`Id`] is.
-struct Timeout(Duration);
+pub(crate) struct Timeout(pub Duration);
 
 impl<'de> Deserialize<'de> for Timeout {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

@@ -14,6 +14,7 @@ use super::child::Child;
 use super::child_factory::{ChildFactory, Refusal};
 use super::clone_service::CloneService;
 use super::hidden_path_watch::HiddenPathWatch;
+use super::live_output::Listener;
 use super::outcome::{JobReport, Outcome, Stop};
 use super::overrides::Overrides;
 use super::payload::Job;
@@ -48,6 +49,8 @@ pub(crate) struct Followed<'a> {
     pub started: Option<OnStart<'a>>,
     /// Ends the job.
     pub kill: Rc<Notify>,
+    /// Told what the job writes while it runs.
+    pub listener: Option<Rc<dyn Listener>>,
 }
 
 impl Followed<'_> {
@@ -110,7 +113,7 @@ impl Pool {
         self.run_followed(job, Followed::default()).await
     }
 
-    pub(crate) async fn run_followed(&self, job: Job, followed: Followed<'_>) -> JobReport {
+    pub(crate) async fn run_followed(&self, job: Job, mut followed: Followed<'_>) -> JobReport {
         let limits = job.overrides.limits.as_ref();
         let limits = limits.unwrap_or(&self.profile.limits);
         let bounds = Bounds {
@@ -123,12 +126,12 @@ impl Pool {
             output: limits.output,
         };
         let mut waiting = Box::new(Waiting {
-            started: followed.started,
+            started: followed.started.take(),
             starting: self.spares.as_ref().map(|spares| spares.job_comes()),
             job,
         });
         match self.give_to_spare(waiting) {
-            Ok(given) => match self.attend(given, bounds, &followed.kill).await {
+            Ok(given) => match self.attend(given, bounds, &followed).await {
                 // The spare was killed at the very moment.
                 (report, Some(not_run)) if report.is_no_fault_of_the_job() => waiting = not_run,
                 (report, _) => return report,
@@ -136,7 +139,7 @@ impl Pool {
             Err(not_given) => waiting = not_given,
         }
         match self.give_to_new_child(waiting).await {
-            Ok(given) => self.attend(given, bounds, &followed.kill).await.0,
+            Ok(given) => self.attend(given, bounds, &followed).await.0,
             Err(refusal) => refusal.into(),
         }
     }
@@ -193,7 +196,7 @@ impl Pool {
                     ends: Ends::default(),
                     waiting: None,
                 };
-                self.attend(given, bounds, &Notify::new()).await.0
+                self.attend(given, bounds, &Followed::default()).await.0
             }
             Err(refusal) => refusal.into(),
         }
@@ -249,7 +252,7 @@ impl Pool {
         &self,
         given: Given<'a>,
         bounds: Bounds,
-        kill: &Notify,
+        followed: &Followed<'_>,
     ) -> (JobReport, Option<Box<Waiting<'a>>>) {
         let Given {
             child,
@@ -257,11 +260,12 @@ impl Pool {
             mut waiting,
         } = given;
         let wants_result = ends.result.is_some();
+        let listener = followed.listener.as_ref();
         let mut said = None;
         let mut output = Output::default();
         let outside = OutsideEvents {
             bounds,
-            kill,
+            kill: &followed.kill,
             interrupt: &self.interrupt,
             overflow: Overflow::default(),
         };
@@ -274,7 +278,7 @@ impl Pool {
                     log::debug!("reading from a child: {error}");
                 }
             };
-            let collecting = output.collect(&mut ends, bounds.output, &outside.overflow);
+            let collecting = output.collect(&mut ends, bounds.output, &outside.overflow, listener);
             let collected = async {
                 tokio::join!(collecting, hearing);
             };

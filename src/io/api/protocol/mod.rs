@@ -240,16 +240,7 @@ impl Spawn {
     /// # Errors
     /// As for a configuration file.
     pub(crate) fn limits(&self, of_profile: &Limits) -> Result<Option<Limits>, String> {
-        if self.limits.is_empty() {
-            return Ok(None);
-        }
-        let mut value = serde_json::to_value(of_profile).expect("limits are valid JSON");
-        let all = value.as_object_mut().expect("limits are an object");
-        all.extend(self.limits.clone());
-        let limits: Limits =
-            serde_path_to_error::deserialize(value).map_err(|error| format!("limits.{error}"))?;
-        limits.check().map_err(|error| error.to_string())?;
-        Ok(Some(limits))
+        of_profile.overlaid(&self.limits)
     }
 
     /// # Errors

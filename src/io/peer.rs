@@ -5,7 +5,7 @@
 //! Jobs of an ordinary user's host may be that very user outside, so the uid alone does not tell: neither that user's host, nor
 //! root's, which may serve that user. What does is the PID namespace: a job's is below the host's, where it has a number in each.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use anyhow::Context;
 use nix::errno::Errno;
@@ -15,7 +15,7 @@ use nix::sys::socket::sockopt::{PeerCredentials, PeerPidfd};
 use crate::sys::process;
 
 /// Who may be a client.
-pub(super) struct Admission {
+pub(crate) struct Admission {
     own: u32,
     /// Users besides this process's own and root.
     uids: Vec<u32>,
@@ -29,7 +29,7 @@ pub(super) struct Admission {
 impl Admission {
     /// # Errors
     /// If the map of this process's ids, which does not change any more, cannot be read.
-    pub(super) fn new(uids: Vec<u32>) -> anyhow::Result<Self> {
+    pub(crate) fn new(uids: Vec<u32>) -> anyhow::Result<Self> {
         const ALL: [&str; 3] = ["0", "0", "4294967295"];
         const MAP: &str = "/proc/self/uid_map";
         const OVERFLOW: &str = "/proc/sys/kernel/overflowuid";
@@ -50,7 +50,7 @@ impl Admission {
     ///
     /// # Errors
     /// The reason why not, for the log and for the peer.
-    pub(super) fn check(&self, connection: &OwnedFd) -> Result<(), String> {
+    pub(crate) fn check(&self, connection: &impl AsFd) -> Result<(), String> {
         let credentials = getsockopt(connection, PeerCredentials);
         let credentials = credentials.map_err(|e| format!("SO_PEERCRED: {e}"))?;
         let uid = credentials.uid();
@@ -84,7 +84,7 @@ const GONE: &str = "its process has ended";
 struct Peer(OwnedFd);
 
 impl Peer {
-    fn of(connection: &OwnedFd, pid: libc::pid_t) -> Result<Self, String> {
+    fn of(connection: &impl AsFd, pid: libc::pid_t) -> Result<Self, String> {
         match getsockopt(connection, PeerPidfd) {
             Ok(pidfd) => Ok(Self(pidfd)),
             // It has been reaped: ESRCH, or EINVAL since Linux 6.16.

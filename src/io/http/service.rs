@@ -1,0 +1,176 @@
+//! What all requests share: who may ask, the queue, the jobs, and the way to the pool.
+//!
+//! Runs on: the I/O thread.
+//!
+//! Handlers of axum must be able to move between threads, and the pool cannot. So a handler sends a job's description
+//! through a channel to [`run_all`](super::run::run_all), and follows the job by its entry.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Semaphore, mpsc};
+
+use super::job::{Allowed, RequestedJob};
+use super::jobs::{Digest, Entry, Jobs, Keyed};
+use super::metrics::{Metrics, Refused};
+use super::problem::Problem;
+use super::tenants::Tenants;
+use super::{Bounds, Settings};
+use crate::config::Limits;
+use crate::io::pool::queue::{Queue, Turn};
+use crate::sys::memory;
+
+/// Whether jobs are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum State {
+    /// Modules are being imported.
+    Warming,
+    Ready,
+    /// The service ends once the jobs that it has taken have ended.
+    Draining,
+}
+
+/// A job on its way to the pool.
+pub(super) struct Submitted {
+    pub entry: Arc<Entry>,
+    pub turn: Turn,
+    pub job: RequestedJob,
+    pub since: Instant,
+}
+
+/// How a job is asked for.
+pub(super) struct Asking {
+    pub tenant: usize,
+    pub key: Option<String>,
+    /// Of the body.
+    pub digest: Digest,
+    /// Whether somebody may ask for it after its end.
+    pub is_kept: bool,
+}
+
+pub(super) struct Service {
+    state: AtomicU8,
+    pub jobs: Jobs,
+    pub metrics: Metrics,
+    pub tenants: Tenants,
+    queue: Arc<Queue>,
+    /// The first tenant's index in the queue: those before are not HTTP's.
+    first_tenant: usize,
+    submit: mpsc::UnboundedSender<Submitted>,
+    profile_name: String,
+    limits: Limits,
+    pub bounds: Bounds,
+    /// Bytes of bodies that are being read, in KiB.
+    pub bodies: Arc<Semaphore>,
+    /// Event streams that may be open.
+    pub streams: Arc<Semaphore>,
+}
+
+impl Service {
+    pub(super) fn new(
+        settings: &Settings,
+        queue: Arc<Queue>,
+        first_tenant: usize,
+        limits: Limits,
+    ) -> anyhow::Result<(Arc<Self>, mpsc::UnboundedReceiver<Submitted>)> {
+        // Not bounded itself: the queue is.
+        let (submit, submitted) = mpsc::unbounded_channel();
+        let bounds = settings.bounds;
+        let service = Self {
+            state: AtomicU8::new(State::Warming as u8),
+            jobs: Jobs::new(settings.keeping),
+            metrics: Metrics::new()?,
+            tenants: settings.tenants.clone(),
+            queue,
+            first_tenant,
+            submit,
+            profile_name: settings.profile_name.clone(),
+            limits,
+            bounds,
+            bodies: Arc::new(Semaphore::new(bounds.bodies >> 10)),
+            streams: Arc::new(Semaphore::new(bounds.connections / 2)),
+        };
+        Ok((Arc::new(service), submitted))
+    }
+
+    pub(super) fn state(&self) -> State {
+        match self.state.load(Ordering::Relaxed) {
+            0 => State::Warming,
+            1 => State::Ready,
+            _ => State::Draining,
+        }
+    }
+
+    pub(super) fn set_state(&self, state: State) {
+        self.state.store(state as u8, Ordering::Relaxed);
+    }
+
+    /// Bytes of this process that are in memory; 0 if the kernel does not say.
+    pub(super) fn resident_memory(&self) -> u64 {
+        memory::resident(nix::unistd::getpid().as_raw()).unwrap_or(0)
+    }
+
+    /// How many jobs wait and how many run.
+    pub(super) fn counts(&self) -> (usize, usize) {
+        self.queue.counts()
+    }
+
+    /// Says why no job can be taken now, if that is so.
+    pub(super) fn check_state(&self) -> Result<(), Problem> {
+        let (word, detail) = match self.state() {
+            State::Ready => return Ok(()),
+            State::Warming => ("warming", "modules are being imported"),
+            State::Draining => ("draining", "the service is about to end"),
+        };
+        self.metrics.count_refusal(Refused::Draining);
+        Err(Problem::unavailable(word, detail, Duration::from_secs(1)))
+    }
+
+    /// Takes a job, or finds the one that the same request has led to before. The second value tells whether it is new.
+    pub(super) fn take(&self, asking: Asking, body: &[u8]) -> Result<(Arc<Entry>, bool), Problem> {
+        let allowed = Allowed {
+            profile_name: &self.profile_name,
+            limits: &self.limits,
+        };
+        let job = RequestedJob::parse(body, &allowed)
+            .inspect_err(|_| self.metrics.count_refusal(Refused::Invalid))?;
+        if let Some(key) = &asking.key {
+            match self.jobs.keyed(asking.tenant, key, &asking.digest) {
+                Keyed::New => {}
+                Keyed::Same(entry) => return Ok((entry, false)),
+                Keyed::AnotherRequest => return Err(Problem::key_reused()),
+            }
+        }
+        if !self.jobs.have_room() {
+            self.metrics.count_refusal(Refused::NoRoom);
+            let detail = "too much of what jobs wrote waits for its readers (serve.result_memory)";
+            return Err(Problem::unavailable(
+                "no-room",
+                detail,
+                Duration::from_secs(1),
+            ));
+        }
+        let entered = self.queue.enter(self.first_tenant + asking.tenant);
+        let turn = entered.map_err(|full| {
+            self.metrics.count_refusal(Refused::QueueFull);
+            Problem::queue_full(full.waiting, full.retry_after)
+        })?;
+        let entry = self
+            .jobs
+            .entry(job.id.clone(), asking.tenant, asking.key, asking.is_kept);
+        self.jobs.add(&entry, asking.digest);
+        let submitted = Submitted {
+            entry: entry.clone(),
+            turn,
+            job,
+            since: Instant::now(),
+        };
+        // The receiver is held as long as the service; else there is nobody left to answer.
+        self.submit.send(submitted).map_err(|_| {
+            Problem::unavailable("draining", "the service ends", Duration::from_secs(1))
+        })?;
+        Ok((entry, true))
+    }
+}
