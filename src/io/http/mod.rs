@@ -8,8 +8,10 @@
 mod events;
 mod job;
 mod jobs;
+mod map;
 mod metrics;
 mod problem;
+mod room;
 mod routes;
 mod run;
 mod schema;
@@ -76,6 +78,8 @@ pub(crate) struct Settings {
     pub keeping: Keeping,
     pub bounds: Bounds,
     pub queue_timeout: Option<Duration>,
+    /// How many jobs run at once.
+    pub most_at_once: usize,
     /// How long the jobs that were taken may take to end after SIGTERM.
     pub drain: Duration,
 }

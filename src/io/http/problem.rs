@@ -20,7 +20,7 @@ pub(super) struct Problem {
     /// The response's status code.
     status: u16,
     /// What is wrong with this request.
-    detail: String,
+    pub(super) detail: String,
     #[serde(skip)]
     retry_after: Option<Duration>,
 }
@@ -34,6 +34,11 @@ impl Problem {
             detail: detail.into(),
             retry_after: None,
         }
+    }
+
+    /// Whether the same request may be taken later.
+    pub(super) fn is_for_now(&self) -> bool {
+        self.retry_after.is_some()
     }
 
     /// The body, a header or a parameter is not as it should be.

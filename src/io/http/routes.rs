@@ -3,18 +3,20 @@
 //! Runs on: the I/O thread.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::{Body, Bytes};
-use axum::extract::{FromRequestParts, Path, Request, State as From};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{FromRequestParts, Path, Query, Request, State as From};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::OwnedSemaphorePermit;
-use utoipa::{OpenApi, ToSchema};
+use utoipa::{IntoParams, OpenApi, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -22,10 +24,12 @@ use super::Address;
 use super::events::{self, Place};
 use super::job::JobRequest;
 use super::jobs::{Entry, Phase};
+use super::map;
 use super::metrics::Refused;
 use super::problem::Problem;
+use super::room::{NoRoom, Taken};
 use super::schema::Record;
-use super::service::{Asking, Service, State};
+use super::service::{Asking, EndedWithReader, Service, State};
 use crate::io::pool::live_output::Progress;
 
 /// The service's paths, and their description.
@@ -55,6 +59,7 @@ pub(super) fn router(service: Arc<Service>, address: &Address) -> Router {
         .routes(routes!(post_job))
         .routes(routes!(get_job, delete_job))
         .routes(routes!(get_events))
+        .routes(routes!(post_map))
         .routes(routes!(get_health))
         .routes(routes!(get_readiness))
         .routes(routes!(get_metrics))
@@ -192,18 +197,6 @@ impl JobState {
     }
 }
 
-/// Ends a job whose only reader goes away.
-struct EndedWithReader(Option<Arc<Entry>>);
-
-impl Drop for EndedWithReader {
-    fn drop(&mut self) {
-        if let Some(entry) = &self.0 {
-            // One that has ended hears nothing of it.
-            entry.cancel.notify_one();
-        }
-    }
-}
-
 /// Run a job.
 ///
 /// Answers with the job's record once it has ended. `Prefer: respond-async` answers at once with 202 and the job's
@@ -237,17 +230,17 @@ async fn post_job(
 ) -> Result<Response, Problem> {
     service.check_state()?;
     let (head, body) = request.into_parts();
-    check_media_type(&head.headers)?;
+    check_media_type(&head.headers, "application/json")?;
     let key = idempotency_key(&head.headers)?;
     let is_async = prefers_async(&head.headers);
     let wants_events = accepts_events(&head.headers);
     let (body, _room) = read_body(&service, body).await?;
     let asking = Asking {
-        tenant: caller.tenant,
         digest: Sha256::digest(&body).into(),
         // The reader of events may come back for the rest.
         is_kept: is_async || wants_events,
         key,
+        ..Asking::of(caller.tenant)
     };
     let has_key = asking.key.is_some();
     let (entry, is_new) = service.take(asking, &body)?;
@@ -255,7 +248,7 @@ async fn post_job(
     if is_async {
         return Ok(accepted(&entry));
     }
-    let guard = EndedWithReader((is_new && !has_key).then(|| entry.clone()));
+    let guard = (is_new && !has_key).then(|| EndedWithReader::new(entry.clone()));
     if wants_events {
         return stream_events(&service, entry, Place::default(), guard);
     }
@@ -354,7 +347,7 @@ async fn ended(entry: &Arc<Entry>) -> Result<Response, Problem> {
     let record = entry.ended().await;
     if entry.live().is_overdue_in_queue {
         let detail = "the job's turn did not come in time (pool.queue_timeout)";
-        let after = std::time::Duration::from_secs(1);
+        let after = Duration::from_secs(1);
         return Err(Problem::unavailable("queue-timeout", detail, after));
     }
     let json = HeaderValue::from_static("application/json");
@@ -375,12 +368,7 @@ fn stream_events<G: Send + 'static>(
     from: Place,
     guard: G,
 ) -> Result<Response, Problem> {
-    let place = service.streams.clone().try_acquire_owned();
-    let place = place.map_err(|_| {
-        let detail = "too many event streams are open (serve.connections)";
-        let after = std::time::Duration::from_secs(1);
-        Problem::unavailable("streams", detail, after)
-    })?;
+    let place = place_for_stream(service)?;
     let mut response = events::stream(entry, from, (guard, place)).into_response();
     // Proxies that buffer would hold live output back.
     response
@@ -388,6 +376,63 @@ fn stream_events<G: Send + 'static>(
         .insert("x-accel-buffering", HeaderValue::from_static("no"));
     Ok(response)
 }
+
+fn place_for_stream(service: &Service) -> Result<OwnedSemaphorePermit, Problem> {
+    let place = service.streams.clone().try_acquire_owned();
+    place.map_err(|_| {
+        let detail = "too many streams are open (serve.connections)";
+        Problem::unavailable("streams", detail, Duration::from_secs(1))
+    })
+}
+
+/// How the records of a stream of jobs are ordered.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+struct MapOptions {
+    /// Whether records come in their lines' order, instead of as the jobs end.
+    #[serde(default)]
+    ordered: bool,
+}
+
+/// Run a job for each line, and answer with a record for each, as they end.
+///
+/// Lines are as `pyspawner map` reads them, and may have what the body of `/v1/jobs` may have. Both directions are streamed: a
+/// reader that waits has the jobs wait. Every line that is not empty has exactly one record. If the connection ends, so do the
+/// jobs that run.
+#[utoipa::path(
+    post, path = "/v1/map", operation_id = "map_jobs", tag = "jobs",
+    params(MapOptions),
+    request_body(content = String, content_type = "application/x-ndjson", description = "a job a line"),
+    responses(
+        (status = 200, description = "a record a line", body = String, content_type = "application/x-ndjson"),
+        (status = 401, description = "no valid token", body = Problem, content_type = "application/problem+json"),
+        (status = 415, description = "the body is no NDJSON", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "the request is invalid", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "not ready, or too many streams are open", body = Problem, content_type = "application/problem+json"),
+    ),
+    security(("token" = []))
+)]
+async fn post_map(
+    From(service): From<Arc<Service>>,
+    caller: Caller,
+    options: Result<Query<MapOptions>, QueryRejection>,
+    request: Request,
+) -> Result<Response, Problem> {
+    service.check_state()?;
+    let Query(options) = options.map_err(|error| Problem::invalid(error.body_text()))?;
+    let (head, body) = request.into_parts();
+    check_media_type(&head.headers, NDJSON)?;
+    let place = place_for_stream(&service)?;
+    let records = map::records(service, caller.tenant, body, options.ordered, place);
+    let mut response = Body::from_stream(records).into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(NDJSON));
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    Ok(response)
+}
+
+const NDJSON: &str = "application/x-ndjson";
 
 // ---- the service ------------------------------------------------------------------------------
 
@@ -431,16 +476,17 @@ async fn get_metrics(
 // ---- requests ---------------------------------------------------------------------------------
 
 /// A web page of elsewhere can send other types without asking, and has to ask for this one.
-fn check_media_type(headers: &HeaderMap) -> Result<(), Problem> {
+fn check_media_type(headers: &HeaderMap, expected: &str) -> Result<(), Problem> {
     let given = headers
         .get(header::CONTENT_TYPE)
         .and_then(|value| value.to_str().ok());
     let essence = given.map(|given| given.split(';').next().unwrap_or_default().trim());
     match essence {
-        Some(essence) if essence.eq_ignore_ascii_case("application/json") => Ok(()),
-        _ => Err(Problem::unsupported_media_type(
-            "Content-Type: expected application/json",
-        )),
+        Some(essence) if essence.eq_ignore_ascii_case(expected) => Ok(()),
+        _ => {
+            let detail = format!("Content-Type: expected {expected}");
+            Err(Problem::unsupported_media_type(detail))
+        }
     }
 }
 
@@ -478,15 +524,11 @@ fn accepts_events(headers: &HeaderMap) -> bool {
 }
 
 /// The whole body, within its bounds, with the room that it takes among all bodies.
-async fn read_body(
-    service: &Service,
-    body: Body,
-) -> Result<(Bytes, Vec<OwnedSemaphorePermit>), Problem> {
+async fn read_body(service: &Service, body: Body) -> Result<(Bytes, Taken), Problem> {
     let bounds = service.bounds;
     let mut body = Limited::new(body, bounds.body);
     let mut bytes = Vec::new();
-    let mut room = Vec::new();
-    let mut reserved = 0;
+    let mut room = Taken::default();
     let read = async {
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|error| match error.is::<LengthLimitError>() {
@@ -497,10 +539,8 @@ async fn read_body(
                 continue; // trailers
             };
             bytes.extend_from_slice(&data);
-            while reserved < bytes.len() {
-                room.push(reserve(service)?);
-                reserved += BODY_STEP;
-            }
+            let extended = service.room.extend(&mut room, bytes.len());
+            extended.map_err(|NoRoom| no_room(service))?;
         }
         Ok(())
     };
@@ -511,15 +551,8 @@ async fn read_body(
     }
 }
 
-/// Bodies take room in steps of so many bytes.
-const BODY_STEP: usize = 64 << 10;
-
-fn reserve(service: &Service) -> Result<OwnedSemaphorePermit, Problem> {
-    let step = u32::try_from(BODY_STEP >> 10).unwrap_or(u32::MAX);
-    let permit = service.bodies.clone().try_acquire_many_owned(step);
-    permit.map_err(|_| {
-        service.metrics.count_refusal(Refused::NoRoom);
-        let detail = "too many bodies are being sent at once";
-        Problem::unavailable("bodies", detail, std::time::Duration::from_secs(1))
-    })
+fn no_room(service: &Service) -> Problem {
+    service.metrics.count_refusal(Refused::NoRoom);
+    let detail = "too many bodies are being sent at once";
+    Problem::unavailable("bodies", detail, Duration::from_secs(1))
 }

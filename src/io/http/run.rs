@@ -48,6 +48,7 @@ impl Runner {
             entry,
             turn,
             job,
+            line,
             since,
         } = submitted;
         let turn = self.turn(&entry, turn).await;
@@ -69,7 +70,7 @@ impl Runner {
             report.wall
         );
         self.service.metrics.count_job(&report, queued);
-        let record = report.to_queued_line(&entry.id, queued);
+        let record = report.to_queued_line(line, &entry.id, queued);
         self.service.jobs.end(&entry, record, is_overdue);
     }
 

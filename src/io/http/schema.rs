@@ -11,6 +11,9 @@ use utoipa::ToSchema;
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "it describes what is written elsewhere")]
 pub(super) struct Record {
+    /// Of `/v1/map`: the number of its line, from 1.
+    #[schema(required = false)]
+    line: u64,
     /// The request's `id`, or the job's name.
     id: String,
     /// `ok`, `exited`, `invalid_result`, `signaled`, `blocked_syscall`, `timed_out`, `out_of_memory`, `output_limit`,
@@ -71,7 +74,7 @@ mod tests {
             report.stdout = bytes.clone();
             report.stderr = bytes;
             report.unenforced = vec!["cpu"];
-            let record = report.to_queued_line("a", Duration::ZERO);
+            let record = report.to_queued_line(Some(1), "a", Duration::ZERO);
             let record: serde_json::Map<String, Value> =
                 serde_json::from_slice(&record).expect("an object");
             keys.extend(record.keys().cloned());

@@ -67,6 +67,7 @@ impl Server {
             // The kernel chooses for port 0.
             settings.address = Address::Tcp(listener.local_addr()?);
         }
+        log::info!("listening at {}", settings.address);
         let (service, submitted) = Service::new(&settings, queue, first_tenant, limits)?;
         let connections = Arc::new(Semaphore::new(settings.bounds.connections));
         let closing = watch::Sender::new(false);
@@ -106,19 +107,19 @@ impl Server {
         tokio::task::spawn_local(run_all(Rc::new(runner), self.submitted));
         interrupt.drain_first();
         self.service.set_state(State::Ready);
-        log::info!("jobs are taken at {}", self.settings.address);
+        log::info!("jobs are taken");
         let signal = tokio::select! {
             signal = interrupt.drain_asked() => signal,
             signal = interrupt.received() => signal,
         };
         self.service.set_state(State::Draining);
-        let drained = tokio::select! {
-            () = idle(&self.service) => true,
-            () = tokio::time::sleep(self.settings.drain) => false,
-            _ = interrupt.received() => false,
-        };
-        if !drained {
-            let alive = self.service.jobs.alive();
+        tokio::select! {
+            () = idle(&self.service) => {}
+            () = tokio::time::sleep(self.settings.drain) => {}
+            _ = interrupt.received() => {}
+        }
+        let alive = self.service.jobs.alive();
+        if alive > 0 {
             log::warn!("{alive} jobs are cancelled, which did not end in time (serve.drain)");
             interrupt.raise(signal);
             idle(&self.service).await;
@@ -131,7 +132,7 @@ impl Server {
             log::info!("some connections were still open at the end");
         }
         drop(self.socket);
-        (!drained).then_some(signal)
+        (alive > 0).then_some(signal)
     }
 }
 

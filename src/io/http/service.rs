@@ -15,6 +15,7 @@ use super::job::{Allowed, RequestedJob};
 use super::jobs::{Digest, Entry, Jobs, Keyed};
 use super::metrics::{Metrics, Refused};
 use super::problem::Problem;
+use super::room::Room;
 use super::tenants::Tenants;
 use super::{Bounds, Settings};
 use crate::config::Limits;
@@ -37,6 +38,7 @@ pub(super) struct Submitted {
     pub entry: Arc<Entry>,
     pub turn: Turn,
     pub job: RequestedJob,
+    pub line: Option<u64>,
     pub since: Instant,
 }
 
@@ -44,10 +46,41 @@ pub(super) struct Submitted {
 pub(super) struct Asking {
     pub tenant: usize,
     pub key: Option<String>,
-    /// Of the body.
+    /// Of the body, if there is a key.
     pub digest: Digest,
     /// Whether somebody may ask for it after its end.
     pub is_kept: bool,
+    /// The line of a stream that it is, from 1.
+    pub line: Option<u64>,
+}
+
+impl Asking {
+    /// A job that only its reader knows.
+    pub(super) fn of(tenant: usize) -> Self {
+        Self {
+            tenant,
+            key: None,
+            digest: Digest::default(),
+            is_kept: false,
+            line: None,
+        }
+    }
+}
+
+/// Ends a job whose only reader goes away.
+pub(super) struct EndedWithReader(Arc<Entry>);
+
+impl EndedWithReader {
+    pub(super) fn new(entry: Arc<Entry>) -> Self {
+        Self(entry)
+    }
+}
+
+impl Drop for EndedWithReader {
+    fn drop(&mut self) {
+        // One that has ended hears nothing of it.
+        self.0.cancel.notify_one();
+    }
 }
 
 pub(super) struct Service {
@@ -61,9 +94,10 @@ pub(super) struct Service {
     submit: mpsc::UnboundedSender<Submitted>,
     profile_name: String,
     limits: Limits,
+    most_at_once: usize,
     pub bounds: Bounds,
-    /// Bytes of bodies that are being read, in KiB.
-    pub bodies: Arc<Semaphore>,
+    /// For what requests bring.
+    pub room: Room,
     /// Event streams that may be open.
     pub streams: Arc<Semaphore>,
 }
@@ -89,7 +123,8 @@ impl Service {
             profile_name: settings.profile_name.clone(),
             limits,
             bounds,
-            bodies: Arc::new(Semaphore::new(bounds.bodies >> 10)),
+            room: Room::new(bounds.bodies),
+            most_at_once: settings.most_at_once,
             streams: Arc::new(Semaphore::new(bounds.connections / 2)),
         };
         Ok((Arc::new(service), submitted))
@@ -115,6 +150,13 @@ impl Service {
     /// How many jobs wait and how many run.
     pub(super) fn counts(&self) -> (usize, usize) {
         self.queue.counts()
+    }
+
+    /// How many jobs of a tenant may run at once.
+    pub(super) fn places_of(&self, tenant: usize) -> usize {
+        let own = self.tenants.iter().nth(tenant);
+        let share = own.and_then(|tenant| tenant.concurrency);
+        share.map_or(self.most_at_once, |share| share.min(self.most_at_once))
     }
 
     /// Says why no job can be taken now, if that is so.
@@ -157,14 +199,17 @@ impl Service {
             self.metrics.count_refusal(Refused::QueueFull);
             Problem::queue_full(full.waiting, full.retry_after)
         })?;
+        let id = job.id.clone();
+        let id = id.or_else(|| asking.line.map(|line| line.to_string()));
         let entry = self
             .jobs
-            .entry(job.id.clone(), asking.tenant, asking.key, asking.is_kept);
+            .entry(id, asking.tenant, asking.key, asking.is_kept);
         self.jobs.add(&entry, asking.digest);
         let submitted = Submitted {
             entry: entry.clone(),
             turn,
             job,
+            line: asking.line,
             since: Instant::now(),
         };
         // The receiver is held as long as the service; else there is nobody left to answer.

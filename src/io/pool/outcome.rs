@@ -224,9 +224,9 @@ impl JobReport {
         self.to_record(Some(number), id, None)
     }
 
-    /// The same for a job that came alone, and waited for its turn.
-    pub(crate) fn to_queued_line(&self, id: &str, queued: Duration) -> Vec<u8> {
-        self.to_record(None, id, Some(queued))
+    /// The same for a job of a service, which may have come alone, and has waited for its turn.
+    pub(crate) fn to_queued_line(&self, line: Option<u64>, id: &str, queued: Duration) -> Vec<u8> {
+        self.to_record(line, id, Some(queued))
     }
 
     fn to_record(&self, line: Option<u64>, id: &str, queued: Option<Duration>) -> Vec<u8> {

@@ -108,6 +108,11 @@ impl OwnArguments {
             group: self.socket_group,
             uids: self.allow_uid,
         };
+        let concurrency = match &http {
+            // HTTP has a queue, in which jobs wait better than for a processor.
+            Some(_) => Some(file.pool.concurrency.map_or_else(processors, Ok)?),
+            None => file.pool.concurrency,
+        };
         let http = http
             .map(|address| {
                 let token_file = self.tokens.as_ref().or(file.serve.tokens.as_ref());
@@ -115,6 +120,7 @@ impl OwnArguments {
                     |settings| http::Settings {
                         drain: self.drain.unwrap_or(settings.drain),
                         queue_timeout: file.pool.queue_timeout,
+                        most_at_once: concurrency.unwrap_or(usize::MAX),
                         ..settings
                     },
                 )
@@ -132,11 +138,6 @@ impl OwnArguments {
             clients.is_some() || http.is_some(),
             "where to listen? hint: --socket PATH for the Python package, --http 127.0.0.1:8000 for HTTP"
         );
-        let concurrency = match &http {
-            // HTTP has a queue, in which jobs wait better than for a processor.
-            Some(_) => Some(file.pool.concurrency.map_or_else(processors, Ok)?),
-            None => file.pool.concurrency,
-        };
         Ok(Command {
             clients,
             http,
@@ -191,6 +192,7 @@ fn http_settings(
             write: Duration::from_secs(30),
         },
         queue_timeout: None,
+        most_at_once: 1,
         drain: serve.drain,
     })
 }
