@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::{Body, Bytes};
+use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{FromRequestParts, Path, Query, Request, State as From};
 use axum::http::request::Parts;
@@ -270,7 +270,7 @@ async fn post_job(
 async fn get_job(
     From(service): From<Arc<Service>>,
     caller: Caller,
-    Path(name): Path<String>,
+    JobName(name): JobName,
 ) -> Result<Json<JobState>, Problem> {
     let entry = find(&service, &caller, &name)?;
     Ok(Json(JobState::of(&entry)))
@@ -289,7 +289,7 @@ async fn get_job(
 async fn delete_job(
     From(service): From<Arc<Service>>,
     caller: Caller,
-    Path(name): Path<String>,
+    JobName(name): JobName,
 ) -> Result<StatusCode, Problem> {
     find(&service, &caller, &name)?.cancel.notify_one();
     Ok(StatusCode::NO_CONTENT)
@@ -311,7 +311,7 @@ async fn delete_job(
 async fn get_events(
     From(service): From<Arc<Service>>,
     caller: Caller,
-    Path(name): Path<String>,
+    JobName(name): JobName,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let entry = find(&service, &caller, &name)?;
@@ -323,6 +323,20 @@ async fn get_events(
         }
     };
     stream_events(&service, entry, from, ())
+}
+
+/// The name of a job in a path.
+struct JobName(String);
+
+impl<S: Send + Sync> FromRequestParts<S> for JobName {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let name = Path::from_request_parts(parts, state).await;
+        // No job has a name that is no text.
+        name.map(|Path(name)| Self(name))
+            .map_err(|_| Problem::no_such_job())
+    }
 }
 
 fn find(service: &Service, caller: &Caller, name: &str) -> Result<Arc<Entry>, Problem> {
@@ -526,6 +540,10 @@ fn accepts_events(headers: &HeaderMap) -> bool {
 /// The whole body, within its bounds, with the room that it takes among all bodies.
 async fn read_body(service: &Service, body: Body) -> Result<(Bytes, Taken), Problem> {
     let bounds = service.bounds;
+    // What is announced need not be waited for.
+    if body.size_hint().lower() > bounds.body as u64 {
+        return Err(Problem::too_large(bounds.body));
+    }
     let mut body = Limited::new(body, bounds.body);
     let mut bytes = Vec::new();
     let mut room = Taken::default();

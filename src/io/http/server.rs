@@ -12,7 +12,8 @@ use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use nix::sys::socket::SockType;
+use nix::sys::socket::sockopt::SndBuf;
+use nix::sys::socket::{SockType, setsockopt};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -32,6 +33,8 @@ use crate::io::socket_file::{Access, SocketFile, listen_at};
 /// The head of a request has no more than so many bytes, and so many headers.
 const LONGEST_HEAD: usize = 32 << 10;
 const MOST_HEADERS: usize = 64;
+/// Bytes that the kernel keeps of a response.
+const SEND_BUFFER: usize = 256 << 10;
 /// After the last job's end its answer has so long to be read.
 const LAST_ANSWERS: Duration = Duration::from_secs(2);
 
@@ -194,6 +197,8 @@ impl Accepting {
                 Listener::Tcp(listener) => listener.accept().await.map(|(stream, _)| {
                     // Events are short, and wait for nothing.
                     stream.set_nodelay(true).ok();
+                    // What a reader does not take waits here, where it counts, and not in the kernel.
+                    setsockopt(&stream, SndBuf, &SEND_BUFFER).ok();
                     self.spawn(stream, place);
                 }),
                 Listener::Unix(listener, admission) => {

@@ -44,8 +44,6 @@ def steps(count, delay):
     return count
 
 
-
-
 def write(stream, text, times=1):
     for _ in range(times):
         os.write({"stdout": 1, "stderr": 2}[stream], text.encode("latin-1"))
