@@ -23,6 +23,8 @@ use crate::wire::result_channel;
 pub(crate) struct Assigned {
     pub call: Call,
     pub payload: Payload,
+    /// See [`Assignment::shows_folder`].
+    pub shows_folder: bool,
 }
 
 /// Waits for the job at the control socket. `None`: there is no host any more.
@@ -89,6 +91,7 @@ fn take(control: BorrowedFd<'_>, copies: &[StreamCopy]) -> Result<Option<Assigne
     Ok(Some(Assigned {
         call: assignment.call,
         payload,
+        shows_folder: assignment.shows_folder,
     }))
 }
 

@@ -7,7 +7,7 @@
 //! cannot own a tmpfs; mounts before capabilities, which they need; `no_new_privs` before
 //! seccomp, which needs it; and the read-back last, so that it sees what the job will see.
 
-use std::os::fd::{BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
@@ -16,7 +16,7 @@ use super::read_back;
 use crate::layer::{Layer, SetupError, at};
 use crate::sandbox::{Sandbox, capabilities, identity, landlock, namespaces, processes, root};
 use crate::sys::descriptors::borrow;
-use crate::sys::files;
+use crate::sys::{files, messages};
 use crate::wire::child_descriptors::ChildDescriptors;
 use crate::wire::child_spec::{ChildNetwork, ChildSpec};
 use crate::wire::handshake::{ChildReport, GO};
@@ -109,6 +109,12 @@ impl Control {
     pub(crate) fn report(self, report: &ChildReport) -> bool {
         let bytes = report.encode();
         files::write_once(self.0, &bytes) == bytes.len() as isize
+    }
+
+    /// Tells the host that the job's code runs now, and passes the folder on in which that starts.
+    pub(crate) fn report_start_in(self, folder: BorrowedFd<'_>) -> bool {
+        let bytes = ChildReport::Started.encode();
+        messages::send(self.descriptor(), &bytes, &[folder.as_raw_fd()]).is_ok()
     }
 
     /// Comes before any of the job's code.

@@ -6,18 +6,21 @@ pub(crate) mod assigned;
 pub(crate) mod enter;
 mod read_back;
 
-use std::os::fd::RawFd;
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
 use pyo3::prelude::*;
 
 use self::assigned::Assigned;
 use self::enter::Control;
 use crate::interpreter::call::Entry;
 use crate::interpreter::{self, surroundings, threads};
-use crate::layer::{Layer, SetupError};
+use crate::layer::{Layer, SetupError, at};
 use crate::sandbox::Sandbox;
 use crate::sys::files;
 use crate::wire::child_descriptors::StreamCopy;
@@ -129,11 +132,28 @@ impl<'a> Child<'a> {
             Ok(job) => job,
             Err(text) => return self.refuse(&ChildReport::InvalidJob(text)),
         };
+        let told = match assigned.shows_folder {
+            false => self.control.report(&ChildReport::Started),
+            true => match self.open_home() {
+                Ok(folder) => self.control.report_start_in(folder.as_fd()),
+                Err(failed) => return self.refuse(&ChildReport::SetupFailed(failed)),
+            },
+        };
         // From here on the job's code runs, and must not find the control socket.
-        if !self.control.report(&ChildReport::Started) || self.control.close().is_err() {
+        if !told || self.control.close().is_err() {
             return NEVER_STARTED;
         }
         entry.call(py, &job)
+    }
+
+    /// The folder that is this child's own.
+    fn open_home(&self) -> Result<OwnedFd, SetupError> {
+        let failed = at(Layer::Root, "open(the private folder)");
+        let home = self.inheritance.sandbox.home();
+        // The host asks only where there is one.
+        let home = home.ok_or_else(|| failed(Errno::ENOENT))?;
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        open(home, flags, Mode::empty()).map_err(failed)
     }
 
     /// Whether this child is a clone as jobs need it.

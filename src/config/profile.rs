@@ -198,6 +198,9 @@ pub(crate) struct Limits {
     /// Bytes of one file.
     #[serde(deserialize_with = "optional_size")]
     pub file_size: Option<u64>,
+    /// Bytes of all files that come back with the record.
+    #[serde(deserialize_with = "size")]
+    pub collect: u64,
 }
 
 impl Default for Limits {
@@ -210,6 +213,7 @@ impl Default for Limits {
             pids: 1024,
             open_files: None,
             file_size: None,
+            collect: 4 << 20,
         }
     }
 }
@@ -253,6 +257,7 @@ impl Limits {
             ("pids", self.pids > others.pids),
             ("open_files", is_wider(self.open_files, others.open_files)),
             ("file_size", is_wider(self.file_size, others.file_size)),
+            ("collect", self.collect > others.collect),
         ];
         wider
             .into_iter()

@@ -5,6 +5,7 @@ may have replaced.
 """
 
 import atexit
+import binascii
 import json
 import os
 import pickle
@@ -95,14 +96,28 @@ def decode(payload):
         job = json.loads(payload)
     except (ValueError, RecursionError) as error:
         raise InvalidJob(f"the arguments cannot be decoded: {error}") from None
-    return job["id"], job["deadline"], lambda: _furnished(job)
+    os.environ.update(job.get("environment", ()))
+    for name, content in job.get("files", {}).items():
+        _write_file(name, content)
+    return job["id"], job["deadline"], lambda: (job["args"], job["kwargs"])
 
 
-def _furnished(job):
-    """The arguments, once what else the job brings is in its place."""
-    if "environment" in job:
-        os.environ.update(job["environment"])
-    return job["args"], job["kwargs"]
+def _write_file(name, content):
+    """Write a file that a job brings along, below the folder in which it starts. The host has checked the name."""
+    path = os.path.abspath(name)
+    try:
+        data = content.encode() if isinstance(content, str) else _content(**content)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "xb") as file:
+            file.write(data)
+    except (OSError, ValueError, TypeError) as error:
+        raise InvalidJob(f"files: {name!r}: {error}") from None
+
+
+def _content(text=None, base64=None):
+    if (text is None) == (base64 is None):
+        raise ValueError('expected text, {"text": ...} or {"base64": ...}')
+    return binascii.a2b_base64(base64, strict_mode=True) if text is None else text.encode()
 
 
 def parse(payload, job_id, deadline):

@@ -44,7 +44,7 @@ pub(crate) struct IoDescriptors {
 pub(crate) enum Command {
     Run(commands::run::Command),
     Map(commands::map::Command),
-    Serve(commands::serve::Command),
+    Serve(Box<commands::serve::Command>),
     Bench(commands::bench::Command),
 }
 

@@ -51,8 +51,10 @@ pub(crate) fn start() -> anyhow::Result<ExitCode> {
             let client = arguments.client_fd();
             let profile = options.host.profile.clone();
             let profile = profile.unwrap_or_else(|| "default".to_owned());
-            let command =
-                |file: &config::File| Ok(Command::Serve(arguments.into_command(file, profile)?));
+            let command = |file: &config::File| {
+                let command = arguments.into_command(file, profile)?;
+                Ok(Command::Serve(Box::new(command)))
+            };
             let executed = merge(options, filter, is_quiet, command).and_then(become_host);
             if let (Some(client), Err(error)) = (client, &executed) {
                 flags::serve::tell_refusal(client, error);

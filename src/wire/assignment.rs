@@ -20,6 +20,9 @@ pub(crate) struct Assignment {
     /// What `ps` shows for the child; the kernel cuts it at 15 bytes.
     pub process_name: Option<String>,
     pub call: Call,
+    /// Whether the child passes its working folder to the host, which looks into it after the child's end.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub shows_folder: bool,
 }
 
 /// The same as it is sent.

@@ -157,11 +157,13 @@ fn job(service: &Service, spawn: Spawn, mut handover: Handover) -> Result<Job, C
         assignment: Assignment {
             process_name: spawn.process_name,
             call,
+            shows_folder: false,
         },
         payload: handover.arguments,
         stdin: Stdin::Private(stdin),
         streams: Streams::Given { stdout, stderr },
         wants_result: spawn.result,
+        collect: None,
         timeout,
         overrides: Overrides {
             limits,

@@ -150,6 +150,7 @@ pub(super) fn job(streams: Streams) -> std::io::Result<Job> {
         args: "[]",
         kwargs: "{}",
         environment: None,
+        files: None,
     };
     Ok(Job {
         id: "bench".to_owned(),
@@ -157,6 +158,7 @@ pub(super) fn job(streams: Streams) -> std::io::Result<Job> {
         payload: encode("bench", None, &none)?,
         stdin: Stdin::null()?,
         wants_result: matches!(streams, Streams::Capture),
+        collect: None,
         streams,
         timeout: None,
         overrides: Overrides::default(),

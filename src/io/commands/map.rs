@@ -18,6 +18,7 @@ use super::lines::{Line, LineReader, LineWriter};
 use super::progress::{self, Progress};
 use crate::config::Profile;
 use crate::io::interrupt::Interrupt;
+use crate::io::pool::files::NO_FOLDER;
 use crate::io::pool::overrides::Overrides;
 use crate::io::pool::payload::{self, Job, JobLine, Stdin, Streams};
 use crate::io::pool::{Followed, JobReport, Outcome, Pool, plain_text};
@@ -55,6 +56,8 @@ pub(crate) struct Plan {
     pub retry_on: Vec<Outcome>,
     /// The longest that a job may take.
     pub wall: Option<Duration>,
+    /// Whether jobs start in a folder of their own.
+    pub has_folder: bool,
 }
 
 impl Command {
@@ -100,6 +103,7 @@ pub(crate) async fn map(
         ordered: command.ordered,
         plan: Plan {
             wall: profile.limits.wall,
+            has_folder: profile.starts_in_home(),
             ..command.plan
         },
         done,
@@ -150,6 +154,9 @@ impl Plan {
             false => JobLine::parse(text),
         };
         let line = line.map_err(invalid)?;
+        if !self.has_folder && (line.files.is_some() || line.collect.is_some()) {
+            return Err(invalid(NO_FOLDER.to_owned()));
+        }
         let id = line.id.unwrap_or_else(|| number.to_string());
         // A job may shorten its profile's limit, not lengthen it.
         let timeout = line.timeout.into_iter().chain(self.wall).min();
@@ -157,9 +164,13 @@ impl Plan {
             args: line.args,
             kwargs: line.kwargs,
             environment: None,
+            files: line.files,
         };
         Ok(Job {
-            assignment: Assignment::default(),
+            assignment: Assignment {
+                shows_folder: line.collect.is_some(),
+                ..Assignment::default()
+            },
             payload: payload::encode(&id, timeout, &arguments).map_err(failed)?,
             id,
             stdin: line
@@ -168,6 +179,7 @@ impl Plan {
                 .map_err(failed)?,
             streams: Streams::Capture,
             wants_result: true,
+            collect: line.collect,
             timeout,
             overrides: Overrides::default(),
         })

@@ -43,6 +43,7 @@ pub(crate) async fn run(
         args: &args,
         kwargs: "{}",
         environment: None,
+        files: None,
     };
     let streams = terminal::Streams::save().context("looking at the standard streams")?;
     let report = pool
@@ -53,6 +54,7 @@ pub(crate) async fn run(
             stdin: Stdin::Inherit,
             streams: Streams::Inherit,
             wants_result: command.wants_result,
+            collect: None,
             timeout,
             overrides: Overrides::default(),
         })

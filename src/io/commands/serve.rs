@@ -90,12 +90,7 @@ impl Faces {
         let clients = command.clients.as_ref().map(Clients::open).transpose()?;
         let http = command.http.clone().map(|settings| {
             let first_tenant = api::CLIENTS + 1;
-            http::Server::start(
-                settings,
-                queue.clone(),
-                first_tenant,
-                profile.limits.clone(),
-            )
+            http::Server::start(settings, queue.clone(), first_tenant, profile)
         });
         Ok(Self {
             queue,

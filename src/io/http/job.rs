@@ -3,6 +3,7 @@
 //! Runs on: the I/O thread.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -11,6 +12,7 @@ use utoipa::ToSchema;
 
 use super::problem::Problem;
 use crate::config::{Limits, Profile};
+use crate::io::pool::files::{self, WantedFiles};
 use crate::io::pool::overrides::Overrides;
 use crate::io::pool::payload::{self, Id, Job, Stdin, Streams, Timeout};
 use crate::wire::assignment::Assignment;
@@ -39,6 +41,13 @@ pub(super) struct JobRequest {
     #[serde(default)]
     #[schema(value_type = Object, required = false)]
     limits: serde_json::Map<String, serde_json::Value>,
+    /// Files that the job finds in its working folder: text, or `{"base64": …}`, by path.
+    #[schema(value_type = Option<Object>)]
+    files: Option<Box<RawValue>>,
+    /// Files that come back with the record, by path or by pattern such as `"*.csv"`.
+    #[serde(default)]
+    #[schema(required = false)]
+    collect: Vec<String>,
     /// Variables besides the configured environment.
     #[serde(default)]
     #[schema(required = false)]
@@ -51,6 +60,8 @@ pub(super) struct RequestedJob {
     args: String,
     kwargs: String,
     environment: Option<String>,
+    files: Option<String>,
+    collect: Option<Arc<WantedFiles>>,
     stdin: Option<String>,
     timeout: Option<Duration>,
     limits: Option<Limits>,
@@ -60,6 +71,8 @@ pub(super) struct RequestedJob {
 pub(super) struct Allowed<'a> {
     pub profile_name: &'a str,
     pub limits: &'a Limits,
+    /// Whether jobs start in a folder of their own.
+    pub has_folder: bool,
 }
 
 impl RequestedJob {
@@ -75,7 +88,7 @@ impl RequestedJob {
             _ => {
                 return Err(Problem::invalid(
                     "the body: expected a JSON array of arguments, or an object with any of id, args, kwargs, stdin, \
-                     timeout, profile, limits, env",
+                     timeout, profile, limits, env, files, collect",
                 ));
             }
         };
@@ -93,16 +106,21 @@ impl RequestedJob {
             args: &self.args,
             kwargs: &self.kwargs,
             environment: self.environment.as_deref(),
+            files: self.files.as_deref(),
         };
         Ok(Job {
             id: id.to_owned(),
-            assignment: Assignment::default(),
+            assignment: Assignment {
+                shows_folder: self.collect.is_some(),
+                ..Assignment::default()
+            },
             payload: payload::encode(id, timeout, &arguments)?,
             stdin: self
                 .stdin
                 .map_or_else(Stdin::null, |text| Stdin::text(&text))?,
             streams: Streams::Capture,
             wants_result: true,
+            collect: self.collect,
             timeout,
             overrides: Overrides {
                 limits: self.limits,
@@ -147,6 +165,16 @@ impl JobRequest {
                 ));
             }
         }
+        if !allowed.has_folder && (self.files.is_some() || !self.collect.is_empty()) {
+            return Err(
+                "files, collect: the profile's jobs do not start in a folder of their own"
+                    .to_owned(),
+            );
+        }
+        if let Some(files) = &self.files {
+            files::check_brought(files)?;
+        }
+        let collect = WantedFiles::if_any(&self.collect)?;
         let environment = (!self.env.is_empty())
             .then(|| serde_json::to_string(&self.env).expect("text by text is JSON"));
         Ok(RequestedJob {
@@ -154,6 +182,8 @@ impl JobRequest {
             args,
             kwargs,
             environment,
+            files: self.files.map(|files| files.get().to_owned()),
+            collect,
             stdin: self.stdin,
             timeout: self.timeout.map(|timeout| timeout.0),
             limits,

@@ -4,6 +4,8 @@
 //!
 //! The record itself is written in [`crate::io::pool::outcome`]; a test compares the two.
 
+use std::collections::BTreeMap;
+
 use serde_json::Value;
 use utoipa::ToSchema;
 
@@ -52,6 +54,12 @@ pub(super) struct Record {
     /// The limits that were not in force.
     #[schema(required = false)]
     unenforced: Vec<String>,
+    /// If files were to come back: `{"text": …}` or `{"base64": …}` by path.
+    #[schema(required = false)]
+    files: BTreeMap<String, Value>,
+    /// What has not come back, and why.
+    #[schema(required = false)]
+    files_left: BTreeMap<String, String>,
 }
 
 #[cfg(test)]
@@ -64,6 +72,7 @@ mod tests {
     use utoipa::openapi::schema::Schema;
 
     use super::*;
+    use crate::io::pool::files::Collected;
     use crate::io::pool::{JobReport, Outcome};
 
     #[test]
@@ -74,6 +83,9 @@ mod tests {
             report.stdout = bytes.clone();
             report.stderr = bytes;
             report.unenforced = vec!["cpu"];
+            report.files = Some(Collected::default());
+            let left = report.files.as_mut().map(|files| &mut files.left);
+            left.expect("set").insert("x".to_owned(), "y".to_owned());
             let record = report.to_queued_line(Some(1), "a", Duration::ZERO);
             let record: serde_json::Map<String, Value> =
                 serde_json::from_slice(&record).expect("an object");

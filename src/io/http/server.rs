@@ -23,7 +23,7 @@ use super::routes::router;
 use super::run::{Runner, run_all};
 use super::service::{Service, State, Submitted};
 use super::{Address, Settings};
-use crate::config::{Limits, Profile};
+use crate::config::Profile;
 use crate::io::interrupt::Interrupt;
 use crate::io::peer::Admission;
 use crate::io::pool::Pool;
@@ -62,7 +62,7 @@ impl Server {
         mut settings: Settings,
         queue: Arc<Queue>,
         first_tenant: usize,
-        limits: Limits,
+        profile: &Profile,
     ) -> anyhow::Result<Self> {
         let (listener, socket) = listen(&settings.address, &settings.access)
             .with_context(|| format!("listening at {}", settings.address))?;
@@ -71,7 +71,7 @@ impl Server {
             settings.address = Address::Tcp(listener.local_addr()?);
         }
         log::info!("listening at {}", settings.address);
-        let (service, submitted) = Service::new(&settings, queue, first_tenant, limits)?;
+        let (service, submitted) = Service::new(&settings, queue, first_tenant, profile)?;
         let connections = Arc::new(Semaphore::new(settings.bounds.connections));
         let closing = watch::Sender::new(false);
         let accepting = Accepting {

@@ -18,7 +18,7 @@ use super::problem::Problem;
 use super::room::Room;
 use super::tenants::Tenants;
 use super::{Bounds, Settings};
-use crate::config::Limits;
+use crate::config::{Limits, Profile};
 use crate::io::pool::queue::{Queue, Turn};
 use crate::sys::memory;
 
@@ -94,6 +94,7 @@ pub(super) struct Service {
     submit: mpsc::UnboundedSender<Submitted>,
     profile_name: String,
     limits: Limits,
+    has_folder: bool,
     most_at_once: usize,
     pub bounds: Bounds,
     /// For what requests bring.
@@ -107,7 +108,7 @@ impl Service {
         settings: &Settings,
         queue: Arc<Queue>,
         first_tenant: usize,
-        limits: Limits,
+        profile: &Profile,
     ) -> anyhow::Result<(Arc<Self>, mpsc::UnboundedReceiver<Submitted>)> {
         // Not bounded itself: the queue is.
         let (submit, submitted) = mpsc::unbounded_channel();
@@ -121,7 +122,8 @@ impl Service {
             first_tenant,
             submit,
             profile_name: settings.profile_name.clone(),
-            limits,
+            limits: profile.limits.clone(),
+            has_folder: profile.starts_in_home(),
             bounds,
             room: Room::new(bounds.bodies),
             most_at_once: settings.most_at_once,
@@ -175,6 +177,7 @@ impl Service {
         let allowed = Allowed {
             profile_name: &self.profile_name,
             limits: &self.limits,
+            has_folder: self.has_folder,
         };
         let job = RequestedJob::parse(body, &allowed)
             .inspect_err(|_| self.metrics.count_refusal(Refused::Invalid))?;

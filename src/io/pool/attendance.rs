@@ -32,6 +32,8 @@ pub(super) struct Bounds {
     pub(super) name: &'static str,
     /// Bytes of each stream, and of the result.
     pub(super) output: u64,
+    /// Bytes of all files that come back.
+    pub(super) collect: u64,
 }
 
 impl Bounds {

@@ -85,6 +85,17 @@ impl Child {
         poll_fn(|context| self.poll_hear(context)).await
     }
 
+    /// The same, with the descriptor that came along.
+    pub(crate) async fn hear_with_descriptor(
+        &self,
+    ) -> std::io::Result<Option<(ChildReport, Option<OwnedFd>)>> {
+        let message = poll_fn(|context| self.control.poll_receive(context)).await?;
+        Ok(message.and_then(|message| {
+            let report = ChildReport::decode(&message.bytes)?;
+            Some((report, message.descriptors.into_iter().next()))
+        }))
+    }
+
     /// The same, for a task that listens to several.
     pub(crate) fn poll_hear(
         &self,

@@ -8,6 +8,7 @@ pub(crate) mod capture;
 pub(crate) mod child;
 mod child_factory;
 pub(crate) mod clone_service;
+pub(crate) mod files;
 #[cfg(test)]
 mod fuzz;
 pub(crate) mod hidden_path_watch;

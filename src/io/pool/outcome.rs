@@ -2,12 +2,14 @@
 //!
 //! Runs on: the I/O thread.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use base64::Engine;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use super::files::{Collected, Content};
 use super::json_line::to_json_line;
 use crate::io::cgroup::OutOfMemory;
 use crate::layer::SetupError;
@@ -153,6 +155,8 @@ pub(crate) struct JobReport {
     pub detail: Option<String>,
     /// The limits that were not in force, or not as they are meant: `cpu` not at all, `memory` for each process alone.
     pub unenforced: Vec<&'static str>,
+    /// What was collected, if something was to be.
+    pub files: Option<Collected>,
     /// How often the job was run, this time included.
     pub attempts: u32,
     /// The layer that could not be applied, if that is what `detail` tells.
@@ -174,6 +178,7 @@ impl JobReport {
             peak_memory: 0,
             detail: Some(detail.into()),
             unenforced: Vec::new(),
+            files: None,
             attempts: 1,
             refusal: None,
         }
@@ -257,6 +262,12 @@ impl JobReport {
             peak_memory_bytes: self.peak_memory,
             detail: self.detail.as_deref(),
             unenforced: &self.unenforced,
+            files: self.files.as_ref().map(|files| &files.content),
+            files_left: self
+                .files
+                .as_ref()
+                .map(|files| &files.left)
+                .filter(|left| !left.is_empty()),
             attempts: (self.attempts > 1).then_some(self.attempts),
         };
         to_json_line(&line)
@@ -289,6 +300,10 @@ struct Line<'a> {
     detail: Option<&'a str>,
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     unenforced: &'a [&'static str],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    files: Option<&'a BTreeMap<String, Content>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    files_left: Option<&'a BTreeMap<String, String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     attempts: Option<u32>,
 }

@@ -3,11 +3,13 @@
 //! Runs on: the I/O thread.
 
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
+use super::files::{self, WantedFiles};
 use super::overrides::Overrides;
 use crate::sys::files::sealed_memfd;
 use crate::wire::assignment::Assignment;
@@ -23,6 +25,8 @@ pub(crate) struct Job {
     /// Whether what `child_main` returns is for the report.
     pub wants_result: bool,
     pub timeout: Option<Duration>,
+    /// The files that come back with the report.
+    pub collect: Option<Arc<WantedFiles>>,
     pub overrides: Overrides,
 }
 
@@ -63,6 +67,8 @@ pub(crate) struct Arguments<'a> {
     pub kwargs: &'a str,
     /// Variables that the job has besides its environment: a JSON object.
     pub environment: Option<&'a str>,
+    /// Files that it finds in its working folder: a JSON object, of which the host has looked at the names alone.
+    pub files: Option<&'a str>,
 }
 
 /// A job's arguments with what `pyspawner_host` tells about the job.
@@ -84,6 +90,9 @@ pub(crate) fn encode(
     if let Some(environment) = arguments.environment {
         parts.extend([b",\"environment\":", environment.as_bytes()]);
     }
+    if let Some(files) = arguments.files {
+        parts.extend([b",\"files\":", files.as_bytes()]);
+    }
     parts.push(b"}");
     Payload::new(&parts)
 }
@@ -96,6 +105,8 @@ pub(crate) struct JobLine<'a> {
     pub kwargs: &'a str,
     pub stdin: Option<String>,
     pub timeout: Option<Duration>,
+    pub files: Option<&'a str>,
+    pub collect: Option<Arc<WantedFiles>>,
 }
 
 impl<'a> JobLine<'a> {
@@ -116,6 +127,8 @@ impl<'a> JobLine<'a> {
                     kwargs: "{}",
                     stdin: None,
                     timeout: None,
+                    files: None,
+                    collect: None,
                 })
             }
             Some(b'{') => {
@@ -148,6 +161,10 @@ struct Object<'a> {
     kwargs: Option<&'a RawValue>,
     stdin: Option<String>,
     timeout: Option<Timeout>,
+    #[serde(borrow)]
+    files: Option<&'a RawValue>,
+    #[serde(default)]
+    collect: Vec<String>,
 }
 
 /// A line's own id. Nothing but short text or a number is kept of it: somebody else wrote the line, and it may be long.
@@ -219,12 +236,17 @@ impl<'a> Object<'a> {
         if !kwargs.starts_with('{') {
             return Err("kwargs: expected an object".to_owned());
         }
+        if let Some(files) = self.files {
+            files::check_brought(files)?;
+        }
         Ok(JobLine {
             id: self.id.map(|id| id.0),
             args,
             kwargs,
             stdin: self.stdin,
             timeout: self.timeout.map(|timeout| timeout.0),
+            files: self.files.map(RawValue::get),
+            collect: WantedFiles::if_any(&self.collect)?,
         })
     }
 }

@@ -2,8 +2,10 @@
 //!
 //! Runs on: the I/O thread.
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
@@ -13,6 +15,7 @@ use super::capture::Overflow;
 use super::child::Child;
 use super::child_factory::{ChildFactory, Refusal};
 use super::clone_service::CloneService;
+use super::files::WantedFiles;
 use super::hidden_path_watch::HiddenPathWatch;
 use super::live_output::Listener;
 use super::outcome::{JobReport, Outcome, Stop};
@@ -78,6 +81,8 @@ struct Waiting<'a> {
 struct Given<'a> {
     child: Child,
     ends: Ends,
+    /// The files that are read after its end.
+    collect: Option<Arc<WantedFiles>>,
     /// `None`: there is no other child for the job from here on.
     waiting: Option<Box<Waiting<'a>>>,
 }
@@ -124,6 +129,7 @@ impl Pool {
                 false => "the job's timeout",
             },
             output: limits.output,
+            collect: limits.collect,
         };
         let mut waiting = Box::new(Waiting {
             started: followed.started.take(),
@@ -188,12 +194,14 @@ impl Pool {
             wall: Some(limit),
             name: "a fixed limit",
             output: self.profile.limits.output,
+            collect: self.profile.limits.collect,
         };
         match self.factory.make(&Overrides::default(), purpose).await {
             Ok(child) => {
                 let given = Given {
                     child,
                     ends: Ends::default(),
+                    collect: None,
                     waiting: None,
                 };
                 self.attend(given, bounds, &Followed::default()).await.0
@@ -210,6 +218,7 @@ impl Pool {
         let Some(spares) = &self.spares else {
             return Err(waiting);
         };
+        let collect = waiting.job.collect.clone();
         while let Some(mut spare) = spares.take(&waiting.job.overrides) {
             match hand_over(waiting, &mut spare) {
                 Ok((ends, waiting)) => {
@@ -217,6 +226,7 @@ impl Pool {
                     return Ok(Given {
                         child,
                         ends,
+                        collect,
                         waiting,
                     });
                 }
@@ -243,6 +253,7 @@ impl Pool {
         Ok(Given {
             child,
             ends,
+            collect: waiting.job.collect.clone(),
             waiting: Some(waiting),
         })
     }
@@ -257,11 +268,13 @@ impl Pool {
         let Given {
             child,
             mut ends,
+            collect,
             mut waiting,
         } = given;
         let wants_result = ends.result.is_some();
         let listener = followed.listener.as_ref();
         let mut said = None;
+        let mut folder = None;
         let mut output = Output::default();
         let outside = OutsideEvents {
             bounds,
@@ -272,7 +285,7 @@ impl Pool {
         let End { reaped, mut stop } = {
             let hearing = async {
                 if child.is_listened_to()
-                    && let Err(error) = hear(&child, &mut said, &mut waiting).await
+                    && let Err(error) = hear(&child, &mut said, &mut folder, &mut waiting).await
                 {
                     // A child that ends without reading what it was sent resets its socket.
                     log::debug!("reading from a child: {error}");
@@ -285,7 +298,7 @@ impl Pool {
             until_end(&child, collected, &outside).await
         };
         if !child.is_listened_to() {
-            let heard = hear(&child, &mut said, &mut waiting).await;
+            let heard = hear(&child, &mut said, &mut folder, &mut waiting).await;
             heard.unwrap_or_else(|error| log::debug!("a child's last word: {error}"));
         }
         // What was written may have been cut only because nobody stopped it in time.
@@ -298,7 +311,11 @@ impl Pool {
             (Some(reaped), _) => {
                 self.factory.forget(child).await;
                 let records = wants_result.then_some(&*output.result.bytes);
-                classify(said, reaped, stop, used.out_of_memory, records)
+                let mut report = classify(said, reaped, stop, used.out_of_memory, records);
+                if let (Some(wanted), Some(folder)) = (collect, folder) {
+                    report.files = Some(wanted.collect(folder, bounds.collect).await);
+                }
+                report
             }
             (None, stop) => {
                 tokio::task::spawn_local(self.factory.clone().reap_in_the_end(child));
@@ -427,10 +444,12 @@ pub(super) fn classify(
 async fn hear(
     child: &Child,
     said: &mut Option<ChildReport>,
+    folder: &mut Option<OwnedFd>,
     waiting: &mut Option<Box<Waiting<'_>>>,
 ) -> std::io::Result<()> {
     loop {
-        *said = child.hear().await?;
+        let heard = child.hear_with_descriptor().await?;
+        (*said, *folder) = heard.map_or((None, None), |(report, passed)| (Some(report), passed));
         match said {
             Some(ChildReport::Ready) => {}
             Some(ChildReport::Started) => {

@@ -99,7 +99,8 @@ impl OwnArguments {
                 lines: self.lines,
                 retry: self.retry,
                 retry_on: self.retry_on,
-                wall: None, // the profile's, once it is known
+                wall: None,
+                has_folder: false, // the profile's, once it is known
             },
             resume: self.resume,
         })
