@@ -139,9 +139,18 @@ def events(response):
 
 
 @contextmanager
-def serving(*flags, address="127.0.0.1:0", config=None, tmp_path=None, token=None, status=0, ready=True):
+def serving(
+    *flags,
+    address="127.0.0.1:0",
+    config=None,
+    tmp_path=None,
+    token=None,
+    status=0,
+    child_main="web.main",
+    jobs=JOBS,
+):
     """A service, which ends on SIGTERM with this status."""
-    command = [PYSPAWNER, "serve", "-v", "--child-main", "web.main", "--path", JOBS, "--python", sys.executable]
+    command = [PYSPAWNER, "serve", "-v", "--child-main", child_main, "--path", jobs, "--python", sys.executable]
     if config is not None:
         path = tmp_path / "pyspawner.toml"
         path.write_text(config)
@@ -152,7 +161,7 @@ def serving(*flags, address="127.0.0.1:0", config=None, tmp_path=None, token=Non
         reader = threading.Thread(target=lambda: log.extend(_noted(process.stderr, log)), daemon=True)
         reader.start()
         try:
-            yield _started(process, address, log, token, ready)
+            yield _started(process, address, log, token)
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
             assert process.wait(timeout=40) == status, log
@@ -169,7 +178,7 @@ def _noted(stream, log):
     return ()
 
 
-def _started(process, address, log, token, ready):
+def _started(process, address, log, token):
     if address.startswith("unix:"):
         where = address.removeprefix("unix:")
         wait_until(lambda: Path(where).exists() or process.poll() is not None)
@@ -178,8 +187,7 @@ def _started(process, address, log, token, ready):
         where = _port(log)
     assert process.poll() is None, log
     service = Service(process, where, log, token)
-    if ready:
-        wait_until(service.is_ready)
+    wait_until(service.is_ready)
     return service
 
 
