@@ -14,10 +14,12 @@ use toml::de::DeTable;
 pub(crate) mod destinations;
 mod egress;
 mod profile;
+mod tenants;
 mod units;
 
 pub(crate) use egress::{Destination, Egress};
 pub(crate) use profile::{Cgroups, Limits, Network, Proc, Profile, Root, is_kept_from_others};
+pub(crate) use tenants::Tenants;
 pub(crate) use units::parse_duration;
 
 /// The configuration file, `pyspawner.toml`.
@@ -349,7 +351,7 @@ mod tests {
                 let (_, rest) = block.split_once('\n').expect("a block has lines");
                 let (sample, _) = rest.split_once("```").expect("a block ends");
                 if sample.contains("token_sha256") {
-                    continue; // a token file, which src/io/http/tenants.rs reads
+                    continue; // a token file, which src/config/tenants.rs reads
                 }
                 let name = page.display();
                 // A folder that every machine has.

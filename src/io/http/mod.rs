@@ -17,7 +17,6 @@ mod run;
 mod schema;
 mod server;
 mod service;
-pub(crate) mod tenants;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -25,6 +24,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::Tenants;
 use crate::io::socket_file::Access;
 pub(crate) use server::Server;
 
@@ -71,7 +71,7 @@ pub(crate) struct Settings {
     pub address: Address,
     /// For a Unix socket.
     pub access: Access,
-    pub tenants: tenants::Tenants,
+    pub tenants: Tenants,
     /// Where the tenants are from.
     pub token_file: Option<PathBuf>,
     pub profile_name: String,

@@ -1,6 +1,6 @@
 //! The record of a job, as the API's description has it.
 //!
-//! Runs on: any process.
+//! Runs on: the I/O thread.
 //!
 //! The record itself is written in [`crate::io::pool::outcome`]; a test compares the two.
 

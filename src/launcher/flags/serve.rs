@@ -13,9 +13,9 @@ use nix::unistd::{Group, User};
 
 use super::JobOptions;
 use crate::config;
+use crate::config::Tenants;
 use crate::io::api::protocol::Event;
 use crate::io::commands::serve::{ClientsFrom, Command};
-use crate::io::http::tenants::Tenants;
 use crate::io::http::{self, Address};
 use crate::io::socket_file::Access;
 use crate::launcher::settings::processors;
