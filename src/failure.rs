@@ -2,6 +2,8 @@
 //!
 //! Runs on: any process.
 
+use log::Level;
+
 use crate::logging;
 
 /// The exit status if pyspawner itself failed.
@@ -9,11 +11,10 @@ pub(crate) const FAILED: u8 = 125;
 
 /// Prints an error, once.
 pub(crate) fn print_error(error: &anyhow::Error) {
-    print_warning(&format!("error: {error:#}"));
+    logging::say(Level::Error, &format!("{error:#}"));
 }
 
 /// What the init has to say while the host runs.
 pub(crate) fn print_warning(text: &str) {
-    let text = format!("pyspawner: {text}\n");
-    logging::write(logging::without_controls(&text).as_bytes());
+    logging::say(Level::Warn, text);
 }

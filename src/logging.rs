@@ -7,13 +7,36 @@
 use std::borrow::Cow;
 use std::cell::Cell;
 use std::io::Write;
-use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::time::{Instant, SystemTime};
 
-use log::{LevelFilter, Log, Metadata, Record};
+use log::kv::{Key, Source, Value, VisitSource};
+use log::{Level, LevelFilter, Log, Metadata, Record};
+use serde::{Deserialize, Serialize};
 
 use crate::sys::files;
+
+/// What is logged, and how.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Settings {
+    /// For `env_filter`.
+    pub filter: String,
+    pub format: Format,
+}
+
+/// The form of a line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+pub(crate) enum Format {
+    /// For people.
+    #[default]
+    Text,
+    /// An object with `time`, `level`, `message`, and what else there is to say by name.
+    Json,
+}
+
+/// Whether lines are objects. Set once, before there are threads.
+static IS_JSON: AtomicBool = AtomicBool::new(false);
 
 struct Lines {
     filter: env_filter::Filter,
@@ -29,17 +52,66 @@ impl Log for Lines {
         if !self.filter.matches(record) {
             return;
         }
+        let text = record.args().to_string();
+        if IS_JSON.load(Relaxed) {
+            return write(&object(record.level(), &text, record.key_values()));
+        }
         let mut line = Vec::with_capacity(160);
         let level = record.level().as_str().to_ascii_lowercase();
         let elapsed = self.start.elapsed().as_secs_f64();
         // Writing to a vector cannot fail.
-        let text = record.args().to_string();
         let text = without_controls(&text);
-        let _ = writeln!(line, "pyspawner: {level}: {text} [{elapsed:.3}s]");
+        let _ = write!(line, "pyspawner: {level}: {text}");
+        let mut named = Named(serde_json::Map::new());
+        let _ = record.key_values().visit(&mut named);
+        for (name, value) in named.0 {
+            let value = value.to_string();
+            let _ = write!(line, " {name}={}", without_controls(&value));
+        }
+        let _ = writeln!(line, " [{elapsed:.3}s]");
         write(&line);
     }
 
     fn flush(&self) {}
+}
+
+/// A line as an object.
+fn object(level: Level, text: &str, values: &dyn Source) -> Vec<u8> {
+    let mut named = Named(serde_json::Map::new());
+    let time = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
+    named.0.insert("time".to_owned(), time.into());
+    let level = level.as_str().to_ascii_lowercase();
+    named.0.insert("level".to_owned(), level.into());
+    named.0.insert("message".to_owned(), text.into());
+    // One that cannot be told is left out.
+    let _ = values.visit(&mut named);
+    let mut line = serde_json::to_vec(&named.0).unwrap_or_default();
+    line.push(b'\n');
+    line
+}
+
+/// What a record has by name.
+struct Named(serde_json::Map<String, serde_json::Value>);
+
+impl<'kvs> VisitSource<'kvs> for Named {
+    fn visit_pair(&mut self, key: Key<'kvs>, value: Value<'kvs>) -> Result<(), log::kv::Error> {
+        let value = serde_json::to_value(value).unwrap_or_default();
+        self.0.insert(key.to_string(), value);
+        Ok(())
+    }
+}
+
+/// Writes what is no record of the log, such as the error with which this program ends.
+pub(crate) fn say(level: Level, text: &str) {
+    let line = match IS_JSON.load(Relaxed) {
+        true => object(level, text, &None::<(&str, &str)>),
+        false => {
+            let level = level.as_str().to_ascii_lowercase();
+            let text = format!("pyspawner: {level}: {text}\n");
+            without_controls(&text).into_owned().into_bytes()
+        }
+    };
+    write(&line);
 }
 
 thread_local! {
@@ -76,9 +148,12 @@ pub(crate) fn write(line: &[u8]) {
         text.extend_from_slice(CLEAR);
     }
     if lost > 0 {
-        text.extend_from_slice(
-            format!("pyspawner: warn: {lost} lines of the log were lost\n").as_bytes(),
-        );
+        let words = format!("{lost} lines of the log were lost");
+        let line = match IS_JSON.load(Relaxed) {
+            true => object(Level::Warn, &words, &None::<(&str, &str)>),
+            false => format!("pyspawner: warn: {words}\n").into_bytes(),
+        };
+        text.extend_from_slice(&line);
     }
     text.extend_from_slice(line);
     // What a pipe with room takes without waiting (`pipe(7)`, PIPE_BUF).
@@ -133,9 +208,10 @@ pub(crate) fn filter(verbose: u8, quiet: u8) -> String {
 ///
 /// # Errors
 /// With what is wrong with the filter.
-pub(crate) fn install(filter: &str) -> anyhow::Result<()> {
+pub(crate) fn install(settings: &Settings) -> anyhow::Result<()> {
+    IS_JSON.store(settings.format == Format::Json, Relaxed);
     let filter = env_filter::Builder::new()
-        .try_parse(filter)
+        .try_parse(&settings.filter)
         .map_err(|error| anyhow::anyhow!("PYSPAWNER_LOG: {error}"))?
         .build();
     log::set_max_level(filter.filter());
@@ -143,7 +219,7 @@ pub(crate) fn install(filter: &str) -> anyhow::Result<()> {
     log::set_boxed_logger(Box::new(Lines { filter, start }))?;
     // std's own hook takes the lock of its standard error.
     std::panic::set_hook(Box::new(|panic| {
-        write(format!("pyspawner: internal error: {panic}\n").as_bytes());
+        say(Level::Error, &format!("internal error: {panic}"));
     }));
     Ok(())
 }

@@ -11,6 +11,8 @@ use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 use toml::de::DeTable;
 
+use crate::logging;
+
 pub(crate) mod destinations;
 mod egress;
 mod profile;
@@ -180,8 +182,7 @@ pub(crate) struct HostSettings {
     pub homes: Vec<PathBuf>,
     /// Variables that children have besides the host's own: they name places that jobs can write to, from which the host would be led.
     pub environment_of_jobs: BTreeMap<String, String>,
-    /// For `env_filter`.
-    pub log_filter: String,
+    pub log: logging::Settings,
 }
 
 /// A function by module and name.

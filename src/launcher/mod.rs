@@ -32,19 +32,22 @@ pub(crate) fn start() -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::from(if failed { FAILED } else { 0 }));
         }
     };
-    let filter = logging::filter(cli.verbose, cli.quiet);
-    logging::install(&filter)?;
+    let log = logging::Settings {
+        filter: logging::filter(cli.verbose, cli.quiet),
+        format: cli.log_format,
+    };
+    logging::install(&log)?;
     let is_quiet = cli.quiet > 0;
     match cli.command {
         Subcommands::Run(arguments) => {
             let (options, command) = arguments.into_command()?;
             let command = |_: &config::File| Ok(Command::Run(command));
-            become_host(merge(options, filter, is_quiet, command)?)
+            become_host(merge(options, log, is_quiet, command)?)
         }
         Subcommands::Map(arguments) => {
             let (options, arguments) = arguments.split();
             let command = |file: &config::File| Ok(Command::Map(arguments.into_command(file)?));
-            become_host(merge(options, filter, is_quiet, command)?)
+            become_host(merge(options, log, is_quiet, command)?)
         }
         Subcommands::Serve(arguments) => {
             let (options, arguments) = arguments.split();
@@ -55,7 +58,7 @@ pub(crate) fn start() -> anyhow::Result<ExitCode> {
                 let command = arguments.into_command(file, profile)?;
                 Ok(Command::Serve(Box::new(command)))
             };
-            let executed = merge(options, filter, is_quiet, command).and_then(become_host);
+            let executed = merge(options, log, is_quiet, command).and_then(become_host);
             if let (Some(client), Err(error)) = (client, &executed) {
                 flags::serve::tell_refusal(client, error);
             }
@@ -68,7 +71,7 @@ pub(crate) fn start() -> anyhow::Result<ExitCode> {
                 let preload = settings::or_file(preload, &file.preload);
                 Ok(Command::Bench(arguments.into_command(preload)))
             };
-            become_host(merge(options, filter, is_quiet, command)?)
+            become_host(merge(options, log, is_quiet, command)?)
         }
     }
 }

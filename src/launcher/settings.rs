@@ -13,6 +13,7 @@ use super::{default_hidden_paths, own_files, paths, python};
 use crate::config::{self, Callable, HostSettings, Profile};
 use crate::io::commands::progress;
 use crate::io::{Command, IoSettings};
+use crate::logging;
 
 /// All that a host is told.
 pub(super) struct Settings {
@@ -33,7 +34,7 @@ pub(super) fn merge(
         child_main,
         host: options,
     }: JobOptions,
-    log_filter: String,
+    log: logging::Settings,
     is_quiet: bool,
     command: impl FnOnce(&config::File) -> anyhow::Result<Command>,
 ) -> anyhow::Result<Settings> {
@@ -107,7 +108,7 @@ pub(super) fn merge(
         homes,
         environment_of_jobs,
         sets_home: !command.has_one_client(),
-        log_filter,
+        log,
     };
     let io = IoSettings {
         spares: match command {

@@ -38,7 +38,7 @@ pub(crate) fn become_host(descriptors: HostDescriptors) -> anyhow::Result<ExitCo
         init,
     } = descriptors;
     let settings: HostSettings = host_descriptors::read(settings)?;
-    logging::install(&settings.log_filter)?;
+    logging::install(&settings.log)?;
     match serve(&settings, IoDescriptors { command, init })? {}
 }
 

@@ -193,5 +193,5 @@ def _started(process, address, log, token):
 
 def _port(log):
     text = "".join(log)
-    found = re.search(r"listening at http://\S+:(\d+)", text)
+    found = re.search(r"listening at http://[^\s]+?:(\d+)", text)
     return int(found.group(1)) if found else None

@@ -63,11 +63,11 @@ impl Runner {
             },
             Err(reason) => JobReport::not_run(Outcome::Cancelled, reason.to_string()),
         };
-        log::debug!(
-            "job {:?}: {:?} in {:.1?} after {queued:.1?}",
-            entry.id,
-            report.outcome,
-            report.wall
+        log::info!(
+            job = entry.name, id = entry.id, tenant = self.service.tenant_name(entry.tenant),
+            outcome = report.outcome.name(), queued_ms = milliseconds(queued),
+            wall_ms = milliseconds(report.wall), cpu_ms = milliseconds(report.cpu);
+            "a job has ended"
         );
         self.service.metrics.count_job(&report, queued);
         let record = report.to_queued_line(line, &entry.id, queued);
@@ -132,6 +132,11 @@ impl std::fmt::Display for NoTurn {
             }
         }
     }
+}
+
+/// With two digits behind the point.
+fn milliseconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e5).round() / 1e2
 }
 
 /// Whoever follows the job by its entry.

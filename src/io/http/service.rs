@@ -154,6 +154,11 @@ impl Service {
         self.queue.counts()
     }
 
+    pub(super) fn tenant_name(&self, tenant: usize) -> &str {
+        let tenant = self.tenants.iter().nth(tenant);
+        tenant.map_or("", |tenant| &tenant.name)
+    }
+
     /// How many jobs of a tenant may run at once.
     pub(super) fn places_of(&self, tenant: usize) -> usize {
         let own = self.tenants.iter().nth(tenant);

@@ -13,6 +13,7 @@ use std::time::Duration;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::config::{self, Callable};
+use crate::logging::Format;
 
 /// Import slow Python modules once, then run every job in a sandboxed clone of the warm
 /// interpreter.
@@ -29,6 +30,15 @@ pub(super) struct Cli {
     /// Say less: -q errors only, -qq nothing.
     #[arg(short, long, global = true, action = ArgAction::Count)]
     pub quiet: u8,
+    /// The form of what is logged: lines for people, or an object a line.
+    #[arg(
+        long,
+        global = true,
+        value_name = "FORMAT",
+        value_enum,
+        default_value_t
+    )]
+    pub log_format: Format,
 }
 
 #[derive(Subcommand)]
