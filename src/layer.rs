@@ -2,6 +2,8 @@
 //!
 //! Runs on: any process.
 
+use std::borrow::Cow;
+
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
@@ -100,107 +102,164 @@ impl Layers {
 }
 
 /// A layer that was asked for and could not be applied. No code of the job has run.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{}: {step}: {errno}{}", layer.name(), self.hint())]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct SetupError {
     pub layer: Layer,
-    /// The system call or the check that failed, with its operand.
+    /// The system call that failed, with its operand; or what a check of our own has found.
     pub step: String,
-    pub errno: Errno,
+    /// The kernel's answer, if it was a call.
+    #[serde(with = "errno_by_number")]
+    pub errno: Option<Errno>,
+    /// What is likely wrong, where the step knows better than [`likely_cause`].
+    hint: Option<Cow<'static, str>>,
+}
+
+impl std::error::Error for SetupError {}
+
+impl std::fmt::Display for SetupError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.layer.name(), self.step)?;
+        if let Some(errno) = self.errno {
+            write!(f, ": {errno}")?;
+        }
+        match self.hint() {
+            "" => Ok(()),
+            hint => write!(f, "; hint: {hint}"),
+        }
+    }
 }
 
 impl SetupError {
+    /// A call that failed.
     pub(crate) fn new(layer: Layer, step: impl Into<String>, errno: Errno) -> Self {
         Self {
             layer,
             step: step.into(),
-            errno,
+            errno: Some(errno),
+            hint: None,
         }
     }
 
     /// For a step that failed with an error of the standard library.
     pub(crate) fn from_io(layer: Layer, step: impl Into<String>, error: &std::io::Error) -> Self {
-        let errno = Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO));
-        Self::new(layer, step, errno)
+        match error.raw_os_error() {
+            Some(number) => Self::new(layer, step, Errno::from_raw(number)),
+            None => Self::found(layer, format!("{}: {error}", step.into())),
+        }
     }
 
-    /// What is likely wrong on the user's machine, as the end of a sentence; may be empty.
-    pub(crate) fn hint(&self) -> &'static str {
-        match (self.layer, self.errno) {
-            (Layer::Root, Errno::EPERM) if self.step.contains("/proc") => {
-                "; hint: this container hides parts of its own /proc, so the kernel refuses a new \
-                 one (in Docker: --security-opt systempaths=unconfined); or set proc = \"none\""
-            }
-            (Layer::Root, Errno::EPERM) => {
-                "; hint: mounting needs CAP_SYS_ADMIN (in Docker: --cap-add SYS_ADMIN \
-                 --security-opt apparmor=unconfined --security-opt seccomp=unconfined)"
-            }
-            (Layer::Root, Errno::EINVAL) if self.step.contains("pivot_root") => {
-                "; hint: the root file system is the kernel's initial one, which cannot be \
-                 pivoted away from"
-            }
-            (Layer::Root, Errno::ENOENT) if self.step.starts_with("open ") => {
-                "; hint: children are given a folder that is there, by its absolute path"
-            }
-            (Layer::Root, Errno::ENOENT) => {
-                "; hint: the root must contain this folder for something to be mounted on it"
-            }
-            (Layer::Root, Errno::EACCES | Errno::ENOTDIR) => {
-                "; hint: every folder above it must be open to others (chmod o+x)"
-            }
-            (Layer::Root, Errno::ELOOP) => {
-                "; hint: links are followed only in folders that belong to root or to the host's \
-                 user and that others cannot write: name the folder that it leads to"
-            }
-            (Layer::UserNamespace, Errno::EPERM) => {
-                "; hint: writing the id maps needs CAP_SETUID and CAP_SETGID in the host"
-            }
-            (Layer::UserNamespace, Errno::EINVAL) => {
-                "; hint: the host's own user namespace does not map the children's ids"
-            }
-            (Layer::Root, Errno::EROFS) if self.step.starts_with("create") => {
-                "; hint: a bind's target must exist in the host's tree, be below /tmp, or be in an \
-                 empty root (root = { empty = true })"
-            }
-            (Layer::NetworkNamespace, Errno::ENOSPC) => {
-                "; hint: a limit on namespaces is reached, see /proc/sys/user/max_net_namespaces"
-            }
-            // ENOTSUPP (524), which no program is meant to see: no room to compile the filter in (`bpf_jit_charge_modmem`).
-            (Layer::Seccomp, Errno::UnknownErrno) => {
-                "; hint: this machine's compiled packet filters have no room left: who attaches so many? else raise \
-                 net.core.bpf_jit_limit"
-            }
-            (Layer::Landlock, Errno::ENOSYS | Errno::EOPNOTSUPP) => {
-                "; hint: this kernel is older than 5.13 or was started without Landlock (lsm=); to \
-                 do without it: skip_layers = [\"landlock\"]"
-            }
-            (Layer::Network, Errno::EPERM) => {
-                "; hint: it needs CAP_NET_ADMIN over the machine's network, which an ordinary user \
-                 does not have (in Docker: --cap-add NET_ADMIN)"
-            }
-            (Layer::Network, Errno::ENOENT) if self.step == "the program nft" => {
-                "; hint: install nftables (Debian: apt-get install nftables)"
-            }
-            (Layer::Network, Errno::EBUSY) => {
-                "; hint: children that live at the same time, of whatever host, need interfaces \
-                 (kernel_veth_name) and addresses of their own"
-            }
-            (Layer::Network, Errno::EEXIST) if self.step.starts_with("interface") => {
-                "; hint: choose another kernel_veth_name, or delete that interface (ip link delete) \
-                 if nothing needs it"
-            }
-            (Layer::Network, Errno::EROFS | Errno::EACCES) => {
-                "; hint: turn forwarding on before pyspawner starts (in Docker: --sysctl \
-                 net.ipv4.ip_forward=1 --sysctl net.ipv6.conf.all.forwarding=1), or do without \
-                 IPv6 (ipv6 = \"none\")"
-            }
-            (Layer::Network, Errno::EOPNOTSUPP | Errno::EAFNOSUPPORT | Errno::EPROTONOSUPPORT) => {
-                "; hint: this kernel lacks veth, nf_tables with NAT and fib, or IPv6 (ipv6 = \
-                 \"none\")"
-            }
-            (Layer::Seccomp, Errno::EINVAL) => "; hint: this kernel lacks CONFIG_SECCOMP_FILTER",
-            _ => "",
+    /// What a check of our own has found.
+    pub(crate) fn found(layer: Layer, what: impl Into<String>) -> Self {
+        Self {
+            layer,
+            step: what.into(),
+            errno: None,
+            hint: None,
         }
+    }
+
+    /// Says what is likely wrong with this step.
+    pub(crate) fn hinting(self, hint: &'static str) -> Self {
+        Self {
+            hint: Some(hint.into()),
+            ..self
+        }
+    }
+
+    /// The same if the kernel's answer was this.
+    pub(crate) fn hinting_if(self, errno: Errno, hint: &'static str) -> Self {
+        match self.errno == Some(errno) {
+            true => self.hinting(hint),
+            false => self,
+        }
+    }
+
+    /// The same with a step of at most so many bytes.
+    pub(crate) fn fitting(&self, longest: usize) -> Self {
+        let mut error = self.clone();
+        error.step.truncate(error.step.floor_char_boundary(longest));
+        error
+    }
+
+    /// What is likely wrong on the user's machine; may be empty.
+    pub(crate) fn hint(&self) -> &str {
+        match (&self.hint, self.errno) {
+            (Some(hint), _) => hint,
+            (None, Some(errno)) => likely_cause(self.layer, errno),
+            (None, None) => "",
+        }
+    }
+}
+
+/// What an answer of the kernel's most likely means, whichever of a layer's steps it was.
+fn likely_cause(layer: Layer, errno: Errno) -> &'static str {
+    match (layer, errno) {
+        (Layer::Root, Errno::EPERM) => {
+            "mounting needs CAP_SYS_ADMIN (in Docker: --cap-add SYS_ADMIN \
+             --security-opt apparmor=unconfined --security-opt seccomp=unconfined)"
+        }
+        (Layer::Root, Errno::ENOENT) => {
+            "the root must contain this folder for something to be mounted on it"
+        }
+        (Layer::Root, Errno::EACCES | Errno::ENOTDIR) => {
+            "every folder above it must be open to others (chmod o+x)"
+        }
+        (Layer::Root, Errno::ELOOP) => LINKS_HINT,
+        (Layer::UserNamespace, Errno::EPERM) => {
+            "writing the id maps needs CAP_SETUID and CAP_SETGID in the host"
+        }
+        (Layer::UserNamespace, Errno::EINVAL) => {
+            "the host's own user namespace does not map the children's ids"
+        }
+        (Layer::NetworkNamespace, Errno::ENOSPC) => {
+            "a limit on namespaces is reached, see /proc/sys/user/max_net_namespaces"
+        }
+        // ENOTSUPP (524), which no program is meant to see: no room to compile the filter in (`bpf_jit_charge_modmem`).
+        (Layer::Seccomp, Errno::UnknownErrno) => {
+            "this machine's compiled packet filters have no room left: who attaches so many? else raise \
+             net.core.bpf_jit_limit"
+        }
+        (Layer::Seccomp, Errno::EINVAL) => "this kernel lacks CONFIG_SECCOMP_FILTER",
+        (Layer::Landlock, Errno::ENOSYS | Errno::EOPNOTSUPP) => LANDLOCK_HINT,
+        (Layer::Network, Errno::EPERM) => {
+            "it needs CAP_NET_ADMIN over the machine's network, which an ordinary user \
+             does not have (in Docker: --cap-add NET_ADMIN)"
+        }
+        (Layer::Network, Errno::EROFS | Errno::EACCES) => {
+            "turn forwarding on before pyspawner starts (in Docker: --sysctl \
+             net.ipv4.ip_forward=1 --sysctl net.ipv6.conf.all.forwarding=1), or do without \
+             IPv6 (ipv6 = \"none\")"
+        }
+        (Layer::Network, Errno::EOPNOTSUPP | Errno::EAFNOSUPPORT | Errno::EPROTONOSUPPORT) => {
+            "this kernel lacks veth, nf_tables with NAT and fib, or IPv6 (ipv6 = \"none\")"
+        }
+        _ => "",
+    }
+}
+
+/// Of a link on the way to a folder that is opened.
+pub(crate) const LINKS_HINT: &str = "links are followed only in folders that belong to root or to the host's user and that \
+                                     others cannot write: name the folder that it leads to";
+
+/// Of a kernel without Landlock.
+pub(crate) const LANDLOCK_HINT: &str = "this kernel is older than 5.13 or was started without Landlock (lsm=); to do without \
+                                        it: skip_layers = [\"landlock\"]";
+
+/// An errno crosses the control socket as its number.
+mod errno_by_number {
+    use nix::errno::Errno;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(
+        errno: &Option<Errno>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        errno.map(|errno| errno as i32).serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Errno>, D::Error> {
+        let number = Option::<i32>::deserialize(d)?;
+        Ok(number.map(Errno::from_raw))
     }
 }
 

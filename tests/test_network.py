@@ -597,7 +597,7 @@ def refusal(*args, **names):
     try:
         start(*args, **names)
     except pyspawner.SandboxSetupError as error:
-        return f"{{error.step}}: {{os.strerror(error.errno)}}{{error.hint}}"
+        return str(error)
 
 ip("link", "set", "lo", "up")
 before = set(interfaces())
@@ -617,7 +617,7 @@ with host() as first, host() as second:
     there = interfaces()
     for other in [first, second]:
         refused = refusal(other, 0)
-        assert "veth-pyspawn is another child's" in refused and "busy" in refused and "hint" in refused, refused
+        assert "veth-pyspawn is another child's; hint: children that live at the same time" in refused, refused
     assert interfaces() == there
     inside = subprocess.run(["nsenter", "-t", str(child.pid), "-n", "ip", "-o", "link"], capture_output=True, text=True)
     assert "veth-pyspawn-c" in inside.stdout
@@ -636,7 +636,7 @@ ip("link", "add", "docker0-veth", "type", "veth", "peer", "name", "other")
 there = interfaces()
 with host() as client:
     refused = refusal(client, 0, kernel_veth_name="docker0-veth")
-    assert "docker0-veth is not pyspawner's: File exists" in refused and "hint" in refused, refused
+    assert "docker0-veth is not pyspawner's; hint: choose another kernel_veth_name" in refused, refused
     refused = refusal(client, 0, kernel_veth_name="pysp-ad50-2")
     assert "pysp-ad50-2" in refused and "egress" in refused, refused
     assert start(client, 0, kernel_veth_name="pyspawn0").wait()[1] == 0

@@ -54,7 +54,7 @@ class SandboxSetupError(PyspawnerError):
         self.step = step
         """The call that failed, with its operand."""
         self.errno = errno
-        """Its error number."""
+        """Its error number; None if a check of the sandbox failed rather than a system call."""
         self.hint = hint
         """What is likely wrong on this machine."""
         self.outcome = outcome

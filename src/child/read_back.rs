@@ -5,7 +5,6 @@
 //! A step that silently did nothing (a wrapper's bug, a kernel's, a reordering in this
 //! code) ends here, not in a job with more rights than its profile says.
 
-use nix::errno::Errno;
 use nix::unistd::{getgroups, getresgid, getresuid};
 
 use crate::layer::{Layer, Layers, SetupError};
@@ -14,14 +13,14 @@ use crate::sandbox::{Sandbox, capabilities, identity, seccomp};
 use crate::sys::process::prctl;
 use crate::sys::scheduling;
 
-/// Refuses with `EBADE` and the promise's name if the child's state is not as promised.
+/// Refuses with the name of the broken promise if the child's state is not as promised.
 pub(crate) fn check_promises(
     sandbox: &Sandbox,
     layers: &Layers,
     limits: &ResourceLimits,
     in_cgroup: bool,
 ) -> Result<(), SetupError> {
-    let broken = |layer, promise: &str| Err(SetupError::new(layer, promise, Errno::EBADE));
+    let broken = |layer, promise: &str| Err(SetupError::found(layer, promise));
 
     let id = identity::inside_id(layers);
     let uids = getresuid().map(|ids| [ids.real, ids.effective, ids.saved].map(|id| id.as_raw()));

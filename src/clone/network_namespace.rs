@@ -39,18 +39,24 @@ impl Home {
     /// If the thread could not come back: EPERM, where the namespace does not belong to its user
     /// namespace, as for an ordinary user. Or if the kernel lacks what shows that a namespace is
     /// as new.
-    pub(crate) fn find() -> nix::Result<Self> {
+    pub(crate) fn find() -> Result<Self, SetupError> {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let thread = nix::fcntl::open("/proc/thread-self", flags, Mode::empty())?;
+        let thread = nix::fcntl::open("/proc/thread-self", flags, Mode::empty());
+        let thread = thread.map_err(at("open /proc/thread-self"))?;
+        let namespace = open_namespace(&thread);
+        let scratch = Scratch::new(namespace_fingerprint::ROOM);
         let mut home = Self {
-            namespace: open_namespace(&thread)?,
+            namespace: namespace.map_err(at("open /proc/thread-self/ns/net"))?,
             thread,
             none: Vec::new(),
-            scratch: Scratch::new(namespace_fingerprint::ROOM)?,
+            scratch: scratch.map_err(at("mmap(scratch)"))?,
         };
-        enter(home.namespace.as_raw_fd())?;
-        let new = home.make_namespace().map_err(|error| error.errno)?;
-        let none = home.traces_in(new.as_raw_fd())?.to_vec();
+        enter(home.namespace.as_raw_fd()).map_err(at("setns(own network namespace)"))?;
+        let new = home.make_namespace()?;
+        let traces = home.traces_in(new.as_raw_fd());
+        let none = traces
+            .map_err(at("read a network namespace's traces"))?
+            .to_vec();
         home.none = none;
         Ok(home)
     }

@@ -13,6 +13,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use anyhow::{Context, bail};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
@@ -50,12 +51,12 @@ impl Cgroups {
     ///
     /// # Errors
     /// With the reason why it will not do for these limits.
-    pub(crate) fn claim(configured: Option<&Path>, limits: &Limits) -> Result<Self, String> {
+    pub(crate) fn claim(configured: Option<&Path>, limits: &Limits) -> anyhow::Result<Self> {
         let parent = match configured {
             Some(path) => path.to_owned(),
             None => own_group()?,
         };
-        Self::below(&parent, limits).map_err(|reason| format!("{}: {reason}", parent.display()))
+        Self::below(&parent, limits).with_context(|| parent.display().to_string())
     }
 
     /// The controllers in use, for the log.
@@ -63,7 +64,7 @@ impl Cgroups {
         self.controllers.join(", ")
     }
 
-    fn below(parent: &Path, limits: &Limits) -> Result<Self, String> {
+    fn below(parent: &Path, limits: &Limits) -> anyhow::Result<Self> {
         let offered = read(parent, "cgroup.controllers")?;
         let controllers: Vec<_> = CONTROLLERS
             .iter()
@@ -71,15 +72,15 @@ impl Cgroups {
             .filter(|name| offered.split_whitespace().any(|offer| offer == *name))
             .collect();
         if let Some(missing) = needed(limits).find(|name| !controllers.contains(name)) {
-            return Err(format!("it has no controller {missing:?}"));
+            bail!("it has no controller {missing:?}");
         }
         remove_stale(parent);
         // The process id alone is not unique: hosts of several PID namespaces may share a parent.
         let unique: u64 = RandomState::new().build_hasher().finish();
         let folder = parent.join(format!("pyspawner-{}-{unique:016x}", std::process::id()));
-        fs::create_dir(&folder).map_err(|error| format!("mkdir: {error}"))?;
+        fs::create_dir(&folder).context("mkdir")?;
         let mut cgroups = Self {
-            _lock: lock(&folder).ok_or("the new group cannot be locked")?,
+            _lock: lock(&folder).context("the new group cannot be locked")?,
             folder,
             controllers,
             needed: needed(limits).collect(),
@@ -91,17 +92,16 @@ impl Cgroups {
     }
 
     /// Hands the controllers down, to the folder and to what is made in it.
-    fn delegate(&mut self, parent: &Path) -> Result<(), String> {
+    fn delegate(&mut self, parent: &Path) -> anyhow::Result<()> {
         // All but the root: where cgroup.type is, there must be no process beside the folder. (With
         // pids alone the kernel would let it be, and the folder would be "domain invalid".)
         let has_type = parent.join("cgroup.type").exists();
         if has_type && has_processes(parent)? {
             self.step_aside(parent)?;
             if has_processes(parent)? {
-                return Err(
+                bail!(
                     "other processes are in it; hint: it must hold no process but pyspawner's \
                      (systemd-run --scope -p Delegate=yes, or a container of its own)"
-                        .to_owned(),
                 );
             }
         }
@@ -110,7 +110,7 @@ impl Cgroups {
         self.enable_controllers(&folder)
     }
 
-    fn enable_controllers(&mut self, folder: &Path) -> Result<(), String> {
+    fn enable_controllers(&mut self, folder: &Path) -> anyhow::Result<()> {
         let needed = self.needed.clone();
         let enable = |name: &str| write(folder, "cgroup.subtree_control", &format!("+{name}"));
         for name in &needed {
@@ -128,9 +128,9 @@ impl Cgroups {
     }
 
     /// Moves the host, the init in front of it, and what it has started, into a group of their own.
-    fn step_aside(&mut self, parent: &Path) -> Result<(), String> {
+    fn step_aside(&mut self, parent: &Path) -> anyhow::Result<()> {
         let aside = self.folder.join("host");
-        fs::create_dir(&aside).map_err(|error| format!("mkdir host: {error}"))?;
+        fs::create_dir(&aside).context("mkdir host")?;
         let members = read(parent, "cgroup.procs")?;
         let init = nix::unistd::getppid().to_string();
         let own = std::process::id().to_string();
@@ -323,21 +323,21 @@ fn setup_error(step: String, error: &std::io::Error) -> SetupError {
 }
 
 /// The folder of this process's group.
-fn own_group() -> Result<PathBuf, String> {
+fn own_group() -> anyhow::Result<PathBuf> {
     // Not /proc/self: that is the main thread's view, which has become the children's.
-    let mounts = fs::read_to_string("/proc/thread-self/mountinfo").map_err(|e| e.to_string())?;
+    let mounts = fs::read_to_string("/proc/thread-self/mountinfo").context("mountinfo")?;
     let (root, point) = mounts
         .lines()
         .find_map(cgroup2_mount)
-        .ok_or("no cgroup v2 file system is mounted")?;
-    let groups = fs::read_to_string("/proc/self/cgroup").map_err(|e| e.to_string())?;
+        .context("no cgroup v2 file system is mounted")?;
+    let groups = fs::read_to_string("/proc/self/cgroup").context("/proc/self/cgroup")?;
     let own = groups
         .lines()
         .find_map(|line| line.strip_prefix("0::"))
-        .ok_or("this process is in no cgroup v2 group")?;
+        .context("this process is in no cgroup v2 group")?;
     let own = Path::new(own)
         .strip_prefix(root)
-        .map_err(|_| format!("the group {own} is outside of what is mounted"))?;
+        .with_context(|| format!("the group {own} is outside of what is mounted"))?;
     Ok(if own.as_os_str().is_empty() {
         point
     } else {
@@ -385,7 +385,7 @@ fn remove_tree(folder: &Path) {
     }
 }
 
-fn has_processes(group: &Path) -> Result<bool, String> {
+fn has_processes(group: &Path) -> anyhow::Result<bool> {
     Ok(!read(group, "cgroup.procs")?.is_empty())
 }
 
@@ -408,12 +408,12 @@ fn open_folder(path: &Path) -> Result<OwnedFd, Errno> {
     open(path, flags, nix::sys::stat::Mode::empty())
 }
 
-fn read(folder: &Path, file: &str) -> Result<String, String> {
-    fs::read_to_string(folder.join(file)).map_err(|error| format!("read {file}: {error}"))
+fn read(folder: &Path, file: &str) -> anyhow::Result<String> {
+    fs::read_to_string(folder.join(file)).with_context(|| format!("read {file}"))
 }
 
-fn write(folder: &Path, file: &str, text: &str) -> Result<(), String> {
-    fs::write(folder.join(file), text).map_err(|error| format!("write {file} {text:?}: {error}"))
+fn write(folder: &Path, file: &str, text: &str) -> anyhow::Result<()> {
+    fs::write(folder.join(file), text).with_context(|| format!("write {file} {text:?}"))
 }
 
 #[cfg(test)]

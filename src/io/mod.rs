@@ -250,18 +250,18 @@ fn claim_cgroups(
     };
     if profile.cgroups == config::Cgroups::Required {
         anyhow::bail!(
-            "limits: no control group (cgroup v2) can be had, and the profile requires it: {reason}"
+            "limits: no control group (cgroup v2) can be had, and the profile requires it: {reason:#}"
         );
     }
-    log::info!("no control groups (cgroup v2): {reason}");
+    log::info!("no control groups (cgroup v2): {reason:#}");
     if profile.limits.memory.is_some() {
         log::warn!(
             "limits.memory holds for the private memory of each process (RLIMIT_DATA), not for \
-             a job as a whole, since there are no control groups: {reason}"
+             a job as a whole, since there are no control groups: {reason:#}"
         );
     }
     if profile.limits.cpu.is_some() {
-        log::warn!("limits.cpu is not in force, since there are no control groups: {reason}");
+        log::warn!("limits.cpu is not in force, since there are no control groups: {reason:#}");
     }
     Ok(None)
 }

@@ -24,7 +24,7 @@ use crate::io::{self, IoDescriptors};
 use crate::sys::process;
 use crate::wire::child_descriptors::Birth;
 use crate::wire::clone_channel::{
-    self, CloneRequest, Cloned, MainEnd, Prepared, Purpose, ToMain, WarmUp,
+    self, CloneRequest, Cloned, MainEnd, Prepared, Purpose, Refusal, ToMain, WarmUp,
 };
 use crate::wire::handshake::NEVER_STARTED;
 use crate::wire::host_descriptors::{self, HostDescriptors};
@@ -102,7 +102,7 @@ impl Children {
         });
     }
 
-    fn clone_once(&mut self, py: Python<'_>, request: &CloneRequest) -> Result<Cloned, String> {
+    fn clone_once(&mut self, py: Python<'_>, request: &CloneRequest) -> Result<Cloned, Refusal> {
         if request.purpose == Purpose::BareClone {
             return self.clone_bare(request);
         }
@@ -113,10 +113,7 @@ impl Children {
             let kept = self.cloner.keep_child_statuses();
             kept.map_err(|error| error.to_string())?;
         }
-        self.inheritance
-            .sandbox
-            .renew()
-            .map_err(|error| error.to_string())?;
+        self.inheritance.sandbox.renew()?;
         let (network, new_network) = self.network_of(request)?;
         let mut own = request.numbers();
         own.extend(new_network.as_ref().map(AsRawFd::as_raw_fd));
@@ -153,16 +150,16 @@ impl Children {
                 std::thread::yield_now();
                 process::exit_now(status.unwrap_or(NEVER_STARTED))
             }
-            Err(CloneError::NetworkNamespace(error)) => Err(error.to_string()),
+            Err(CloneError::NetworkNamespace(error)) => Err(error.into()),
             Err(error @ CloneError::BusyThread { tid, .. }) => {
                 let more = threads::stack(py, tid).unwrap_or_default();
-                Err(format!("clone: {error}{more}"))
+                Err(format!("clone: {error}{more}").into())
             }
-            Err(error) => Err(format!("clone: {error}")),
+            Err(error) => Err(format!("clone: {error}").into()),
         }
     }
 
-    fn clone_bare(&self, request: &CloneRequest) -> Result<Cloned, String> {
+    fn clone_bare(&self, request: &CloneRequest) -> Result<Cloned, Refusal> {
         let (network, new_network) = self.network_of(request)?;
         let flags = self.inheritance.sandbox.clone_flags(network.is_some());
         let cloned = self.cloner.clone_bare(flags, network);
@@ -178,14 +175,13 @@ impl Children {
     fn network_of(
         &self,
         request: &CloneRequest,
-    ) -> Result<(Option<RawFd>, Option<OwnedFd>), String> {
+    ) -> Result<(Option<RawFd>, Option<OwnedFd>), Refusal> {
         match (request.birth, request.slot()) {
             (Birth::Own, _) => return Ok((None, None)),
             (_, Some(slot)) if self.cloner.is_as_new(slot) => return Ok((Some(slot), None)),
             (Birth::InSlot | Birth::New, _) => {}
         }
-        let new = self.cloner.make_network_namespace();
-        let new = new.map_err(|error| error.to_string())?;
+        let new = self.cloner.make_network_namespace()?;
         Ok((new.as_ref().map(AsRawFd::as_raw_fd), new))
     }
 }

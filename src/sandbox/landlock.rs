@@ -10,7 +10,7 @@ use nix::errno::Errno;
 
 use super::root::{DEVICES, PRIVATE_PLACES};
 use crate::config::{Profile, Root};
-use crate::layer::{Layer, Layers, SetupError};
+use crate::layer::{LANDLOCK_HINT, Layer, Layers, SetupError};
 use landlock::{
     ABI, Access, AccessFs, BitFlags, CompatLevel, Compatible, LandlockStatus, PathBeneath, PathFd,
     PathFdError, RestrictionStatus, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError,
@@ -71,15 +71,11 @@ impl Rules {
             SetupError::new(Layer::Landlock, failure.step, errno)
         })?;
         if status.ruleset == RulesetStatus::NotEnforced {
-            let errno = match status.landlock {
-                LandlockStatus::NotEnabled => Errno::EOPNOTSUPP,
-                _ => Errno::ENOSYS,
+            let why = match status.landlock {
+                LandlockStatus::NotEnabled => "the kernel was started without it",
+                _ => "the kernel does not have it",
             };
-            return Err(SetupError::new(
-                Layer::Landlock,
-                "landlock_restrict_self",
-                errno,
-            ));
+            return Err(SetupError::found(Layer::Landlock, why).hinting(LANDLOCK_HINT));
         }
         Ok(())
     }

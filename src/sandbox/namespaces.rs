@@ -2,8 +2,6 @@
 //!
 //! Runs on: the main thread, a child.
 
-use nix::errno::Errno;
-
 use crate::layer::{Layer, Layers, SetupError, at};
 use crate::sys::interfaces;
 use crate::sys::process::unshare;
@@ -42,7 +40,7 @@ pub(crate) fn raise_loopback(layers: &Layers) -> Result<(), SetupError> {
     if !layers.has(layer) {
         // The interface would be the machine's own.
         let step = "a loopback interface while the layer network_namespace is skipped";
-        return Err(SetupError::new(layer, step, Errno::EINVAL));
+        return Err(SetupError::found(layer, step));
     }
     interfaces::raise(c"lo").map_err(at(layer, "ioctl(SIOCSIFFLAGS, lo)"))
 }

@@ -23,6 +23,7 @@ use super::activity;
 use super::child_descriptors::{Birth, ChildDescriptors};
 use super::fd_set::{FdSet, Role, Roles, WrongCount};
 use crate::failure::FAILED;
+use crate::layer::SetupError;
 use crate::sys::{messages, process};
 
 /// From the I/O thread to the main thread.
@@ -149,9 +150,32 @@ pub(crate) struct Failure {
     pub detail: String,
 }
 
+/// Why there is no child for a job.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Refusal {
+    /// A layer of its sandbox cannot be applied.
+    #[error(transparent)]
+    Layer(#[from] SetupError),
+    /// Anything else, in words for people.
+    #[error("{0}")]
+    Other(String),
+}
+
+impl From<String> for Refusal {
+    fn from(text: String) -> Self {
+        Self::Other(text)
+    }
+}
+
+impl From<&str> for Refusal {
+    fn from(text: &str) -> Self {
+        Self::Other(text.to_owned())
+    }
+}
+
 pub(crate) struct CloneReply {
     pub number: u64,
-    pub result: Result<Cloned, String>,
+    pub result: Result<Cloned, Refusal>,
 }
 
 /// A child of this process, which nobody else reaps.
@@ -197,18 +221,18 @@ impl MainEnd {
     }
 
     /// Takes what was sent along with a request, and nothing else. The error is for the reply.
-    pub(crate) fn take(&self, ticket: CloneTicket) -> Result<CloneRequest, String> {
+    pub(crate) fn take(&self, ticket: CloneTicket) -> Result<CloneRequest, Refusal> {
         let sent = loop {
             let (number, sent) = self.receive()?;
             match number.cmp(&ticket.number) {
                 // Of a request that was never made: nobody waits for it.
                 Ordering::Less => {}
                 Ordering::Equal => break sent.map_err(|error| error.to_string())?,
-                Ordering::Greater => return Err("its descriptors were not sent".to_owned()),
+                Ordering::Greater => return Err("its descriptors were not sent".into()),
             }
         };
         if (ticket.birth == Birth::InSlot) != sent.get(Role::Network).is_some() {
-            return Err("it has another network namespace than was sent".to_owned());
+            return Err("it has another network namespace than was sent".into());
         }
         let control = sent.number(Role::Control);
         Ok(CloneRequest {
@@ -225,7 +249,7 @@ impl MainEnd {
     }
 
     /// The next descriptors, with their request's number.
-    fn receive(&self) -> Result<(u64, Result<FdSet<OwnedFd>, WrongCount>), String> {
+    fn receive(&self) -> Result<(u64, Result<FdSet<OwnedFd>, WrongCount>), Refusal> {
         let received =
             messages::receive_up_to(Label::LENGTH, self.descriptors.as_fd(), libc::MSG_DONTWAIT);
         let message = received.map_err(|error| format!("recvmsg(descriptors): {error}"))?;
@@ -246,7 +270,7 @@ impl MainEnd {
         self.send(FromMain::Ready(result));
     }
 
-    pub(crate) fn reply(&self, request: CloneTicket, result: Result<Cloned, String>) {
+    pub(crate) fn reply(&self, request: CloneTicket, result: Result<Cloned, Refusal>) {
         self.send(FromMain::Cloned(CloneReply {
             number: request.number,
             result,
@@ -400,9 +424,11 @@ mod tests {
         for (number, roles, count, words) in cases {
             send(&io, number, roles, &vec![file.as_raw_fd(); count]);
             let error = main.take(ticket(8)).err().expect("it is refused");
+            let error = error.to_string();
             assert!(error.contains(words), "{error}");
         }
         let error = main.take(ticket(8)).err().expect("it is refused");
+        let error = error.to_string();
         assert!(
             error.contains("EAGAIN") || error.contains("unavailable"),
             "{error}"

@@ -3,9 +3,7 @@
 //!
 //! Runs on: the I/O thread, a child.
 
-use nix::errno::Errno;
-
-use crate::layer::{Layer, SetupError};
+use crate::layer::SetupError;
 use crate::sys::messages::LONGEST;
 
 /// The exit status of a child that did not get as far as its job. Its report says why.
@@ -36,11 +34,8 @@ impl ChildReport {
             Self::Ready => (b'R', String::new()),
             Self::Started => (b'S', String::new()),
             Self::SetupFailed(error) => {
-                let layer = serde_json::to_string(&error.layer).expect("a layer has a name");
-                (
-                    b'F',
-                    format!("{layer}\0{}\0{}", error.errno as i32, error.step),
-                )
+                let error = serde_json::to_string(&error.fitting(LONGEST / 2));
+                (b'F', error.expect("an error is valid JSON"))
             }
             Self::HookFailed(text) => (b'H', text.clone()),
             Self::InvalidJob(text) => (b'I', text.clone()),
@@ -58,16 +53,7 @@ impl ChildReport {
             b'S' => Some(Self::Started),
             b'H' => Some(Self::HookFailed(text)),
             b'I' => Some(Self::InvalidJob(text)),
-            b'F' => {
-                let mut parts = text.splitn(3, '\0');
-                let layer: Layer = serde_json::from_str(parts.next()?).ok()?;
-                let errno = Errno::from_raw(parts.next()?.parse().ok()?);
-                Some(Self::SetupFailed(SetupError::new(
-                    layer,
-                    parts.next()?,
-                    errno,
-                )))
-            }
+            b'F' => serde_json::from_str(&text).ok().map(Self::SetupFailed),
             _ => None,
         }
     }
@@ -75,7 +61,10 @@ impl ChildReport {
 
 #[cfg(test)]
 mod tests {
+    use nix::errno::Errno;
+
     use super::*;
+    use crate::layer::Layer;
 
     #[test]
     fn every_report_survives_the_socket() {
@@ -83,6 +72,7 @@ mod tests {
             ChildReport::Ready,
             ChildReport::Started,
             ChildReport::SetupFailed(SetupError::new(Layer::Root, "mount /proc", Errno::EPERM)),
+            ChildReport::SetupFailed(SetupError::found(Layer::Root, "nothing").hinting("look")),
             ChildReport::HookFailed("Traceback\nValueError: x".to_owned()),
             ChildReport::InvalidJob("too deep".to_owned()),
         ];
@@ -93,7 +83,7 @@ mod tests {
 
     #[test]
     fn bytes_that_are_no_report_are_none() {
-        for bytes in [&b""[..], b"X", b"F", b"F\"root\"", b"F\"nolayer\"\x001\0x"] {
+        for bytes in [&b""[..], b"X", b"F", b"F\"root\"", b"F{\"layer\":\"none\"}"] {
             assert_eq!(ChildReport::decode(bytes), None, "{bytes:?}");
         }
     }

@@ -4,28 +4,32 @@
 
 use std::fs;
 
+use anyhow::Context;
+
 use super::summary::Memory;
 use crate::io::pool::Pool;
 use crate::sys::memory::field;
 
 /// Looks at a child in its sandbox.
-pub(super) async fn of_idle_child(pool: &Pool) -> Result<Memory, String> {
+pub(super) async fn of_idle_child(pool: &Pool) -> anyhow::Result<Memory> {
     pool.look_at_idle(look).await?
 }
 
 /// Source: `proc_pid_smaps(5)`, `proc_pid_status(5)`.
-fn look(pid: libc::pid_t) -> Result<Memory, String> {
+fn look(pid: libc::pid_t) -> anyhow::Result<Memory> {
     let read = |name| {
         let path = format!("/proc/{pid}/{name}");
-        fs::read_to_string(&path).map_err(|error| format!("reading {path}: {error}"))
+        fs::read_to_string(&path).with_context(|| format!("reading {path}"))
     };
     let (smaps, status) = (read("smaps_rollup")?, read("status")?);
-    let smaps = |name| field(&smaps, name).ok_or(format!("/proc/{pid}/smaps_rollup has no {name}"));
+    let smaps = |name| {
+        field(&smaps, name).with_context(|| format!("/proc/{pid}/smaps_rollup has no {name}"))
+    };
     Ok(Memory {
         private: smaps("Private_Clean")? + smaps("Private_Dirty")?,
         shared: smaps("Shared_Clean")? + smaps("Shared_Dirty")?,
         pss: smaps("Pss")?,
         page_tables: field(&status, "VmPTE")
-            .ok_or_else(|| format!("/proc/{pid}/status has no VmPTE"))?,
+            .with_context(|| format!("/proc/{pid}/status has no VmPTE"))?,
     })
 }

@@ -39,12 +39,12 @@ impl Plan {
     }
 }
 
-/// Measures all of it. The error says in words what did not work.
+/// Measures all of it.
 pub(crate) async fn measure(
     pool: &Pool,
     plan: &Plan,
     bar: &ProgressBar,
-) -> Result<(Figures, Samples), String> {
+) -> anyhow::Result<(Figures, Samples)> {
     bar.set_message("latency");
     let samples = samples::take(pool, plan.samples, bar).await?;
     let memory = memory::of_idle_child(pool).await?;

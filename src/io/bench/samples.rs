@@ -5,6 +5,7 @@
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
+use anyhow::{Context, bail};
 use indicatif::ProgressBar;
 use nix::fcntl::OFlag;
 use tokio::io::AsyncReadExt;
@@ -60,7 +61,7 @@ impl Samples {
 
 /// Takes so many of each kind that there is. The first round does not count: it touches what no
 /// later one touches first.
-pub(super) async fn take(pool: &Pool, count: usize, bar: &ProgressBar) -> Result<Samples, String> {
+pub(super) async fn take(pool: &Pool, count: usize, bar: &ProgressBar) -> anyhow::Result<Samples> {
     let kinds =
         Kind::ALL.map(|kind| (kind != Kind::ReadySpare || pool.has_spares()).then_some(kind));
     let mut samples = Samples::default();
@@ -69,12 +70,9 @@ pub(super) async fn take(pool: &Pool, count: usize, bar: &ProgressBar) -> Result
             if pool.has_spares() {
                 wait_for_spares(pool).await?;
             }
-            let is_idle = idle::wait()
-                .await
-                .map_err(|error| format!("/proc/loadavg: {error}"))?;
-            let lap = take_one(pool, kind)
-                .await
-                .map_err(|error| format!("sample {round} of {}: {error}", kind.name()))?;
+            let is_idle = idle::wait().await.context("/proc/loadavg")?;
+            let lap = take_one(pool, kind).await;
+            let lap = lap.with_context(|| format!("sample {round} of {}", kind.name()))?;
             if round > 0 {
                 samples.on_busy_machine += usize::from(!is_idle);
                 samples.laps[kind as usize].push(lap);
@@ -85,21 +83,21 @@ pub(super) async fn take(pool: &Pool, count: usize, bar: &ProgressBar) -> Result
     Ok(samples)
 }
 
-async fn wait_for_spares(pool: &Pool) -> Result<(), String> {
+async fn wait_for_spares(pool: &Pool) -> anyhow::Result<()> {
     let start = Instant::now();
     while !pool.spares_are_ready() {
         if start.elapsed() > PATIENCE {
-            return Err(format!(
+            bail!(
                 "no spare child became ready in {PATIENCE:?}; hint: -vv says why, and with \
                  pool.spares = 0 in the configuration none is made"
-            ));
+            );
         }
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     Ok(())
 }
 
-async fn take_one(pool: &Pool, kind: Kind) -> Result<Lap, String> {
+async fn take_one(pool: &Pool, kind: Kind) -> anyhow::Result<Lap> {
     match kind {
         Kind::ReadySpare => run_timed(pool).await,
         Kind::Cold => run_timed(&pool.without_spares()).await,
@@ -109,19 +107,17 @@ async fn take_one(pool: &Pool, kind: Kind) -> Result<Lap, String> {
 }
 
 /// Runs one job whose output goes into a pipe, as a client's does.
-async fn run_timed(pool: &Pool) -> Result<Lap, String> {
-    let failed = |error: std::io::Error| format!("preparing a job: {error}");
-    let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|e| failed(e.into()))?;
-    let stderr = std::io::stderr()
-        .as_fd()
-        .try_clone_to_owned()
-        .map_err(failed)?;
-    let mut output = pipe::Receiver::from_owned_fd(read).map_err(failed)?;
+async fn run_timed(pool: &Pool) -> anyhow::Result<Lap> {
+    const STEP: &str = "preparing a job";
+    let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC).context(STEP)?;
+    let stderr = std::io::stderr().as_fd().try_clone_to_owned();
+    let stderr = stderr.context(STEP)?;
+    let mut output = pipe::Receiver::from_owned_fd(read).context(STEP)?;
     let streams = Streams::Given {
         stdout: write,
         stderr,
     };
-    let job = job(streams).map_err(failed)?;
+    let job = job(streams).context(STEP)?;
 
     let start = Instant::now();
     let (report, first_byte) = tokio::join!(
@@ -137,7 +133,7 @@ async fn run_timed(pool: &Pool) -> Result<Lap, String> {
     let (report, reaped) = report;
     check(&report)?;
     let (read, first_byte) = first_byte;
-    read.map_err(|error| format!("read(stdout of the job): {error}"))?;
+    read.context("read(stdout of the job)")?;
     Ok(Lap {
         first_byte: Some(first_byte),
         reaped,
@@ -165,14 +161,11 @@ pub(super) fn job(streams: Streams) -> std::io::Result<Job> {
     })
 }
 
-pub(super) fn check(report: &JobReport) -> Result<(), String> {
+pub(super) fn check(report: &JobReport) -> anyhow::Result<()> {
     if report.outcome == Outcome::Ok {
         return Ok(());
     }
     let detail = report.detail.as_deref().unwrap_or("no detail");
     let stderr = String::from_utf8_lossy(&report.stderr);
-    Err(format!(
-        "the job ended {}: {detail} {stderr}",
-        report.outcome.name()
-    ))
+    bail!("the job ended {}: {detail} {stderr}", report.outcome.name())
 }

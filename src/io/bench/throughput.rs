@@ -4,6 +4,7 @@
 
 use std::time::Instant;
 
+use anyhow::Context;
 use indicatif::ProgressBar;
 use tokio::task::JoinSet;
 
@@ -18,14 +19,14 @@ pub(super) async fn measure(
     concurrency: usize,
     count: usize,
     bar: &ProgressBar,
-) -> Result<Throughput, String> {
+) -> anyhow::Result<Throughput> {
     let start = Instant::now();
     let mut running = JoinSet::new();
     for _ in 0..count {
         if running.len() == concurrency {
             finish_one(&mut running, bar).await?;
         }
-        let job = job(Streams::Capture).map_err(|error| format!("preparing a job: {error}"))?;
+        let job = job(Streams::Capture).context("preparing a job")?;
         let pool = pool.clone();
         running.spawn_local(async move { pool.run(job).await });
     }
@@ -39,8 +40,8 @@ pub(super) async fn measure(
     })
 }
 
-async fn finish_one(running: &mut JoinSet<JobReport>, bar: &ProgressBar) -> Result<(), String> {
+async fn finish_one(running: &mut JoinSet<JobReport>, bar: &ProgressBar) -> anyhow::Result<()> {
     let report = running.join_next().await.expect("one is running");
     bar.inc(1);
-    check(&report.map_err(|error| format!("internal error in a job: {error}"))?)
+    check(&report.context("internal error in a job")?)
 }

@@ -38,7 +38,7 @@ pub(crate) async fn bench(
         signal = interrupt.received() => return Ok(128 + signal),
     };
     progress::remove(&bar);
-    let (figures, samples) = measured.map_err(anyhow::Error::msg)?;
+    let (figures, samples) = measured?;
     if let Some((mut file, path)) = plot {
         let drawn = plot::draw(&samples).context("drawing the plot")?;
         file.write_all(drawn.as_bytes())

@@ -9,10 +9,9 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::{Duration, Instant};
 
 use ipnet::{Ipv4Net, Ipv6Net};
-use nix::errno::Errno;
 
 use super::veth::VethConfig;
-use super::{error, io_error};
+use super::{check_failed, io_error};
 use crate::layer::SetupError;
 
 /// A host's share of the range, as a prefix length: 1,024 pairs.
@@ -98,10 +97,9 @@ impl Claim {
                 return Ok(Self { block, _lock: lock });
             }
         }
-        Err(error(
-            format!("every part of {ipv4} is another host's"),
-            Errno::EADDRINUSE,
-        ))
+        Err(check_failed(format!(
+            "every part of {ipv4} is another host's"
+        )))
     }
 }
 
@@ -113,7 +111,7 @@ pub(crate) struct NameClaim {
 
 impl NameClaim {
     /// # Errors
-    /// EBUSY if the name is another child's, of this host or another.
+    /// If the name is another child's, of this host or another.
     pub(crate) async fn take(interface: &str) -> Result<Self, SetupError> {
         // A clone has a copy of each of its host's descriptors at first, for a moment.
         const PATIENCE: Duration = Duration::from_millis(250);
@@ -124,7 +122,7 @@ impl NameClaim {
             }),
             None => {
                 let step = format!("interface {interface} is another child's");
-                Err(error(step, Errno::EBUSY))
+                Err(check_failed(step).hinting(NAMES_OF_THEIR_OWN))
             }
         }
     }
@@ -169,6 +167,10 @@ pub(super) fn is_free(number: u32) -> Result<bool, SetupError> {
 /// another may be about to turn off.
 pub(super) struct Turn(#[expect(dead_code, reason = "it is held")] UnixDatagram);
 
+/// Of a name or an address that another child has.
+const NAMES_OF_THEIR_OWN: &str = "children that live at the same time, of whatever host, need interfaces (kernel_veth_name) and \
+                                  addresses of their own";
+
 impl Turn {
     /// Waits for it, which takes as long as some runs of a program.
     pub(super) async fn take() -> Result<Self, SetupError> {
@@ -176,8 +178,9 @@ impl Turn {
         match wait_to_bind("pyspawner-network", PATIENCE).await? {
             Some(socket) => Ok(Self(socket)),
             None => {
-                let step = "wait for another host to start or end (socket @pyspawner-network)";
-                Err(error(step, Errno::ETIMEDOUT))
+                let step =
+                    "another host has not started or ended in time (socket @pyspawner-network)";
+                Err(check_failed(step))
             }
         }
     }

@@ -5,7 +5,6 @@
 use std::cell::{OnceCell, RefCell};
 use std::rc::Rc;
 
-use nix::errno::Errno;
 use tokio::task::JoinHandle;
 
 use super::addresses::{self, Block, Claim, Pairs, Turn};
@@ -14,7 +13,7 @@ use super::forwarding::{self, Changed, Forwarding, has_ipv6};
 use super::links::Links;
 use super::table_watch::Watch;
 use super::veth::VethConfig;
-use super::{PATIENCE, error};
+use super::{PATIENCE, check_failed};
 use crate::config;
 use crate::layer::SetupError;
 
@@ -137,10 +136,7 @@ impl Egress {
         let pair = self.pairs.borrow_mut().take();
         pair.ok_or_else(|| {
             let range = self.claim.block.ipv4;
-            error(
-                format!("every address of {range} is in use"),
-                Errno::EADDRNOTAVAIL,
-            )
+            check_failed(format!("every address of {range} is in use"))
         })
     }
 

@@ -16,8 +16,8 @@ use nix::errno::Errno;
 use serde_json::{Value, json};
 
 use super::addresses::{self, ANY_INTERFACE, Block};
-use super::error;
 use super::forwarding::Changed;
+use super::{check_failed, error};
 use crate::config::{Destination, destinations};
 use crate::layer::SetupError;
 
@@ -395,7 +395,10 @@ fn find_program() -> Result<&'static str, SetupError> {
         .iter()
         .copied()
         .find(|path| Path::new(path).is_file())
-        .ok_or_else(|| error("the program nft", Errno::ENOENT))
+        .ok_or_else(|| {
+            check_failed("there is no program nft")
+                .hinting("install nftables (Debian: apt-get install nftables)")
+        })
 }
 
 /// The objects of a list, as `libnftables-json(5)` describes them.

@@ -17,7 +17,7 @@ use rtnetlink::packet_route::link::{
 use rtnetlink::packet_route::route::RouteType;
 use rtnetlink::{Error, Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
-use super::error;
+use super::{check_failed, error};
 use crate::layer::SetupError;
 
 /// The loopback interface of every network namespace.
@@ -313,7 +313,10 @@ async fn wait_until(
     let end = Instant::now() + PATIENCE;
     while !is_done().await? {
         if Instant::now() > end {
-            return Err(error(step(), Errno::ETIMEDOUT));
+            return Err(check_failed(format!(
+                "{}: not done after {PATIENCE:?}",
+                step()
+            )));
         }
         tokio::time::sleep(Duration::from_millis(1)).await;
     }

@@ -150,10 +150,10 @@ impl Networks {
         let name = &config.kernel_veth_name;
         config
             .check()
-            .map_err(|wrong| error(wrong.to_string(), Errno::EINVAL))?;
+            .map_err(|wrong| check_failed(wrong.to_string()))?;
         if addresses::is_of_a_block(name) {
             let step = format!("interface {name}: such names are those of network = \"egress\"");
-            return Err(error(step, Errno::EINVAL));
+            return Err(check_failed(step));
         }
         let claim = NameClaim::take(name).await?;
         veth::connect(self.links()?, pid, config).await?;
@@ -191,6 +191,11 @@ impl Networks {
 
 fn error(step: impl Into<String>, errno: Errno) -> SetupError {
     SetupError::new(Layer::Network, step, errno)
+}
+
+/// What a check of this layer has found.
+fn check_failed(what: impl Into<String>) -> SetupError {
+    SetupError::found(Layer::Network, what)
 }
 
 fn io_error(step: impl Into<String>, source: &std::io::Error) -> SetupError {
@@ -283,7 +288,9 @@ mod tests {
                     assert!(["192.168.123.2", "fd00::2"].contains(&&*from.ip().to_string()));
                 }
                 let again = networks.connect(process.pid(), &job).await;
-                assert_eq!(again.err().map(|error| error.errno), Some(Errno::EBUSY));
+                let again = again.err().map(|error| error.to_string());
+                let again = again.unwrap_or_default();
+                assert!(again.contains("is another child's"), "{again}");
                 let name = &config.kernel_veth_name;
                 assert!(!NameClaim::is_free(name).expect("asks"));
                 networks.disconnect(connected.expect("a connection")).await;
@@ -319,15 +326,17 @@ mod tests {
                 ..VethConfig::default()
             });
             let refused = networks.connect(process.pid(), &job).await;
-            assert_eq!(refused.err().map(|error| error.errno), Some(Errno::EEXIST));
+            let refused = refused.err().map(|error| error.step);
+            assert_eq!(refused.as_deref(), Some("interface lo is not pyspawner's"));
             let job = JobNetwork::Veth(VethConfig {
                 kernel_veth_name: "pysp-ad50-2".to_owned(),
                 ..VethConfig::default()
             });
             let refused = networks.connect(process.pid(), &job).await;
-            assert_eq!(refused.err().map(|error| error.errno), Some(Errno::EINVAL));
+            let refused = refused.err().map(|error| error.step).unwrap_or_default();
+            assert!(refused.contains("such names are those of"), "{refused}");
             let without = networks.connect(process.pid(), &JobNetwork::Egress).await;
-            assert_eq!(without.err().map(|error| error.errno), Some(Errno::EINVAL));
+            assert!(without.is_err());
             let job = JobNetwork::Veth(VethConfig::default());
             let own = networks.connect(nix::unistd::gettid().as_raw(), &job).await;
             let step = own.err().map(|error| error.step).unwrap_or_default();

@@ -12,8 +12,6 @@
 use std::cell::RefCell;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use nix::errno::Errno;
-
 use super::JobNetwork;
 use crate::config::Profile;
 use crate::layer::{Layer, Layers, SetupError};
@@ -107,7 +105,7 @@ impl Slots {
     }
 }
 
-/// Refuses with `EBADE` a child that is not where it was to be born: in its slot, or else at least
+/// Refuses a child that is not where it was to be born: in its slot, or else at least
 /// not in the host's own network namespace. It cannot go elsewhere afterwards.
 pub(crate) fn check_place(
     pid: libc::pid_t,
@@ -128,11 +126,7 @@ pub(crate) fn check_place(
         Ok(())
     } else {
         let promise = "the child is not in the network namespace that it was to have";
-        Err(SetupError::new(
-            Layer::NetworkNamespace,
-            promise,
-            Errno::EBADE,
-        ))
+        Err(SetupError::found(Layer::NetworkNamespace, promise))
     }
 }
 

@@ -15,7 +15,7 @@ use nix::sys::socket::{
 };
 use tokio::io::unix::AsyncFd;
 
-use super::{error, io_error};
+use super::{check_failed, error, io_error};
 use crate::layer::SetupError;
 use crate::sys::files::{Interest, watch};
 
@@ -142,7 +142,7 @@ impl Watch {
              what reloads the machine's rules keep this table",
             self.table
         );
-        error(step, Errno::ENOENT)
+        check_failed(step)
     }
 
     fn unknown(&self, errno: Errno) -> SetupError {
@@ -247,7 +247,7 @@ mod tests {
                 assert_eq!(watch.read_all(), Ok(vec![]), "{removal}");
                 nft(removal);
                 let loss = watch.loss().await;
-                assert_eq!(loss.errno, Errno::ENOENT, "{removal}: {loss}");
+                assert_eq!(loss.errno, None, "{removal}: {loss}");
             }
         });
     }
@@ -274,7 +274,7 @@ mod tests {
                     "add table inet other-{number} {{ chain c {{ accept; }}; }}"
                 ));
             }
-            assert_eq!(watch.loss().await.errno, Errno::ENOBUFS);
+            assert_eq!(watch.loss().await.errno, Some(Errno::ENOBUFS));
         });
     }
 

@@ -9,13 +9,12 @@ use std::time::Duration;
 
 use anyhow::{bail, ensure};
 use ipnet::{Ipv4Net, Ipv6Net};
-use nix::errno::Errno;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::links::{LOOPBACK, Links};
-use super::{error, io_error};
+use super::{check_failed, io_error};
 use crate::layer::SetupError;
 use crate::sys::files::FileId;
 
@@ -194,9 +193,8 @@ fn open_namespaces(pid: libc::pid_t) -> Result<(File, File), SetupError> {
     let (own, own_id) = open("/proc/thread-self/ns/net".to_owned())?;
     if child_id == own_id {
         // The layer network_namespace is skipped.
-        return Err(error(
+        return Err(check_failed(
             "the child has no network namespace of its own",
-            Errno::EEXIST,
         ));
     }
     Ok((child, own))
@@ -230,10 +228,11 @@ async fn remove_stale(links: &Links, name: &str) -> Result<(), SetupError> {
         Some(link) if link.is_veth && name == VethConfig::default().kernel_veth_name => {
             links.delete(link.index).await
         }
-        Some(_) => Err(error(
-            format!("interface {name} is not pyspawner's"),
-            Errno::EEXIST,
-        )),
+        Some(_) => Err(
+            check_failed(format!("interface {name} is not pyspawner's")).hinting(
+                "choose another kernel_veth_name, or delete that interface (ip link delete) if nothing needs it",
+            ),
+        ),
     }
 }
 

@@ -5,6 +5,8 @@
 
 use std::time::{Duration, Instant};
 
+use anyhow::bail;
+
 use super::Pool;
 use super::child::{self, Child};
 use super::overrides::Overrides;
@@ -41,13 +43,13 @@ impl Pool {
     }
 
     /// A child that goes the whole way into its sandbox, says one byte and ends.
-    pub(crate) async fn floor(&self) -> Result<Lap, String> {
+    pub(crate) async fn floor(&self) -> anyhow::Result<Lap> {
         let start = Instant::now();
         let made = self
             .factory
             .make(&Overrides::default(), Purpose::Floor)
             .await;
-        let child = made.map_err(|refusal| refusal.to_string())?;
+        let child = made?;
         expect_ready(&child).await?;
         let first_byte = start.elapsed();
         let ending = child.reap().await.ending;
@@ -60,7 +62,7 @@ impl Pool {
     }
 
     /// A child that ends at once.
-    pub(crate) async fn bare_clone(&self) -> Result<Lap, String> {
+    pub(crate) async fn bare_clone(&self) -> anyhow::Result<Lap> {
         let start = Instant::now();
         let (cloned, slot) = self.factory.make_bare().await?;
         check_ending(child::reap(&cloned.pidfd).await.ending)?;
@@ -75,12 +77,12 @@ impl Pool {
     pub(crate) async fn look_at_idle<T>(
         &self,
         look: impl FnOnce(libc::pid_t) -> T,
-    ) -> Result<T, String> {
+    ) -> anyhow::Result<T> {
         let made = self
             .factory
             .make(&Overrides::default(), Purpose::Spare)
             .await;
-        let child = made.map_err(|refusal| refusal.to_string())?;
+        let child = made?;
         expect_ready(&child).await?;
         let seen = look(child.pid);
         self.factory.clone().discard(child).await;
@@ -88,16 +90,16 @@ impl Pool {
     }
 }
 
-async fn expect_ready(child: &Child) -> Result<(), String> {
+async fn expect_ready(child: &Child) -> anyhow::Result<()> {
     match child.hear().await {
         Ok(Some(ChildReport::Ready)) => Ok(()),
-        said => Err(format!("a child did not get into its sandbox: {said:?}")),
+        said => bail!("a child did not get into its sandbox: {said:?}"),
     }
 }
 
-fn check_ending(ending: Ending) -> Result<(), String> {
+fn check_ending(ending: Ending) -> anyhow::Result<()> {
     match ending {
         Ending::Exited(0) => Ok(()),
-        other => Err(format!("a child that was to end at once: {other:?}")),
+        other => bail!("a child that was to end at once: {other:?}"),
     }
 }

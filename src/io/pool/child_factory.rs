@@ -20,7 +20,7 @@ use crate::io::network::{JobNetwork, Networks};
 use crate::layer::{Layer, Layers, SetupError};
 use crate::sys::memory;
 use crate::sys::messages::{self, Socket};
-use crate::wire::clone_channel::Purpose;
+use crate::wire::clone_channel::{Purpose, Refusal};
 use crate::wire::fd_set::{FdSet, Role};
 use crate::wire::handshake::{ChildReport, GO};
 
@@ -37,21 +37,6 @@ pub(super) struct ChildFactory {
     overdue: Overdue,
     /// Whether it was said that clients' limits are not in force.
     has_warned: Cell<bool>,
-}
-
-/// Why a job was not begun.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Refusal {
-    #[error(transparent)]
-    Layer(#[from] SetupError),
-    #[error("{0}")]
-    Other(String),
-}
-
-impl From<String> for Refusal {
-    fn from(text: String) -> Self {
-        Self::Other(text)
-    }
 }
 
 impl From<Refusal> for JobReport {
@@ -156,15 +141,15 @@ impl ChildFactory {
                     .await;
                 released.map_err(Refusal::from)
             }
-            Err(detail) => {
+            Err(refusal) => {
                 remove(cgroup).await;
-                Err(detail.into())
+                Err(refusal)
             }
         }
     }
 
     /// Makes a child that ends at once; its slot is given back once it was reaped.
-    pub(super) async fn make_bare(&self) -> Result<(ClonedChild, Option<Slot>), String> {
+    pub(super) async fn make_bare(&self) -> Result<(ClonedChild, Option<Slot>), Refusal> {
         let place = self.place(&Overrides::default());
         let descriptors = FdSet::default()
             .with(Role::Control, self.null.as_fd())

@@ -21,7 +21,8 @@ use crate::sys::messages::Socket;
 use crate::sys::process;
 use crate::wire::child_descriptors::Birth;
 use crate::wire::clone_channel::{
-    AT_ONCE, CloneTicket, Cloned, Failure, FromMain, IoEnd, Label, Prepared, Purpose, ToMain,
+    AT_ONCE, CloneTicket, Cloned, Failure, FromMain, IoEnd, Label, Prepared, Purpose, Refusal,
+    ToMain,
 };
 use crate::wire::fd_set::FdSet;
 
@@ -31,7 +32,7 @@ const LOOK: Duration = Duration::from_millis(100);
 /// Who waits for a reply, and its place among those under way, which is free when the reply has come,
 /// whether or not anybody still waits for it.
 struct Waiter {
-    reply: oneshot::Sender<Result<ClonedChild, String>>,
+    reply: oneshot::Sender<Result<ClonedChild, Refusal>>,
     _place: OwnedSemaphorePermit,
 }
 
@@ -110,7 +111,7 @@ impl CloneService {
         descriptors: FdSet<BorrowedFd<'_>>,
         birth: Birth,
         purpose: Purpose,
-    ) -> Result<ClonedChild, String> {
+    ) -> Result<ClonedChild, Refusal> {
         let place = self.room.clone().acquire_owned().await;
         let place = place.expect("it is never closed");
         // Before the request, by which the main thread knows that they are there.
@@ -134,7 +135,7 @@ impl CloneService {
         self.waiting.borrow_mut().insert(number, waiter);
         reply
             .await
-            .map_err(|_| "the main thread has ended".to_owned())?
+            .map_err(|_| Refusal::from("the main thread has ended"))?
     }
 
     /// Sends them under a new number, the next in the socket as in the channel: nothing comes between
@@ -156,7 +157,7 @@ impl CloneService {
 }
 
 /// Gives a child to whoever asked for it. Without anybody, or with nothing to hold it by, it is ended.
-fn pass_on(cloned: Result<Cloned, String>, waiter: Waiter) {
+fn pass_on(cloned: Result<Cloned, Refusal>, waiter: Waiter) {
     let Cloned {
         pid,
         has_new_network,
@@ -191,9 +192,9 @@ fn pass_on(cloned: Result<Cloned, String>, waiter: Waiter) {
 
 /// Something by which this thread is told of a child's end. There may be no descriptor left, or no memory, or no watch: of
 /// these a user has a number (`epoll(7)`, max_user_watches), which that user's jobs may have taken.
-fn follow(pid: libc::pid_t) -> Result<AsyncFd<OwnedFd>, String> {
+fn follow(pid: libc::pid_t) -> Result<AsyncFd<OwnedFd>, Refusal> {
     let pidfd = process::open_pidfd(pid).map_err(|errno| format!("pidfd_open: {errno}"))?;
-    watch(pidfd, Interest::READABLE).map_err(|error| format!("epoll_ctl(pidfd): {error}"))
+    watch(pidfd, Interest::READABLE).map_err(|error| format!("epoll_ctl(pidfd): {error}").into())
 }
 
 fn open_network(pid: libc::pid_t) -> Option<OwnedFd> {

@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use super::attendance::{Bounds, End, Output, OutsideEvents, Used, until_end};
 use super::capture::Overflow;
 use super::child::Child;
-use super::child_factory::{ChildFactory, Refusal};
+use super::child_factory::ChildFactory;
 use super::clone_service::CloneService;
 use super::files::WantedFiles;
 use super::hidden_path_watch::HiddenPathWatch;
@@ -29,7 +29,7 @@ use crate::io::cgroup::{Cgroups, OutOfMemory};
 use crate::io::interrupt::Interrupt;
 use crate::io::network::Networks;
 use crate::sys::process::{Ending, Reaped};
-use crate::wire::clone_channel::{Purpose, WarmUp, limit_of_rehearsal};
+use crate::wire::clone_channel::{Purpose, Refusal, WarmUp, limit_of_rehearsal};
 use crate::wire::handshake::ChildReport;
 
 /// How long a first child may take to come into its sandbox.

@@ -16,13 +16,13 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::child::Child;
-use super::child_factory::{ChildFactory, Refusal};
+use super::child_factory::ChildFactory;
 use super::hidden_path_watch::{Found, HiddenPathWatch};
 use super::overrides::Overrides;
 use super::spare_demand::{Demand, PATIENCE};
 use crate::sandbox::root::Folder;
 use crate::sys::mount_watch::MountWatch;
-use crate::wire::clone_channel::Purpose;
+use crate::wire::clone_channel::{Purpose, Refusal};
 use crate::wire::handshake::ChildReport;
 
 /// A spare is replaced at this age, so that nothing that changes slowly is very old in a job.

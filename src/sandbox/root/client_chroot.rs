@@ -13,7 +13,7 @@ use nix::sys::statfs::fstatfs;
 
 use super::masks::EmptyMounts;
 use super::mountinfo::{self, Mounts};
-use super::steps::error;
+use super::steps::{check_failed, error};
 use super::way::{FOLDER, failed, open_kept};
 use super::{UNTRUSTED, copy_restricted, enter_tree, is_folder};
 use crate::layer::{Layer, Layers, SetupError};
@@ -62,7 +62,7 @@ impl OwnRoot {
             "copy {}, whose mounts change all the time",
             folder.display()
         );
-        Err(error(step, Errno::EBUSY))
+        Err(check_failed(step))
     }
 }
 
@@ -114,7 +114,7 @@ fn kernel_mounts_in(
     let mounts = Mounts::read(proc)?;
     if mounts.is_kernels(identity.device) {
         let step = format!("{}: {}", mountinfo::IN_A_KERNELS, folder.display());
-        return Err(error(step, Errno::EINVAL));
+        return Err(check_failed(step));
     }
     let below = mounts
         .kernels_below(identity.mount, &real)
@@ -142,7 +142,7 @@ pub(crate) fn enter_own(
     if !layers.has(Layer::Root) {
         // There is no mount namespace of the child's own then: this would be the host's root.
         let step = "a chroot of its own while the layer root is skipped";
-        return Err(error(step.into(), Errno::EINVAL));
+        return Err(check_failed(step));
     }
     enter_tree(&tree, "the chroot")?;
     if covered.is_empty() {
@@ -168,7 +168,8 @@ impl Covered {
         let found = openat2(tree.as_fd(), &*self.path, how).map_err(step("open"))?;
         // A job that can rename the folders above may have put another in its place.
         if fstat(&found).map_err(step("fstat"))?.st_dev != self.device {
-            return Err(step("cover what was moved away from")(Errno::ESTALE));
+            let path = Path::new(&self.path).display();
+            return Err(check_failed(format!("cover /{path}: it was moved away")));
         }
         let is_folder = is_folder(&found)?;
         shelf.cover(found.into(), is_folder).map_err(step("cover"))

@@ -13,7 +13,9 @@ use nix::mount::{MsFlags, mount};
 
 use super::masks::Masks;
 use super::mountinfo::{self, Mounts};
-use super::steps::{detach_all, detach_top, error, io_error, make_read_only, mount_tmpfs};
+use super::steps::{
+    check_failed, detach_all, detach_top, error, io_error, make_read_only, mount_tmpfs, proc_error,
+};
 use crate::config::Proc;
 use crate::layer::SetupError;
 use crate::sys::mounts::{attach_tree, copy_tree, set_attributes};
@@ -85,7 +87,7 @@ pub(super) fn remove_from_chroot(
 ) -> Result<(), SetupError> {
     let is_root = |mount: &Path| mount == Path::new("/");
     if !Mounts::read(hosts_proc)?.kernels(is_root).is_empty() {
-        return Err(error(mountinfo::IN_A_KERNELS.into(), Errno::EINVAL));
+        return Err(check_failed(mountinfo::IN_A_KERNELS));
     }
     // What takes its place there replaces it: `mount_visible_proc`.
     let is_replaced = |mount: &Path| proc == Proc::Private && mount == Path::new("/proc");
@@ -143,5 +145,5 @@ pub(super) fn mount_visible_proc(hosts: &OwnedFd) -> Result<(), SetupError> {
         Err(Errno::EPERM) => attach_tree(hosts, Path::new("/proc")),
         other => other,
     }
-    .map_err(|e| error("mount /proc".into(), e))
+    .map_err(|e| proc_error("mount /proc", e))
 }

@@ -20,7 +20,7 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2};
 use nix::sys::stat::Mode;
 
 use super::BoundTree;
-use super::steps::{create_link, create_mount_point, error, io_error};
+use super::steps::{check_failed, create_link, create_mount_point, error, io_error};
 use crate::layer::SetupError;
 use crate::sys::files::FileId;
 use crate::sys::mounts::{
@@ -458,7 +458,7 @@ impl Masks {
             let path = name.path.display();
             if self.above.contains(&FileId::from(&seen)) {
                 let step = format!("hide {path}, which leads to a folder above what children need");
-                return Err(error(step, Errno::EBUSY));
+                return Err(check_failed(step));
             }
             let covered = match (&name.stand_in, &self.shelf) {
                 (Some(stand_in), Some(shelf)) => shelf.cover_by(stand_in, found),
@@ -470,13 +470,10 @@ impl Masks {
                 Err(errno) => return Err(error(format!("hide {path}"), errno)),
             }
         }
-        Err(error(
-            format!(
-                "hide {}, which is replaced all the time",
-                name.path.display()
-            ),
-            Errno::EBUSY,
-        ))
+        Err(check_failed(format!(
+            "hide {}, which is replaced all the time",
+            name.path.display()
+        )))
     }
 }
 

@@ -33,7 +33,7 @@ pub(crate) use self::kernel_filesystems::DEVICES;
 use self::kernel_filesystems::Devices;
 use self::masks::{Masks, is_closed};
 use self::resolver::Resolver;
-use self::steps::{create_link, create_mount_point, error, mount_tmpfs};
+use self::steps::{check_failed, create_link, create_mount_point, error, mount_tmpfs, proc_error};
 use self::way::{ANYTHING, FOLDER, open_kept};
 use crate::config::{Proc, Profile, Root};
 use crate::layer::{Layer, Layers, SetupError};
@@ -95,7 +95,7 @@ impl PreparedRoot {
         };
         let resolver = Resolver::take(profile)?;
         let hosts_proc =
-            copy_tree(Path::new("/proc"), true).map_err(|e| error("open_tree /proc".into(), e))?;
+            copy_tree(Path::new("/proc"), true).map_err(|e| proc_error("open_tree /proc", e))?;
         let writable = binds.iter().filter(|bind| bind.writable);
         let untrusted = writable.map(|bind| bind.source.clone()).collect();
         let mut masks = match &profile.root {
@@ -320,7 +320,12 @@ fn enter_tree(tree: &OwnedFd, name: &str) -> Result<(), SetupError> {
     // On the old root itself: whatever that has, or has not, it is gone at once.
     attach_tree(tree, Path::new("/")).map_err(step("move_mount"))?;
     fchdir(tree).map_err(step("fchdir"))?;
-    pivot_to_working_directory().map_err(step("pivot_root"))?;
+    pivot_to_working_directory().map_err(|errno| {
+        step("pivot_root")(errno).hinting_if(
+            Errno::EINVAL,
+            "the root file system is the kernel's initial one, which cannot be pivoted away from",
+        )
+    })?;
     umount2(".", MntFlags::MNT_DETACH).map_err(step("detach the old root of"))?;
     chdir("/").map_err(step("chdir"))
 }
@@ -353,7 +358,10 @@ fn private_places(profile: &Profile) -> Result<Vec<PathBuf>, SetupError> {
         .filter(|place| place.is_dir())
         .collect();
     if places.is_empty() {
-        return Err(error("tmpfs on /tmp".into(), Errno::ENOENT));
+        let found = check_failed("tmpfs on /tmp: the root has no folder of this name");
+        return Err(
+            found.hinting("make that folder in the chroot, or leave tmp out of the profile")
+        );
     }
     Ok(places)
 }
@@ -493,5 +501,5 @@ fn mount_own_proc(layers: &Layers) -> Result<(), SetupError> {
         // The kernel refuses it where the host has been given a read-only one.
         false => mount_with(flags).or_else(|_| mount_with(flags | MsFlags::MS_RDONLY)),
     };
-    mounted.map_err(|e| error("mount /proc".into(), e))
+    mounted.map_err(|e| proc_error("mount /proc", e))
 }

@@ -16,6 +16,20 @@ pub(super) fn error(step: String, errno: Errno) -> SetupError {
     SetupError::new(Layer::Root, step, errno)
 }
 
+/// The error of a step that makes a `/proc` for children.
+pub(super) fn proc_error(step: &str, errno: Errno) -> SetupError {
+    error(step.to_owned(), errno).hinting_if(
+        Errno::EPERM,
+        "this container hides parts of its own /proc, so the kernel refuses a new one (in Docker: \
+         --security-opt systempaths=unconfined); or set proc = \"none\"",
+    )
+}
+
+/// What a check of this layer has found.
+pub(super) fn check_failed(what: impl Into<String>) -> SetupError {
+    SetupError::found(Layer::Root, what)
+}
+
 pub(super) fn io_error(step: String, source: &std::io::Error) -> SetupError {
     SetupError::from_io(Layer::Root, step, source)
 }
@@ -78,7 +92,12 @@ pub(super) fn create_mount_point(path: &Path, is_folder: bool) -> Result<(), Set
         fs::create_dir_all(path.parent().expect("a file is in a folder"))
             .and_then(|()| fs::write(path, ""))
     };
-    created.map_err(|e| io_error(format!("create {}", path.display()), &e))
+    created.map_err(|e| {
+        io_error(format!("create {}", path.display()), &e).hinting_if(
+            Errno::EROFS,
+            "a bind's target must exist in the host's tree, be below /tmp, or be in an empty root (root = { empty = true })",
+        )
+    })
 }
 
 /// A link, with the folders above it. A name that is there already, in a folder that is shown, is the

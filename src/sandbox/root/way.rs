@@ -10,9 +10,9 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat, readlinkat};
 use nix::sys::stat::{Mode, fstat};
 
-use super::steps::{error, io_error};
+use super::steps::{check_failed, error, io_error};
 use crate::config::is_kept_from_others;
-use crate::layer::SetupError;
+use crate::layer::{LINKS_HINT, SetupError};
 
 /// What is open for its place alone.
 pub(super) const ANYTHING: OFlag = OFlag::O_PATH.union(OFlag::O_CLOEXEC);
@@ -35,7 +35,10 @@ pub(super) fn open_kept(path: &Path, wanted: OFlag) -> Result<OwnedFd, SetupErro
     const MOST_LINKS: u32 = 40;
     let step = |what| failed(what, path);
     if !path.is_absolute() {
-        return Err(step("a path that is not absolute:")(Errno::EINVAL));
+        let path = path.display();
+        return Err(check_failed(format!(
+            "open {path}: the path is not absolute"
+        )));
     }
     let root = open("/", FOLDER, Mode::empty()).map_err(step("open / for"))?;
     let mut here = root.try_clone().map_err(|e| io_error("dup".into(), &e))?;
@@ -49,7 +52,10 @@ pub(super) fn open_kept(path: &Path, wanted: OFlag) -> Result<OwnedFd, SetupErro
                 continue;
             }
             Ok(_) => step("open")(Errno::ELOOP),
-            Err(errno) => step("open")(errno),
+            Err(errno) => step("open")(errno).hinting_if(
+                Errno::ENOENT,
+                "give an existing folder by its absolute path",
+            ),
         };
         let Ok(target) = readlinkat(&here, &*name) else {
             return Err(failed); // no link
@@ -64,7 +70,7 @@ pub(super) fn open_kept(path: &Path, wanted: OFlag) -> Result<OwnedFd, SetupErro
                 path.display(),
                 Path::new(&name).display()
             );
-            return Err(error(step, Errno::ELOOP));
+            return Err(check_failed(step).hinting(LINKS_HINT));
         }
         if Path::new(&target).is_absolute() {
             here = root.try_clone().map_err(|e| io_error("dup".into(), &e))?;

@@ -159,7 +159,7 @@ pub(crate) struct Refused {
     #[serde(serialize_with = "fitting_if_any")]
     pub step: Option<String>,
     pub errno: Option<i32>,
-    pub hint: Option<&'static str>,
+    pub hint: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -311,9 +311,11 @@ impl ChildEvent {
             detail: report.detail.unwrap_or_default(),
             layer: refusal.map(|error| error.layer.name()),
             step: refusal.map(|error| error.step.clone()),
-            errno: refusal.map(|error| error.errno as i32),
+            errno: refusal
+                .and_then(|error| error.errno)
+                .map(|errno| errno as i32),
             hint: refusal
-                .map(|error| error.hint())
+                .map(|error| error.hint().to_owned())
                 .filter(|hint| !hint.is_empty()),
         })
     }
