@@ -68,7 +68,8 @@ def old(jobs):
 
 def this(jobs):
     sys.path.append(str(ROOT / "tests"))
-    from conftest import PYSPAWNER, children_of, host_of
+    from driving import PYSPAWNER
+from processes import children_of, host_of
 
     command = [
         PYSPAWNER,

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import PYSPAWNER
+from driving import PYSPAWNER
 
 MODULES = {
     "jobs": "def main(*args): return list(args)\n",

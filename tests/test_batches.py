@@ -6,7 +6,7 @@ import signal
 import subprocess
 
 import pytest
-from conftest import host_of, is_alive, wait_until
+from processes import host_of, is_alive, wait_until
 
 FLAKY = (
     "import os, signal, sys, time\n"

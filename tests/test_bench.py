@@ -6,7 +6,7 @@ import sys
 from xml.etree import ElementTree
 
 import pytest
-from conftest import PYSPAWNER
+from driving import PYSPAWNER
 
 SAMPLES = 8
 PERCENTILES = ("min", "p50", "p90", "p99")

@@ -7,7 +7,8 @@ import threading
 import time
 
 import pytest
-from conftest import JOBS, children_of, host_of, skipping, unslotted
+from driving import JOBS, skipping
+from processes import children_of, host_of, unslotted
 
 
 def test_a_childs_c_library_is_whole(pyspawner):

@@ -10,7 +10,7 @@ import shutil
 import statistics
 
 import pytest
-from conftest import Driver
+from driving import Driver
 
 PRELOAD = ["--preload", "numpy,pandas,pyarrow"]
 JOBS = 20

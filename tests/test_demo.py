@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 
-from conftest import PYSPAWNER, ROOT
+from driving import PYSPAWNER, ROOT
 
 
 def test_the_demo(pyspawner):

@@ -13,7 +13,7 @@ import venv
 from pathlib import Path
 
 import pytest
-from conftest import skipping
+from driving import skipping
 
 pytestmark = pytest.mark.root
 

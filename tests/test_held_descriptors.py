@@ -71,7 +71,7 @@ def test_through_the_client(pyspawner, jobs_config):
 
 @pytest.fixture
 def jobs_config(pyspawner):
-    from conftest import JOBS
+    from driving import JOBS
 
     file = pyspawner.folder / "client.toml"
     file.write_text(f'path = ["{JOBS}"]\n')

@@ -7,7 +7,7 @@ import sys
 import venv
 
 import pytest
-from conftest import ROOT
+from driving import ROOT
 
 VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 

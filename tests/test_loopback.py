@@ -4,7 +4,7 @@ import json
 import subprocess
 
 import pytest
-from conftest import wait_until
+from processes import wait_until
 from pyspawner import Client, SandboxConfig
 
 LOOPBACK = '[profile.default]\nnetwork = "loopback"\n'

@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import children_of, host_of, name_of, skipping, wait_until
+from driving import skipping
+from processes import children_of, host_of, name_of, wait_until
 
 
 def test_result_line_is_complete(pyspawner):

@@ -16,7 +16,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import JOBS, NOWHERE, children_of, host_of, wait_until
+from driving import JOBS, NOWHERE
+from processes import children_of, host_of, wait_until
 
 pytestmark = pytest.mark.root
 

@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import children_of, host_of, wait_until
+from processes import children_of, host_of, wait_until
 
 PRINTS = """
 import ctypes, os, subprocess, sys

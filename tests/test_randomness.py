@@ -9,7 +9,7 @@ import sys
 import numpy
 import pyspawner as pyspawner_client
 import pytest
-from conftest import JOBS, ROOT
+from driving import JOBS, ROOT
 
 CONTAINER = ["unshare", "--pid", "--fork", "--mount-proc"]
 

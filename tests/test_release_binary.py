@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import PYSPAWNER
+from driving import PYSPAWNER
 from elftools.elf.elffile import ELFFile
 
 WRITABLE, EXECUTABLE = 2, 1

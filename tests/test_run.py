@@ -7,7 +7,7 @@ import subprocess
 import time
 
 import pytest
-from conftest import children_of, host_of, wait_until
+from processes import children_of, host_of, wait_until
 
 
 def test_arguments_arrive_as_strings_and_output_goes_through(pyspawner):
@@ -180,7 +180,7 @@ def test_failing_warm_up_shows_the_traceback(pyspawner):
 
 @pytest.mark.parametrize("arguments", [["--no-such-flag"], ["run"], ["run", "--child-main", "x"], []])
 def test_wrong_usage_is_125(pyspawner, arguments):
-    from conftest import PYSPAWNER
+    from driving import PYSPAWNER
 
     assert pyspawner.finish([str(PYSPAWNER), *arguments], "", 10).status == 125
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import PYSPAWNER, ROOT
+from driving import PYSPAWNER, ROOT
 from test_network import Namespaces
 
 DOCS = ROOT / "docs"

@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 
-from conftest import JOBS
+from driving import JOBS
 
 AS_IT_WAS = {
     "anonymous": "host",

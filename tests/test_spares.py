@@ -8,7 +8,7 @@ import time
 from contextlib import contextmanager
 
 import pytest
-from conftest import children_of, host_of, is_alive, parked, unslotted, wait_until
+from processes import children_of, host_of, is_alive, parked, unslotted, wait_until
 
 MOST = 2
 

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import skipping, wait_until
+from driving import skipping
+from processes import wait_until
 from pyspawner import Client, SandboxConfig
 
 HOME = "/tmp/job"

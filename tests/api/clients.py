@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pyspawner
 import pytest
-from conftest import PYSPAWNER, wait_until
+from driving import PYSPAWNER
+from processes import wait_until
 
 JOBS = Path(__file__).parent / "jobs"
 NO_SPARES = JOBS / "no_spares.toml"

@@ -7,7 +7,8 @@ import subprocess
 import pyspawner
 import pytest
 from clients import JOBS, NO_SPARES, open_client, serving
-from conftest import PYSPAWNER, ROOT, host_of, unslotted, wait_until
+from driving import PYSPAWNER, ROOT
+from processes import host_of, unslotted, wait_until
 from pyspawner import SandboxConfig
 
 USER, GROUP = 54321, 54333

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 import pyspawner
 import pytest
 from clients import JOBS
-from conftest import ROOT, children_of, host_of, is_alive, wait_until
+from driving import ROOT
+from processes import children_of, host_of, is_alive, wait_until
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import tracemalloc
 import pyspawner
 import pytest
 from clients import JOBS, NO_SPARES, greeted, open_client, serving
-from conftest import children_of, unslotted, wait_until
+from processes import children_of, unslotted, wait_until
 from pyspawner import SandboxConfig
 from test_hostile_clients import asked, events
 

@@ -12,7 +12,7 @@ import textwrap
 
 import pytest
 from clients import JOBS
-from conftest import ROOT, skipping
+from driving import ROOT, skipping
 
 PROGRAM = """
 import os, sys
@@ -164,7 +164,11 @@ def test_a_link_that_others_may_have_made_is_not_followed(look, root):
     (inner / "link").symlink_to("/etc")
     for folder in [inner / "link", inner / "link" / "ssl", inner / "link" / ".." / "usr"]:
         said, _ = look("", "/", folder)
-        assert said.startswith("refused: ") and "link" in said and "links are followed only in folders that belong to root" in said, said
+        assert (
+            said.startswith("refused: ")
+            and "link" in said
+            and "links are followed only in folders that belong to root" in said
+        ), said
     # In a folder of a job's own, whatever its mode.
     inner.chmod(0o755)
     os.chown(inner, 123456, 123456)

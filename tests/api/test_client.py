@@ -19,7 +19,8 @@ from pathlib import Path
 import pyspawner
 import pytest
 from clients import JOBS, NO_SPARES, client, open_client, said, server  # noqa: F401
-from conftest import PYSPAWNER, ROOT, children_of, host_of, is_alive, unslotted, wait_until
+from driving import PYSPAWNER, ROOT
+from processes import children_of, host_of, is_alive, unslotted, wait_until
 from pyspawner import SandboxConfig
 
 # ---- beyond the old package ---------------------------------------------------------------

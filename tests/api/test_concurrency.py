@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from clients import JOBS, greeted, open_client, serving
-from conftest import wait_until
+from processes import wait_until
 from pyspawner import SandboxConfig
 from test_hostile_clients import asked, events
 

@@ -14,7 +14,8 @@ import time
 import pyspawner
 import pytest
 from clients import JOBS, NO_SPARES, greeted, said, server, serving  # noqa: F401
-from conftest import PYSPAWNER, children_of, host_of, unslotted, wait_until
+from driving import PYSPAWNER
+from processes import children_of, host_of, unslotted, wait_until
 from pyspawner._protocol import sealed
 
 GARBAGE = [

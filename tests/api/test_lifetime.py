@@ -13,7 +13,8 @@ import time
 import pyspawner
 import pytest
 from clients import JOBS
-from conftest import ROOT, is_alive, wait_until
+from driving import ROOT
+from processes import is_alive, wait_until
 from test_client import interpreters, open_client
 
 BEGIN = f"""

@@ -71,7 +71,9 @@ def test_a_child_that_cannot_be(client, args, options, words):
 def test_a_chroot_that_is_not_there(client):
     with pytest.raises(pyspawner.SandboxSetupError) as caught:
         client.spawn_child([], sandbox_config=SandboxConfig(chroot_dir="/not-there"))
-    assert "open /not-there: ENOENT" in str(caught.value) and "hint: give an existing folder by its absolute path" in str(caught.value)
+    assert "open /not-there: ENOENT" in str(
+        caught.value
+    ) and "hint: give an existing folder by its absolute path" in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pyspawner
 import pytest
 from clients import open_client, said
-from conftest import children_of, host_of, parked, wait_until
+from processes import children_of, host_of, parked, wait_until
 
 MOST = 2
 

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from conftest import PYSPAWNER, wait_until
+from driving import PYSPAWNER
+from processes import wait_until
 
 JOBS = Path(__file__).parent / "jobs"
 

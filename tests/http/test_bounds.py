@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from conftest import wait_until
+from processes import wait_until
 from service import serving
 
 CONFIG = '[pool]\nconcurrency = 2\n[serve]\nbody = "1M"\n'

@@ -6,7 +6,7 @@ import threading
 import time
 
 import pytest
-from conftest import wait_until
+from processes import wait_until
 from service import events, serving
 
 CONFIG = "[pool]\nconcurrency = 2\nspares = 1\n"

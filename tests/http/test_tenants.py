@@ -6,7 +6,8 @@ import threading
 import time
 
 import pytest
-from conftest import PYSPAWNER, wait_until
+from driving import PYSPAWNER
+from processes import wait_until
 from service import JOBS, Service, serving
 
 

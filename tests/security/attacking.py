@@ -6,7 +6,8 @@ import subprocess
 import time
 from pathlib import Path
 
-from conftest import children_of, host_of, skipping
+from driving import skipping
+from processes import children_of, host_of
 
 ATTACKS = Path(__file__).parent / "jobs"
 INSIDE = 1000

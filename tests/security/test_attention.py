@@ -18,7 +18,8 @@ from pathlib import Path
 
 import pyspawner
 import pytest
-from conftest import IN_VM, wait_until
+from driving import IN_VM
+from processes import wait_until
 from pyspawner import SandboxConfig
 
 API = Path(__file__).parents[1] / "api"

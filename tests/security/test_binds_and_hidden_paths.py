@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from conftest import NOWHERE, PLACE
+from driving import NOWHERE, PLACE
 
 JOBS = Path(__file__).parent / "jobs"
 

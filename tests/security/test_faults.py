@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
-from conftest import host_of, wait_until
+from processes import host_of, wait_until
 from pyspawner import Client, NetworkConfig, SandboxConfig, SandboxSetupError
 from test_clone_safety import state_of
 

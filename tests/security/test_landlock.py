@@ -5,7 +5,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from conftest import skipping
+from driving import skipping
 
 JOBS = Path(__file__).parent / "jobs"
 SCOPES = "signals and abstract sockets"

@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import children_of, host_of, is_alive, wait_until
+from processes import children_of, host_of, is_alive, wait_until
 
 JOBS = Path(__file__).parent / "jobs"
 

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 from attacking import Running, attack, attacks
-from conftest import IN_VM, JOBS
+from driving import IN_VM, JOBS
 
 LOOPBACK = '[profile.default]\nnetwork = "loopback"\n'
 NETWORK = ["network_namespace"]

@@ -10,7 +10,8 @@ import time
 
 import pytest
 from attacking import ATTACKS, Running, without
-from conftest import IN_VM, children_of, slots_of, unslotted, wait_until
+from driving import IN_VM
+from processes import children_of, slots_of, unslotted, wait_until
 
 # An ordinary user's host cannot come back from another network namespace, so it has none to reuse.
 pytestmark = pytest.mark.skipif(IN_VM and os.getuid() != 0, reason="there are no slots for an ordinary user")

@@ -9,7 +9,8 @@ import time
 
 import pytest
 from attacking import ATTACKS, Running
-from conftest import IN_VM, children_of, wait_until
+from driving import IN_VM
+from processes import children_of, wait_until
 
 LIMITS = '[profile.default.limits]\nwall = "1s"\noutput = "64K"\n'
 

@@ -7,7 +7,8 @@ import subprocess
 
 import pytest
 from attacking import without
-from conftest import JOBS, wait_until
+from driving import JOBS
+from processes import wait_until
 
 JOB = """
 import json

@@ -10,7 +10,8 @@ import time
 
 import pytest
 from attacking import ALL_BUT_PID, ATTACKS, Running, attack, wait_for
-from conftest import children_of, is_alive, skipping
+from driving import skipping
+from processes import children_of, is_alive
 
 # Every layer that keeps a job from a process that it can name.
 ALL = [*ALL_BUT_PID, "pid_namespace"]

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 from attacking import ATTACKS, Running
-from conftest import skipping
+from driving import skipping
 
 NOTHING = [[], ["job"], [], []]
 

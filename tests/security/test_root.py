@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 from attacking import ALL_BUT_PID, ATTACKS, Running, attack, attacks, verdict
-from conftest import JOBS, skipping
+from driving import JOBS, skipping
 
 MAY_MOUNT = ["seccomp", "drop_capabilities"]
 

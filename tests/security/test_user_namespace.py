@@ -5,7 +5,7 @@ import time
 
 import pytest
 from attacking import ALL_BUT_PID, INSIDE, Running, attack, attacks
-from conftest import children_of
+from processes import children_of
 
 
 def host_uids(pyspawner, *off):

@@ -3,7 +3,7 @@
 import sys
 
 from attacking import INSIDE
-from conftest import skipping
+from driving import skipping
 
 
 def test_what_a_child_sees(pyspawner):

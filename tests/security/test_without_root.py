@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import PLACE, PYSPAWNER, ROOT, children_of, host_of, wait_until
+from driving import PLACE, PYSPAWNER, ROOT
+from processes import children_of, host_of, wait_until
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "api"))
 from clients import NO_SPARES, serving

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import children_of, host_of, wait_until
+from processes import children_of, host_of, wait_until
 
 JOBS = Path(__file__).parent.parent / "security/jobs"
 GROUPS = Path("/sys/fs/cgroup")
