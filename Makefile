@@ -65,6 +65,7 @@ lint: setup
 	$(VENV)/bin/ruff format --check --quiet .
 	$(VENV)/bin/ruff check --quiet .
 	$(VENV)/bin/python -m mypy
+	$(VENV)/bin/python -m mypy --config-file mypy-tests.ini
 
 # Advisories, licences and origins of what is linked, and of what the tests install. Needs the network.
 CARGO_DENY = target/tools/bin/cargo-deny

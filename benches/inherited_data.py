@@ -69,7 +69,7 @@ def old(jobs):
 def this(jobs):
     sys.path.append(str(ROOT / "tests"))
     from driving import PYSPAWNER
-from processes import children_of, host_of
+    from processes import children_of, host_of
 
     command = [
         PYSPAWNER,

@@ -13,7 +13,7 @@ def job(pyspawner, open_folder):
         (open_folder / "module.py").write_text(textwrap.dedent(source))
         done = pyspawner.map("module.main", [[]] * jobs, "-j", "1", path=open_folder, **options)
         assert [line["outcome"] for line in done.lines] == ["ok"] * jobs, done
-        run.said = done.said
+        run.said = done.said  # type: ignore[attr-defined]
         return done.lines
 
     return run

@@ -18,7 +18,7 @@ def weaknesses(path):
         elf = ELFFile(file)
         segments = list(elf.iter_segments())
         kinds = {segment["p_type"]: segment for segment in segments}
-        dynamic = {tag.entry.d_tag: tag for tag in kinds["PT_DYNAMIC"].iter_tags()}
+        dynamic = {tag.entry.d_tag: tag for tag in kinds["PT_DYNAMIC"].iter_tags()}  # type: ignore[attr-defined]
         value = {name: tag.entry.d_val for name, tag in dynamic.items()}
         found = {
             "position-independent": elf["e_type"] == "ET_DYN" and value.get("DT_FLAGS_1", 0) & PIE,

@@ -5,6 +5,7 @@ import math
 import os
 import sys
 import warnings
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, NamedTuple, Optional, Union
 
@@ -64,7 +65,7 @@ _LIMITS = {
 }
 
 
-def _path(name: str, value: Path) -> str:
+def _path(name: str, value: object) -> str:
     """A path as it is on disk, which must be UTF-8."""
     if not isinstance(value, (str, os.PathLike)):
         raise TypeError(f"{name}: expected a path, got {value!r}")
@@ -123,11 +124,11 @@ class SandboxConfig(NamedTuple):
     ValueError as well.
     """
 
-    chroot_dir: Optional[Path] = None
+    chroot_dir: Optional[Union[str, "os.PathLike[str]"]] = None
     """A folder that the child sees as ``/``: exactly that, with no ``/proc`` or ``/sys`` added."""
     network: Optional[NetworkConfig] = None
     """Interfaces for the child; without, it has the network that the profile says: by default none."""
-    skip_sandbox_except: frozenset[str] = frozenset()
+    skip_sandbox_except: AbstractSet[str] = frozenset()
     """For tests: of ``drop_capabilities``, ``setuid``, ``no_new_privs`` and ``seccomp``, only these are
     applied. Empty: all are. Another name is none of them, and makes ``spawn_child`` warn."""
     timeout: Optional[Union[float, str]] = None
@@ -165,7 +166,7 @@ class SandboxConfig(NamedTuple):
         return request
 
 
-def _layers(names: frozenset[str]) -> list[str]:
+def _layers(names: AbstractSet[str]) -> list[str]:
     if isinstance(names, str):
         raise TypeError(f"skip_sandbox_except: expected a set of names, got {names!r}")
     wanted = {check_text("skip_sandbox_except", name) for name in names}

@@ -135,7 +135,7 @@ def test_many_threads_call_at_once():
     results = {}
 
     def call(n):
-        results[n] = calls.call("text", 20_000 + n)
+        results[n] = calls.call("text", 20_000 + n)  # type: ignore[attr-defined]
 
     threads = [threading.Thread(target=call, args=(n,)) for n in range(40)]
     with open_client(child_main="calls.main", config=NO_SPARES) as calls:

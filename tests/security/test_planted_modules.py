@@ -121,7 +121,8 @@ def test_a_user_site_where_jobs_can_write(pyspawner, shared, marked):
     """``site`` executes what lies there before anybody could look at ``sys.path``."""
     in_user_site(shared, marked[1])
     code = honest(shared.parent / "code")
-    outside = ["--python", sys._base_executable]  # a virtual environment has no user site
+    # A virtual environment has no user site.
+    outside = ["--python", sys._base_executable]  # type: ignore[attr-defined]
     environment = f'environment = {{ HOME = "{shared}" }}\n'
     ran, done = host_runs(pyspawner, marked, environment + bind(shared), code, *outside)
     assert not ran

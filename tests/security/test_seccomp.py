@@ -39,7 +39,7 @@ REFUSED = [
 
 
 def test_calls_that_no_honest_program_makes_end_the_job(pyspawner):
-    deadly = DEADLY + (INTEL_ALONE if INTEL else [])
+    deadly: list = DEADLY + (INTEL_ALONE if INTEL else [])
     assert attacks(pyspawner, "seccomp.calls", deadly) == {name: f"blocked {name}" for name, *_ in deadly}
     control = attacks(pyspawner, "seccomp.calls", deadly, off=["seccomp"])
     assert not any(result.startswith("blocked") for result in control.values())
