@@ -47,6 +47,7 @@ need /usr/sbin/nft nftables
 need strace strace
 need bindfs bindfs
 need jq jq
+need curl curl
 need /usr/bin/python3 python3 # the tests run it as other users
 python=${PYTHON:-python3}
 if [ -n "$(why_not "$python")" ]; then

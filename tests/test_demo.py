@@ -16,3 +16,8 @@ def test_the_demo(pyspawner):
     assert "336,776 flights in all. Every figure\nequals what pandas computes directly." in done.stdout
     results = [json.loads(line) for line in (ROOT / "demo-results.ndjson").read_text().splitlines()]
     assert len(results) == 365 and {result["outcome"] for result in results} == {"ok"}
+    # The same over HTTP, and a picture that came back as a file.
+    assert "has computed the same, from lines that curl sent and read." in done.stdout
+    assert "month 12:  16.6 minutes\n" in done.stdout
+    picture = (ROOT / "demo-delays.svg").read_text()
+    assert picture.startswith("<svg ") and picture.count("<rect ") == 12

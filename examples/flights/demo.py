@@ -1,9 +1,11 @@
-"""The demo: 336,776 flights, one sandboxed job a day, checked against plain pandas."""
+"""The demo: 336,776 flights, one sandboxed job a day, checked against plain pandas. Then the same over HTTP."""
 
+import contextlib
 import importlib.util
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import time
@@ -15,6 +17,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 DATA = HERE / "data"
 RESULTS = ROOT / "demo-results.ndjson"
+PICTURE = ROOT / "demo-delays.svg"
 PYSPAWNER = os.environ.get("PYSPAWNER", ROOT / "target/release/pyspawner")
 FRESH_PROCESSES = 5
 
@@ -23,7 +26,7 @@ def main():
     flights = prepare_data()
     days = flights[["month", "day"]].drop_duplicates().values.tolist()
     seconds = run_jobs(days)
-    check(flights)
+    check(flights, RESULTS.read_text())
     seconds_fresh = measure_fresh_processes(days[:FRESH_PROCESSES])
     per_second = len(days) / seconds
     estimate = seconds_fresh * len(days)
@@ -37,6 +40,10 @@ def main():
         f"\n{estimate:.0f} s ({seconds_fresh * 1000:.0f} ms each: extrapolated from {FRESH_PROCESSES}"
         f" measured, and without a sandbox)."
     )
+    with service() as address:
+        check(flights, map_over_http(address, days))
+        print(f"\nThe service at {address} has computed the same, from lines that curl sent and read.")
+        show_live_output(address)
 
 
 def prepare_data():
@@ -65,11 +72,58 @@ def run_jobs(days):
     return time.monotonic() - start
 
 
-def check(flights):
+@contextlib.contextmanager
+def service():
+    """A service over HTTP, and where it listens."""
+    command = [PYSPAWNER, "serve", "-v", "--http", "127.0.0.1:0", "--python", sys.executable, "--path", HERE]
+    command += ["--preload", "pandas,pyarrow.parquet", "--warm-up", "jobs.warm_up", "--child-main", "jobs.call"]
+    print("\n" + " ".join(map(str, command)), flush=True)
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        address = None
+        for line in process.stderr:
+            found = re.search(r"listening at (http://[^\s]+)", line)
+            address = found.group(1) if found else address
+            if "jobs are taken" in line:
+                break
+        else:
+            raise SystemExit("the service did not start")
+        with subprocess.Popen(["cat"], stdin=process.stderr, stdout=subprocess.DEVNULL):
+            yield address
+            process.terminate()
+
+
+def map_over_http(address, days):
+    """The records of a job a day, as NDJSON."""
+    jobs = "".join(json.dumps(["day", month, day]) + "\n" for month, day in days)
+    command = ["curl", "-sS", "-X", "POST", "-T", "-", "-H", "content-type: application/x-ndjson", f"{address}/v1/map"]
+    return subprocess.run(command, input=jobs, text=True, check=True, capture_output=True).stdout
+
+
+def show_live_output(address):
+    """Follow a job that says how far it is, and keep the picture that it draws."""
+    job = {"args": ["picture"], "collect": ["*.svg"]}
+    command = ["curl", "-sSN", f"{address}/v1/jobs", "-H", "content-type: application/json"]
+    command += ["-H", "accept: text/event-stream", "-d", json.dumps(job)]
+    print(f"\n{' '.join(command)}", flush=True)
+    name = None
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as curl:
+        for line in curl.stdout:
+            field, _, value = line.rstrip("\n").partition(": ")
+            name = value if field == "event" else name
+            if field == "data" and name == "stdout":
+                print(json.loads(value)["text"], end="", flush=True)
+            elif field == "data" and name == "result":
+                record = json.loads(value)
+    assert record["outcome"] == "ok", record
+    PICTURE.write_text(record["files"]["delays.svg"]["text"])
+    print(f"It came while the job ran. The picture that the job drew is in {PICTURE.name}.")
+
+
+def check(flights, results):
     """Compare every result with what pandas says of the whole table."""
     grouped = flights.groupby(["month", "day"])["dep_delay"]
     expected = {key: (len(rows), rows.mean()) for key, rows in grouped}
-    lines = [json.loads(line) for line in RESULTS.read_text().splitlines()]
+    lines = [json.loads(line) for line in results.splitlines()]
     assert all(line["outcome"] == "ok" for line in lines), "a job was not ok"
     results = {(r["month"], r["day"]): r for r in (line["result"] for line in lines)}
     assert len(lines) == len(results) == len(expected) == 365, (len(lines), len(results))
