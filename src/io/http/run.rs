@@ -31,7 +31,32 @@ pub(super) struct Runner {
 pub(super) async fn run_all(runner: Rc<Runner>, mut submitted: mpsc::UnboundedReceiver<Submitted>) {
     while let Some(job) = submitted.recv().await {
         let runner = runner.clone();
-        tokio::task::spawn_local(async move { runner.run(job).await });
+        tokio::task::spawn_local(async move {
+            let _answered = Answered {
+                service: runner.service.clone(),
+                entry: job.entry.clone(),
+                line: job.line,
+            };
+            runner.run(job).await;
+        });
+    }
+}
+
+/// Has a job whose task panics end all the same, so that nobody waits for it for ever.
+struct Answered {
+    service: Arc<Service>,
+    entry: Arc<Entry>,
+    line: Option<u64>,
+}
+
+impl Drop for Answered {
+    fn drop(&mut self) {
+        if self.entry.live().record.is_none() {
+            let detail = "internal error of pyspawner, see its log; the job may have run";
+            let report = JobReport::not_run(Outcome::SetupFailed, detail);
+            let record = report.to_queued_line(self.line, &self.entry.id, Duration::ZERO);
+            self.service.jobs.end(&self.entry, record, false);
+        }
     }
 }
 

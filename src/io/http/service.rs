@@ -204,7 +204,10 @@ impl Service {
         }
         let entered = self.queue.enter(self.first_tenant + asking.tenant);
         let turn = entered.map_err(|full| {
-            self.metrics.count_refusal(Refused::QueueFull);
+            // A line of a stream is not refused: it waits.
+            if asking.line.is_none() {
+                self.metrics.count_refusal(Refused::QueueFull);
+            }
             Problem::queue_full(full.waiting, full.retry_after)
         })?;
         let id = job.id.clone();
