@@ -158,6 +158,14 @@ impl SetupError {
         }
     }
 
+    /// Gives what a check has found an errno all the same: clients tell a few refusals apart by it (`docs/sandbox.md`).
+    pub(crate) fn known_as(self, errno: Errno) -> Self {
+        Self {
+            errno: Some(errno),
+            ..self
+        }
+    }
+
     /// Says what is likely wrong with this step.
     pub(crate) fn hinting(self, hint: &'static str) -> Self {
         Self {

@@ -618,7 +618,8 @@ with host() as first, host() as second:
     there = interfaces()
     for other in [first, second]:
         refused = refusal(other, 0)
-        assert "veth-pyspawn is another child's; hint: children that live at the same time" in refused, refused
+        assert "veth-pyspawn is another child's: EBUSY: " in refused, refused
+        assert "; hint: children that live at the same time" in refused, refused
     assert interfaces() == there
     inside = subprocess.run(["nsenter", "-t", str(child.pid), "-n", "ip", "-o", "link"], capture_output=True, text=True)
     assert "veth-pyspawn-c" in inside.stdout
@@ -637,7 +638,8 @@ ip("link", "add", "docker0-veth", "type", "veth", "peer", "name", "other")
 there = interfaces()
 with host() as client:
     refused = refusal(client, 0, kernel_veth_name="docker0-veth")
-    assert "docker0-veth is not pyspawner's; hint: choose another kernel_veth_name" in refused, refused
+    assert "docker0-veth is not pyspawner's: EEXIST: " in refused, refused
+    assert "; hint: choose another kernel_veth_name" in refused, refused
     refused = refusal(client, 0, kernel_veth_name="pysp-ad50-2")
     assert "pysp-ad50-2" in refused and "egress" in refused, refused
     assert start(client, 0, kernel_veth_name="pyspawn0").wait()[1] == 0

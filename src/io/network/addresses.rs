@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use ipnet::{Ipv4Net, Ipv6Net};
 
+use nix::errno::Errno;
+
 use super::veth::VethConfig;
 use super::{check_failed, io_error};
 use crate::layer::SetupError;
@@ -122,7 +124,9 @@ impl NameClaim {
             }),
             None => {
                 let step = format!("interface {interface} is another child's");
-                Err(check_failed(step).hinting(NAMES_OF_THEIR_OWN))
+                Err(check_failed(step)
+                    .known_as(Errno::EBUSY)
+                    .hinting(NAMES_OF_THEIR_OWN))
             }
         }
     }

@@ -153,7 +153,7 @@ impl Networks {
             .map_err(|wrong| check_failed(wrong.to_string()))?;
         if addresses::is_of_a_block(name) {
             let step = format!("interface {name}: such names are those of network = \"egress\"");
-            return Err(check_failed(step));
+            return Err(check_failed(step).known_as(Errno::EINVAL));
         }
         let claim = NameClaim::take(name).await?;
         veth::connect(self.links()?, pid, config).await?;

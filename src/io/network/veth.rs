@@ -13,6 +13,8 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
+use nix::errno::Errno;
+
 use super::links::{LOOPBACK, Links};
 use super::{check_failed, io_error};
 use crate::layer::SetupError;
@@ -229,7 +231,7 @@ async fn remove_stale(links: &Links, name: &str) -> Result<(), SetupError> {
             links.delete(link.index).await
         }
         Some(_) => Err(
-            check_failed(format!("interface {name} is not pyspawner's")).hinting(
+            check_failed(format!("interface {name} is not pyspawner's")).known_as(Errno::EEXIST).hinting(
                 "choose another kernel_veth_name, or delete that interface (ip link delete) if nothing needs it",
             ),
         ),

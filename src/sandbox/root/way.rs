@@ -70,7 +70,9 @@ pub(super) fn open_kept(path: &Path, wanted: OFlag) -> Result<OwnedFd, SetupErro
                 path.display(),
                 Path::new(&name).display()
             );
-            return Err(check_failed(step).hinting(LINKS_HINT));
+            return Err(check_failed(step)
+                .known_as(Errno::ELOOP)
+                .hinting(LINKS_HINT));
         }
         if Path::new(&target).is_absolute() {
             here = root.try_clone().map_err(|e| io_error("dup".into(), &e))?;
