@@ -230,4 +230,5 @@ def _is_in_a_namespace_below(connection: socket.socket) -> bool:
             numbers = [line.split()[1:] for line in info if line.startswith("NSpid:")]
     finally:
         os.close(pidfd)
-    return not numbers or len(numbers[0]) != 1
+    # 0: it has no number in this process's own namespace, so it is beside or above that, as a job is for a client in a container.
+    return not numbers or len(numbers[0]) != 1 or numbers[0] == ["0"]

@@ -19,7 +19,7 @@ use pyo3::prelude::*;
 use self::assigned::Assigned;
 use self::enter::Control;
 use crate::interpreter::call::Entry;
-use crate::interpreter::{self, surroundings, threads};
+use crate::interpreter::{self, import_guard, surroundings, threads};
 use crate::layer::{Layer, SetupError, at};
 use crate::sandbox::Sandbox;
 use crate::sys::files;
@@ -60,6 +60,7 @@ impl<'a> Child<'a> {
 
     /// Its whole life. Returns its exit status.
     pub(crate) fn live(&self, py: Python<'_>, request: &CloneRequest) -> i32 {
+        import_guard::lift();
         let sandbox = &self.inheritance.sandbox;
         if let Err(error) = enter::enter(sandbox, &request.own, request.cgroup().is_some()) {
             return self.refuse(&ChildReport::SetupFailed(error));

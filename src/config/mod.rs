@@ -13,12 +13,14 @@ use toml::de::DeTable;
 
 use crate::logging;
 
+mod child_ids;
 pub(crate) mod destinations;
 mod egress;
 mod profile;
 mod tenants;
 mod units;
 
+pub(crate) use child_ids::ids_for_children;
 pub(crate) use egress::{Destination, Egress};
 pub(crate) use profile::{Cgroups, Limits, Network, Proc, Profile, Root, is_kept_from_others};
 pub(crate) use tenants::Tenants;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{bail, ensure};
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::child_ids::children_have_their_own;
 use super::egress::Egress;
 use super::units::{as_text, optional_duration, optional_size, size};
 use crate::layer::{Layer, Layers};
@@ -566,6 +567,10 @@ pub(crate) fn is_kept_from_others(owner: u32, mode: u32, root: u32) -> bool {
 
 /// Whether nobody but root and the host's user can have put a file in its place below `top`, or changed it.
 fn is_kept_from_jobs(top: &Path, path: &Path) -> std::io::Result<bool> {
+    // Where jobs are this user outside, and keep this user's groups, what is this user's is theirs.
+    if !children_have_their_own()? {
+        return Ok(false);
+    }
     let root = std::fs::metadata("/")?.uid();
     let (top, path) = (top.canonicalize()?, path.canonicalize()?);
     for part in path.ancestors().take_while(|part| part.starts_with(&top)) {

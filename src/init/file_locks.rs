@@ -12,6 +12,7 @@
 
 use std::collections::HashSet;
 use std::fs::File;
+use std::hash::{BuildHasher, Hash, RandomState};
 use std::io::{BufRead, BufReader, Read};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -28,6 +29,9 @@ const MOST: usize = 4096;
 const STEP: u64 = 2 << 20;
 /// How much is read of what a process says of one descriptor, in bytes: some 16,000 locks.
 const MOST_READ: u64 = 1 << 20;
+/// How long one look at all jobs may take: the init has signals to pass on. A job can make what it says of itself long, since each
+/// descriptor of a file tells all locks of that file.
+const LONGEST_LOOK: Duration = Duration::from_millis(250);
 /// How long jobs are not asked again if none held too many: memory grows for other reasons, too.
 const REST: Duration = Duration::from_secs(5);
 
@@ -71,8 +75,9 @@ impl FileLocks {
             return Ok(());
         }
         self.before = now;
-        let jobs = self.jobs().into_iter();
-        let held = jobs.map(|job| (job, held_by_job(job)));
+        let look = Look::start();
+        let jobs = look.shuffled(self.jobs()).into_iter();
+        let held = jobs.map(|job| (job, held_by_job(job, &look)));
         let ended = held.filter(|(job, locks)| *locks > MOST && self.end(*job, *locks));
         match ended.count() {
             0 => self.rests = Some(Instant::now() + REST),
@@ -117,11 +122,39 @@ fn kernel_memory() -> anyhow::Result<u64> {
     memory::field(&text, "SUnreclaim").context("/proc/meminfo has no SUnreclaim")
 }
 
+/// A look at all jobs, within its time. What there is no time for another look may come to: it begins somewhere else.
+struct Look {
+    end: Instant,
+    order: RandomState,
+}
+
+impl Look {
+    fn start() -> Self {
+        Self {
+            end: Instant::now() + LONGEST_LOOK,
+            order: RandomState::new(),
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        Instant::now() > self.end
+    }
+
+    /// In an order that nobody can foresee.
+    fn shuffled<T: Hash>(&self, mut all: Vec<T>) -> Vec<T> {
+        all.sort_by_cached_key(|one| self.order.hash_one(one));
+        all
+    }
+}
+
 /// How many locks a job's processes hold, counted until they are too many.
-fn held_by_job(job: libc::pid_t) -> usize {
+fn held_by_job(job: libc::pid_t, look: &Look) -> usize {
     let mut all = 0;
-    for process in process_tree::below(job) {
-        all += held_by_process(process);
+    for process in look.shuffled(process_tree::below(job).collect()) {
+        if look.is_over() {
+            break;
+        }
+        all += held_by_process(process, look);
         if all > MOST {
             break;
         }
@@ -131,10 +164,13 @@ fn held_by_job(job: libc::pid_t) -> usize {
 
 /// How many locks a process holds (`proc_pid_fdinfo(5)`): the ranges that it has locked, each of which every descriptor of that
 /// file tells, and the open files that it has locked.
-fn held_by_process(process: libc::pid_t) -> usize {
+fn held_by_process(process: libc::pid_t, look: &Look) -> usize {
     let mut ranges = HashSet::new();
     let mut open_files = 0;
-    for descriptor in descriptors(process) {
+    for descriptor in look.shuffled(descriptors(process)) {
+        if look.is_over() {
+            break;
+        }
         // One that was closed meanwhile holds none.
         let Ok(info) = File::open(descriptor) else {
             continue;
@@ -203,7 +239,7 @@ mod tests {
     #[test]
     fn a_process_is_asked_what_it_holds() {
         let own = std::process::id() as libc::pid_t;
-        let before = held_by_process(own);
+        let before = held_by_process(own, &Look::start());
         let file = tempfile::tempfile().expect("a file");
         let copy = file.try_clone().expect("a copy");
         let mut range = libc::flock {
@@ -219,10 +255,10 @@ mod tests {
             let done = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLK, &raw const range) };
             assert_eq!(done, 0);
         }
-        assert_eq!(held_by_process(own), before + 3);
+        assert_eq!(held_by_process(own, &Look::start()), before + 3);
         drop(copy); // and with it the locks of this process
         let file = tempfile::tempfile().expect("a file");
         file.lock().expect("nobody else has it");
-        assert_eq!(held_by_process(own), before + 1);
+        assert_eq!(held_by_process(own, &Look::start()), before + 1);
     }
 }

@@ -5,7 +5,9 @@
 //! The host may be root, and whatever it imports runs outside of every sandbox. Where jobs can write, one can leave a module, a
 //! `.pth` file, bytecode, an extension module; and which folders are searched depends on the environment, on `site`, on what modules
 //! do with `sys.path`. So each file is looked at as it is opened to be executed, by the hook that CPython has for that
-//! (`PyFile_SetOpenCodeHook`, PEP 578), from the first line of `site` to the end of the warm-up. In children it lets all pass.
+//! (`PyFile_SetOpenCodeHook`, PEP 578), from the first line of `site` to the host's end: hooks of the operator's run between clones.
+//! Loaders that open files otherwise, as that of sourceless bytecode does, are looked at where they read. A child lifts it, whose
+//! code is a job's.
 
 use std::ffi::{c_int, c_void};
 use std::path::{Path, PathBuf};
@@ -58,12 +60,12 @@ pub(super) fn guard_interpreter(py: Python<'_>) -> PyResult<()> {
     Ok(())
 }
 
-/// From here on all code is a child's.
-pub(super) fn end(py: Python<'_>) -> PyResult<()> {
-    if GUARDS.swap(false, Ordering::Relaxed) {
-        imports_module(py)?.call_method0("end_guard")?;
+/// From here on all code of this process is a job's. In a child alone.
+pub(crate) fn lift() {
+    // Not to write to a page of the host's for nothing.
+    if PROFILE.get().is_some() {
+        GUARDS.store(false, Ordering::Relaxed);
     }
-    Ok(())
 }
 
 /// What CPython calls to open a file with code (`io.open_code`).

@@ -90,27 +90,31 @@ def _callables(target):
 
 # ---- code that a job may have left (import_guard.rs) -------------------------------------------
 
-_kept = {}
-
-
 def guard(check):
-    """Has ``check(path)`` raise before an extension module is loaded; bytecode is neither read nor written where jobs can write."""
-    from _frozen_importlib_external import ExtensionFileLoader as loader
+    """Has ``check(path)`` raise before a module is loaded, or read, from there.
 
-    create_module = loader.create_module
+    What ``io.open_code`` opens is looked at by a hook. It does not see extension modules, nor bytecode without its source, which
+    a loader opens as any file, nor what loaders of other projects read.
+    """
+    import _frozen_importlib as bootstrap
+    import _frozen_importlib_external as external
 
-    def checked(self, spec):
-        check(spec.origin)
-        return create_module(self, spec)
+    module_from_spec, get_data = bootstrap.module_from_spec, external.FileLoader.get_data
 
-    loader.create_module = checked
-    _kept["end"] = lambda: setattr(loader, "create_module", create_module)
+    def checked_module(spec):
+        if spec.has_location and spec.origin is not None:
+            check(spec.origin)
+        return module_from_spec(spec)
+
+    def checked_data(self, path):
+        check(path)
+        return get_data(self, path)
+
+    bootstrap.module_from_spec = checked_module
+    external.FileLoader.get_data = checked_data
+    # Bytecode is neither read nor written where jobs can write.
     if sys.pycache_prefix is not None:
         try:
             check(sys.pycache_prefix)
         except PermissionError:
             sys.pycache_prefix = None
-
-
-def end_guard():
-    _kept.pop("end")()

@@ -6,7 +6,7 @@ pub(crate) mod call;
 pub(crate) mod crash_stacks;
 pub(crate) mod held;
 pub(crate) mod host_module;
-mod import_guard;
+pub(crate) mod import_guard;
 pub(crate) mod internals;
 pub(crate) mod random_states;
 pub(crate) mod settle;

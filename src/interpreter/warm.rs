@@ -85,7 +85,6 @@ pub(crate) fn warm(settings: &HostSettings, tell: &dyn Fn(&str)) -> anyhow::Resu
         };
         tell("preparing the first clone");
         crash_stacks.end(py).context("faulthandler")?;
-        import_guard::end(py).context("after the warm-up")?;
         // Before the type cache is filled, since it would take up some of that.
         let import_roots = import_roots(py, settings).context("after the warm-up")?;
         let random_states = RandomStates::find(py).context("after the warm-up")?;

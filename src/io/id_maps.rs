@@ -7,6 +7,7 @@ use std::path::Path;
 
 use anyhow::Context;
 
+use crate::config;
 use crate::layer::{Layer, Layers, SetupError};
 use crate::sandbox::identity;
 
@@ -56,13 +57,6 @@ pub(crate) struct HostIds {
     next: usize,
 }
 
-/// Where the ids start unless the host's own namespace maps fewer: a range that neither
-/// distributions nor systemd assign (systemd's `UIDS-GIDS`, 1879048192…).
-const DEFAULT_BASE: u32 = 0x7000_0000;
-const MOST_CHILDREN: u32 = 1 << 16;
-/// How many are taken of a container's 65,536 ids: from the top, where accounts are least likely.
-const MOST_OF_FEW: u32 = 1 << 14;
-
 impl HostIds {
     /// Chooses a range that this process may map, from `/proc/self/uid_map`.
     ///
@@ -74,7 +68,7 @@ impl HostIds {
     pub(crate) fn choose() -> anyhow::Result<Self> {
         let path = Path::new("/proc/self/uid_map");
         let map = std::fs::read_to_string(path)?;
-        let Some((base, count)) = choose_range(&map) else {
+        let Some((base, count)) = config::ids_for_children(&map) else {
             let own = nix::unistd::geteuid().as_raw();
             log::warn!(
                 "children have no user of their own: outside they are the user who started \
@@ -138,29 +132,6 @@ impl HostIds {
     }
 }
 
-/// The start and length of the children's ids, from the text of a `uid_map`.
-fn choose_range(map: &str) -> Option<(u32, u32)> {
-    const ORDINARY_IDS: u32 = 10_000; // accounts of the container itself
-    const NOBODY: u32 = 65_534; // owns nothing, yet what is unmapped appears as owned by it
-    for line in map.lines() {
-        let numbers: Vec<u64> = line.split_whitespace().flat_map(str::parse).collect();
-        let [inside, _, length] = numbers[..] else {
-            return None;
-        };
-        let end = inside + length;
-        if inside <= DEFAULT_BASE.into() && end >= u64::from(DEFAULT_BASE + MOST_CHILDREN) {
-            return Some((DEFAULT_BASE, MOST_CHILDREN));
-        }
-        let start = inside.max(ORDINARY_IDS.into()) as u32;
-        let end = end.min(NOBODY.into()) as u32;
-        if end >= start + 1_000 {
-            let count = (end - start).min(MOST_OF_FEW);
-            return Some((end - count, count));
-        }
-    }
-    None
-}
-
 /// The uids and gids that have a name on this machine, or in this container: a file that is given to such an account would be a
 /// job's. Those of its files alone; a directory service is not asked for all that it knows.
 fn named_ids() -> anyhow::Result<Vec<u32>> {
@@ -185,24 +156,6 @@ fn third_fields(text: &str) -> impl Iterator<Item = u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_whole_id_space_gives_the_default_range() {
-        let map = "         0          0 4294967295\n";
-        assert_eq!(choose_range(map), Some((DEFAULT_BASE, MOST_CHILDREN)));
-    }
-
-    #[test]
-    fn a_container_with_65536_ids_gives_the_top_ones() {
-        let top = (65_534 - MOST_OF_FEW, MOST_OF_FEW);
-        assert_eq!(choose_range("0 100000 65536\n"), Some(top));
-        assert_eq!(choose_range("0 100000 12000\n"), Some((10_000, 2_000)));
-    }
-
-    #[test]
-    fn a_single_id_is_too_few() {
-        assert_eq!(choose_range("1000 1000 1\n"), None);
-    }
 
     #[test]
     fn ids_are_read_from_what_names_them() {

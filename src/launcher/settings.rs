@@ -4,7 +4,6 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::path::Path;
 
 use anyhow::Context;
 
@@ -136,10 +135,12 @@ fn take_those_of_jobs(
     if !profile.has_folders_of_jobs() {
         return BTreeMap::new();
     }
+    // Relative to where the host starts, as the loader takes it; and it splits at blanks, too.
+    let here = std::env::current_dir().unwrap_or_default();
     let is_of_jobs = |value: &str| {
-        let places = value.split([':', ',', ';', '=']).map(Path::new);
-        let mut places = places.filter(|place| place.is_absolute());
-        places.any(|place| profile.folder_of_jobs(place).is_some())
+        let places = value.split(|c: char| ":,;=".contains(c) || c.is_whitespace());
+        let mut places = places.filter(|place| place.contains('/'));
+        places.any(|place| profile.folder_of_jobs(&here.join(place)).is_some())
     };
     let of_jobs: BTreeMap<_, _> = environment
         .extract_if(.., |_, value| is_of_jobs(value))

@@ -13,8 +13,8 @@ use crate::config::{Profile, Root};
 use crate::layer::{LANDLOCK_HINT, Layer, Layers, SetupError};
 use landlock::{
     ABI, Access, AccessFs, BitFlags, CompatLevel, Compatible, LandlockStatus, PathBeneath, PathFd,
-    PathFdError, RestrictionStatus, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError,
-    RulesetStatus, Scope,
+    PathFdError, RestrictSelfAttr, RestrictionStatus, Ruleset, RulesetAttr, RulesetCreatedAttr,
+    RulesetError, RulesetStatus, Scope,
 };
 
 /// The newest interface that this code knows; an older kernel enforces what it has.
@@ -86,7 +86,10 @@ impl Rules {
             .handle_access(AccessFs::from_all(KNOWN))?
             .scope(Scope::from_all(KNOWN))?
             .create()?
-            .no_new_privs(false);
+            .no_new_privs(false)
+            // Each denial would be a record of the machine's audit log, which a job could flood until others' records are lost.
+            .log_same_exec(false)?
+            .log_subdomains(false)?;
         for (path, access) in &self.0 {
             let place = match PathFd::new(path) {
                 Ok(place) => place,
