@@ -55,6 +55,16 @@ def test_ordinary_options_of_sockets_work(pyspawner):
     assert list(ordinary.values()).count("ok") >= len(ordinary) - 2, ordinary
 
 
+def test_no_job_holds_or_takes_what_the_whole_machine_waits_for(pyspawner):
+    """A thread that is less urgent than its job's others sleeps with a lock of the kernel's for as long as these like."""
+    assert set(attack(pyspawner, "quotas.hold_locks").values()) <= {"EPERM", "ENOSYS"}
+    control = attack(pyspawner, "quotas.hold_locks", off=["seccomp"])
+    assert not {"EPERM", "ENOSYS"} & {control[name] for name in ("0 encap", "0 gro", "idle", "batch", "io")}, control
+    # It is advice, which is not taken.
+    assert attack(pyspawner, "quotas.be_nice") == 0
+    assert attack(pyspawner, "quotas.be_nice", off=["seccomp"]) == 19
+
+
 def test_nothing_is_kept_in_sockets_and_files_that_counts_nowhere(pyspawner):
     assert set(attack(pyspawner, "quotas.keep_in_sockets").values()) == {"EPERM"}
     control = attack(pyspawner, "quotas.keep_in_sockets", off=["seccomp"])

@@ -158,6 +158,43 @@ def test_a_package_of_which_jobs_can_write_a_part(pyspawner, open_folder, marked
     assert ran, "the control"
 
 
+@pytest.mark.parametrize("name", ["data/settings.pyc", "data/__init__.pyc"])
+def test_bytecode_without_a_source_where_jobs_can_write(pyspawner, open_folder, marked, name):
+    """Its loader opens it as any file. As a package it comes before a module of the same name that is trusted."""
+    imports = "try:\n    import data.settings\nexcept ImportError:\n    pass\n"
+    code = honest(open_folder / "app", imports)
+    (code / "data").mkdir()
+    source = open_folder / "planted.py"
+    source.write_text(marked[1])
+    py_compile.compile(str(source), str(code / name))
+    ran, done = host_runs(pyspawner, marked, bind(code / "data"), code)
+    assert not ran and done.status == 125 and "jobs' data" in done.stderr, done.stderr
+    ran, done = host_runs(pyspawner, marked, bind(code / "data", writable=False), code)
+    assert ran, "the control"
+
+
+def test_a_hook_between_clones_imports_nothing_that_a_job_has_left(pyspawner, open_folder, marked):
+    code = open_folder / "app"
+    (code / "plugins").mkdir(parents=True)
+    (code / "plugins").chmod(0o777)
+    planted = code / "plugins" / "extra.py"
+    (code / "honest.py").write_text(
+        "import os, pyspawner_host\n"
+        "def refresh():\n    if os.path.exists(PLANTED):\n        import plugins.extra\n"
+        "pyspawner_host.before_clone(refresh)\n"
+        f"PLANTED = {str(planted)!r}\n"
+        f"def main():\n    open(PLANTED, 'w').write({marked[1]!r})\n"
+    )
+    config = "[pool]\nspares = 0\n"
+    done = pyspawner.map("honest.main", [[], []], "-j", "1", config=config + bind(code / "plugins"), path=code)
+    assert not marked[0].exists()
+    assert [line["outcome"] for line in done.lines] == ["ok", "setup_failed"]
+    assert "may have been left by a job" in done.lines[1]["detail"]
+    # The control: the same file where no job can write.
+    done = pyspawner.map("honest.main", [[]], config=config, path=code)
+    assert f"Read-only file system: '{marked[0]}'" in done.stderr, "it is executed, in the host's view of the files"
+
+
 def test_an_extension_module_where_jobs_can_write(pyspawner, open_folder, marked):
     code = honest(open_folder / "app", "import data.planted\n")
     (code / "data").mkdir()
@@ -185,7 +222,10 @@ def test_a_chroot_in_which_others_can_replace_modules(pyspawner, open_folder, ma
     assert not ran and done.status == 125 and "jobs" in done.stderr, done.stderr
 
 
-def test_a_library_that_the_loader_would_take_from_where_jobs_can_write(pyspawner, shared, marked, tmp_path):
+@pytest.mark.parametrize("value", ["{library}", "libnone.so {library}", "{relative}"])
+def test_a_library_that_the_loader_would_take_from_where_jobs_can_write(
+    pyspawner, shared, marked, tmp_path, monkeypatch, value
+):
     """The host begins without the variable, which jobs have."""
     source = tmp_path / "planted.c"
     source.write_text(
@@ -196,7 +236,9 @@ def test_a_library_that_the_loader_would_take_from_where_jobs_can_write(pyspawne
     library = shared / "planted.so"
     subprocess.run(["cc", "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
     code = honest(shared.parent / "code")
-    environment = f'environment = {{ LD_PRELOAD = "{library}" }}\n'
+    monkeypatch.chdir(tmp_path)
+    value = value.format(library=library, relative=os.path.relpath(library, tmp_path))
+    environment = f'environment = {{ LD_PRELOAD = "{value}" }}\n'
     ran, done = host_runs(pyspawner, marked, environment + bind(shared), code)
     assert not ran and done.lines[0]["outcome"] == "ok", done
     ran, done = host_runs(pyspawner, marked, environment + bind(shared, writable=False), code)

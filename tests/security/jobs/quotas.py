@@ -83,10 +83,43 @@ def ordinary_options():
             found[f"{family} zerocopy"] = attempt(one.setsockopt, socket.SOL_SOCKET, 60, 1)
             if family == socket.AF_INET6:
                 for option in range(128):
-                    if option not in KEEPING[41]:
+                    if option not in KEEPING[41] | HOLDING_RTNL:
                         found[f"IPv6 {option}"] = attempt(one.setsockopt, socket.IPPROTO_IPV6, option, 1)
             found[f"{family} nodelay"] = attempt(one.setsockopt, socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return found
+
+
+# Options of IPv6 that join groups, for which the kernel holds the lock of all network configuration.
+HOLDING_RTNL = {20, 21, 27, 28, *range(42, 49)}
+
+
+def hold_locks():
+    """What would copy from this process's memory while it holds RTNL, or have a thread be less urgent than others."""
+    found = {}
+    buffer = ctypes.create_string_buffer(64)
+    size = ctypes.c_uint(64)
+    for family, level in ((socket.AF_INET, 0), (socket.AF_INET6, 41)):
+        with socket.socket(family, socket.SOCK_DGRAM) as one:
+            joins = range(35, 49) if level == 0 else HOLDING_RTNL
+            for option in joins:
+                found[f"{level} set {option}"] = call("setsockopt", one.fileno(), level, option, buffer, 64)
+            for option in (41, 48) if level == 0 else (48,):
+                found[f"{level} get {option}"] = call(
+                    "getsockopt", one.fileno(), level, option, buffer, ctypes.byref(size)
+                )
+            found[f"{level} ethtool"] = call("ioctl", one.fileno(), 0x8946, buffer)
+            found[f"{level} encap"] = call("setsockopt", one.fileno(), 17, 100, ctypes.byref(ctypes.c_int(1)), 4)
+            found[f"{level} gro"] = call("setsockopt", one.fileno(), 17, 104, ctypes.byref(ctypes.c_int(1)), 4)
+            found[f"{level} reserve"] = call("setsockopt", one.fileno(), 1, 73, ctypes.byref(ctypes.c_int(1 << 20)), 4)
+    found["idle"] = attempt(os.sched_setscheduler, 0, os.SCHED_IDLE, os.sched_param(0))
+    found["batch"] = attempt(os.sched_setscheduler, 0, os.SCHED_BATCH, os.sched_param(0))
+    found["io"] = call("ioprio_set", 1, 0, 3 << 13)
+    return found
+
+
+def be_nice():
+    os.setpriority(os.PRIO_PROCESS, 0, 19)
+    return os.getpriority(os.PRIO_PROCESS, 0)
 
 
 # Options that have a socket keep what counts nowhere.

@@ -28,7 +28,7 @@ _NUMBERS = {  # x86-64, aarch64; one number where both have the same
     "setreuid": (113, 145), "settimeofday": (164, 170), "setuid": (105, 146), "shmget": (29, 194),
     "semget": (64, 190), "msgget": (68, 186), "swapoff": (168, 225), "swapon": (167, 224),
     "syslog": (103, 116), "umount2": (166, 39), "unshare": (272, 97), "userfaultfd": (323, 282),
-    "vhangup": (153, 58), "setsockopt": (54, 208), "socket": (41, 198), "ioctl": (16, 29), "mmap": (9, 222),
+    "vhangup": (153, 58), "setsockopt": (54, 208), "getsockopt": (55, 209), "socket": (41, 198), "ioctl": (16, 29), "mmap": (9, 222),
     "memfd_create": (319, 279), "shmctl": (31, 195), "ioprio_set": (251, 30), "ioprio_get": (252, 31),
     "mlock": (149, 228), "mbind": (237, 235), "unknown": 9999,
     # x86-64 alone
