@@ -90,6 +90,7 @@ def _callables(target):
 
 # ---- code that a job may have left (import_guard.rs) -------------------------------------------
 
+
 def guard(check):
     """Has ``check(path)`` raise before a module is loaded, or read, from there.
 
