@@ -85,7 +85,7 @@ def test_system_calls_between_a_ready_spares_job_and_its_first_byte(pyspawner, t
 def test_page_faults_before_a_childs_code(pyspawner):
     lines = pyspawner.map("costs.faults", [[]] * JOBS, "-j", "1", *PRELOAD, spares=0).lines
     # Each version of CPython has its own number.
-    assert statistics.median(line["result"] for line in lines) <= 380
+    assert statistics.median(line["result"] for line in lines) <= 400
 
 
 def test_mappings_of_a_child(pyspawner):

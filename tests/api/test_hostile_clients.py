@@ -151,7 +151,7 @@ def test_more_descriptors_than_fit_are_closed_all(server):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"timeout": "5"}, {"timeout": -1}, {"skip_except": [3]}, {"skip_except": "seccomp"}, {"chroot": 7}, {"process_name": 5}, {"x": 1},
+    [{"timeout": "soon"}, {"timeout": [5]}, {"timeout": -1}, {"skip_except": [3]}, {"skip_except": "seccomp"}, {"chroot": 7}, {"process_name": 5}, {"x": 1},
      {"network": {"veth": {"kernel_ipv4": "nowhere"}}}, {"process_name": "a\0b"}],
 )  # fmt: skip
 def test_a_wrong_request_costs_one_child(server, wrong):

@@ -111,8 +111,8 @@ def hold_locks():
             found[f"{level} encap"] = call("setsockopt", one.fileno(), 17, 100, ctypes.byref(ctypes.c_int(1)), 4)
             found[f"{level} gro"] = call("setsockopt", one.fileno(), 17, 104, ctypes.byref(ctypes.c_int(1)), 4)
             found[f"{level} reserve"] = call("setsockopt", one.fileno(), 1, 73, ctypes.byref(ctypes.c_int(1 << 20)), 4)
-    found["idle"] = attempt(os.sched_setscheduler, 0, os.SCHED_IDLE, os.sched_param(0))
     found["batch"] = attempt(os.sched_setscheduler, 0, os.SCHED_BATCH, os.sched_param(0))
+    found["idle"] = attempt(os.sched_setscheduler, 0, os.SCHED_IDLE, os.sched_param(0))
     found["io"] = call("ioprio_set", 1, 0, 3 << 13)
     return found
 
